@@ -1,0 +1,173 @@
+//! Checks of the traits' invariants, called by every implementor's tests.
+
+use crate::{
+    BatchKey, Error, FlatTask, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, Result,
+    Split,
+};
+use std::sync::Arc;
+
+fn broken(subject: &str, why: impl Into<String>) -> Error {
+    Error::Contract { subject: subject.into(), why: why.into() }
+}
+
+/// Bits of a float buffer, so that NaN equals itself.
+fn bits<E: Float>(x: &[E]) -> Vec<u64> {
+    x.iter().map(|x| x.f64().to_bits()).collect()
+}
+
+/// Checks a task, given as f32 and f64 (wrap the same value in two [`crate::Typed`]): initial
+/// parameters and batches depend on the key only, the two dtypes agree, and the f64 gradient is the
+/// slope of the loss (central differences along random directions, 1e-5 relative).
+pub fn check_task(f32s: &dyn FlatTask<f32>, f64s: &dyn FlatTask<f64>) -> Result<()> {
+    let name = f32s.name();
+    let layout = f32s.layout();
+    if *layout != *f64s.layout() {
+        return Err(broken(&name, "f32 and f64 have different layouts"));
+    }
+    let key = Key::new(11);
+    let p32 = f32s.init(key);
+    if bits(&p32.data) != bits(&f32s.init(key).data) {
+        return Err(broken(&name, "init is not a pure function of its key"));
+    }
+    let p: Vec<f64> = p32.data.iter().map(|x| x.f64()).collect();
+    layout.check_len(&format!("{name}: init"), p.len())?;
+    for (a, b) in p.iter().zip(&f64s.init(key).data) {
+        if (a - b).abs() > 1e-6 * (1.0 + b.abs()) {
+            return Err(broken(&name, format!("init: f32 gives {a}, f64 gives {b}")));
+        }
+    }
+    let (mut e32, mut e64) = (f32s.evaluator(), f64s.evaluator());
+    for split in Split::ALL {
+        let at = BatchKey { split, step: 3, key: key.named("data") };
+        let mut g32 = vec![f32::NAN; p.len()];
+        let mut s32 = f32s.init_state();
+        let l32 = e32.loss_and_grad(&p32.data, &mut s32, at, &mut g32);
+        let mut again = vec![0.0; p.len()];
+        let l_again = f32s.evaluator().loss_and_grad(&p32.data, &mut f32s.init_state(), at, &mut again);
+        if l32.to_bits() != l_again.to_bits() || bits(&g32) != bits(&again) {
+            return Err(broken(&name, "loss or gradient differ between two evaluators"));
+        }
+        let mut g = vec![f64::NAN; p.len()];
+        let mut state = f64s.init_state();
+        let l = e64.loss_and_grad(&p, &mut state, at, &mut g);
+        if (l32.f64() - l).abs() > 1e-4 * (1.0 + l.abs()) {
+            return Err(broken(&name, format!("loss on {split:?}: f32 gives {l32}, f64 gives {l}")));
+        }
+        let scale = g.iter().fold(1e-3, |a: f64, x| a.max(x.abs()));
+        for (i, (a, b)) in g32.iter().zip(&g).enumerate() {
+            // NaN must fail too.
+            if (a.f64() - b).abs().partial_cmp(&(2e-3 * scale)) != Some(std::cmp::Ordering::Less) {
+                return Err(broken(
+                    &name,
+                    format!("gradient[{i}] on {split:?}: f32 gives {a}, f64 gives {b}"),
+                ));
+            }
+        }
+        let state = f64s.init_state();
+        let plain = e64.loss(&p, &state, at);
+        if (plain - l).abs() > 1e-12 * (1.0 + l.abs()) {
+            return Err(broken(&name, format!("`loss` gives {plain}, `loss_and_grad` gives {l}")));
+        }
+        // Slope along random directions; the median of five keeps a ReLU kink from deciding.
+        let mut errors: Vec<f64> = (0..5)
+            .map(|i| {
+                let mut v = vec![0.0f64; p.len()];
+                key.named("direction").fold_in(i).fill_normal(&mut v);
+                let h = 1e-6;
+                let mut at_h = |c: f64| {
+                    let q: Vec<f64> = p.iter().zip(&v).map(|(p, v)| p + c * v).collect();
+                    e64.loss(&q, &state, at)
+                };
+                let slope = (at_h(h) - at_h(-h)) / (2.0 * h);
+                let dot: f64 = g.iter().zip(&v).map(|(g, v)| g * v).sum();
+                (slope - dot).abs() / (1.0 + dot.abs())
+            })
+            .collect();
+        errors.sort_by(f64::total_cmp);
+        if errors[2].partial_cmp(&1e-5) != Some(std::cmp::Ordering::Less) {
+            return Err(broken(
+                &name,
+                format!("gradient and slope of the loss differ by {:e} relative", errors[2]),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A layout with every kind of tensor: scalar, vector, wide and tall matrix, square, rank 4, empty.
+pub fn awkward_layout() -> Arc<Layout> {
+    Arc::new(Layout::new([
+        ("b", vec![5]),
+        ("conv", vec![3, 2, 2, 4]),
+        ("none", vec![0, 3]),
+        ("s", vec![]),
+        ("square", vec![3, 3]),
+        ("tall", vec![7, 2]),
+        ("wide", vec![2, 6]),
+    ]))
+}
+
+/// Random parameters on [`awkward_layout`].
+pub fn awkward_params<E: Float>(key: Key) -> Params<E> {
+    let mut p = Params::zeros(awkward_layout());
+    key.fill_normal(&mut p.data);
+    p
+}
+
+/// Checks an optimizer on [`awkward_params`]: `init` keeps the parameters and starts at step 0;
+/// `update` adds 1 to the step, keeps the slots' number, names and lengths, is deterministic, and
+/// survives a non-finite gradient without panic.
+pub fn check_optimizer<E: Float>(opt: &dyn Optimizer<E>) -> Result<()> {
+    let name = opt.name();
+    let key = Key::new(5);
+    let params = awkward_params::<E>(key.named("params"));
+    let start = opt.init(&params, Some(50), key);
+    if bits(&start.params) != bits(&params.data) || start.step != 0 || start.num_steps != Some(50) {
+        return Err(broken(&name, "init must keep the parameters and num_steps and start at step 0"));
+    }
+    let shape = |s: &OptState<E>| s.slots.iter().map(|s| (s.name.clone(), s.data.len())).collect::<Vec<_>>();
+    let run = || {
+        let mut s = start.clone();
+        let mut grad = vec![E::of(0.0); params.data.len()];
+        for t in 0..5 {
+            key.named("grad").fold_in(t).fill_normal(&mut grad);
+            grad[0] = E::of(0.0);
+            opt.update(&mut s, &grad, E::of(1.0 / (1.0 + t as f64)), key.fold_in(t));
+        }
+        s
+    };
+    let (a, b) = (run(), run());
+    if a.step != 5 {
+        return Err(broken(&name, format!("5 updates must give step 5, got {}", a.step)));
+    }
+    if shape(&a) != shape(&start) {
+        return Err(broken(&name, "update changed the number, names or lengths of the slots"));
+    }
+    let same = bits(&a.params) == bits(&b.params)
+        && a.slots.iter().zip(&b.slots).all(|(x, y)| bits(&x.data) == bits(&y.data));
+    if !same {
+        return Err(broken(&name, "two runs with the same arguments differ"));
+    }
+    if !a.params.iter().all(|p| num_traits::Float::is_finite(*p)) {
+        return Err(broken(&name, "finite gradients gave non-finite parameters"));
+    }
+    let mut s = start.clone();
+    let mut grad = vec![E::of(1.0); params.data.len()];
+    grad[1] = E::of(f64::NAN);
+    grad[7] = E::of(f64::INFINITY);
+    opt.update(&mut s, &grad, E::of(f64::NAN), key);
+    Ok(())
+}
+
+/// Checks a learned optimizer: theta has its layout's length and is a function of the key, and the
+/// optimizer of the initial theta passes [`check_optimizer`].
+pub fn check_learned_optimizer<E: Float>(lopt: &dyn LearnedOptimizer<E>) -> Result<()> {
+    let name = lopt.name();
+    let key = Key::new(3);
+    let theta = lopt.init(key);
+    lopt.theta_layout().check_len(&format!("{name}: theta"), theta.len())?;
+    if bits(&theta) != bits(&lopt.init(key)) {
+        return Err(broken(&name, "init is not a pure function of its key"));
+    }
+    check_optimizer(&*lopt.opt_fn(&theta))
+}

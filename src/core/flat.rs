@@ -1,0 +1,309 @@
+//! The flat side of a task: one `f32` (or `f64`) buffer plus a [`Layout`], behind object-safe traits.
+
+use crate::tensor::{host_data, record, record_hvp, Cpu, Host, NoneTape, ParamTree};
+use crate::{BatchKey, Float, Key, Layout, Params, Task, TaskFamily};
+use std::sync::Arc;
+
+/// A task as trainers see it. Made from any [`Task`] by [`Typed`].
+pub trait FlatTask<E: Float = f32>: Send + Sync {
+    /// Short name for reports.
+    fn name(&self) -> String;
+    /// Names and shapes of the parameters.
+    fn layout(&self) -> Arc<Layout>;
+    /// Initial parameters; a pure function of the key.
+    fn init(&self, key: Key) -> Params<E>;
+    /// Initial model state; often empty.
+    fn init_state(&self) -> Vec<E>;
+    /// An evaluator with its own device and scratch; make one per thread.
+    fn evaluator(&self) -> Box<dyn Evaluator<E>>;
+    /// See [`Task::normalizer`].
+    fn normalizer(&self, loss: f64) -> f64;
+}
+
+/// Evaluates one task's loss and derivatives on flat buffers. `params`, `grad`, `v` and `hvp` have
+/// the layout's length; `state` that of [`FlatTask::init_state`].
+pub trait Evaluator<E: Float = f32>: Send {
+    /// The loss on the batch that `at` names. Leaves `state` alone.
+    fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E;
+
+    /// The loss; overwrites `grad` with its gradient and updates `state`.
+    fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E;
+
+    /// The loss; overwrites `grad` with its gradient and `hvp` with the Hessian times `v`, at the
+    /// given `state`, which it leaves alone. Exact if the loss is made of [`crate::ops`] or has a
+    /// closed form, else central differences in f64.
+    fn loss_grad_hvp(
+        &mut self,
+        params: &[E],
+        state: &[E],
+        at: BatchKey,
+        v: &[E],
+        grad: &mut [E],
+        hvp: &mut [E],
+    ) -> E;
+}
+
+/// A distribution over flat tasks, object safe. Every [`TaskFamily`] of CPU tasks is one.
+pub trait FlatFamily<E: Float = f32>: Send + Sync {
+    /// Short name for reports.
+    fn name(&self) -> String;
+    /// A task; a pure function of the key.
+    fn sample_task(&self, key: Key) -> Arc<dyn FlatTask<E>>;
+}
+
+impl<E: Float, F> FlatFamily<E> for F
+where
+    F: TaskFamily,
+    F::Task: Task<E, Cpu> + Task<f64, Cpu>,
+    Cpu: Host<E>,
+{
+    fn name(&self) -> String {
+        TaskFamily::name(self)
+    }
+    fn sample_task(&self, key: Key) -> Arc<dyn FlatTask<E>> {
+        Arc::new(Typed::new(self.task(&self.sample(key))))
+    }
+}
+
+/// The family that has one task.
+pub struct SingleTask<E: Float = f32>(pub Arc<dyn FlatTask<E>>);
+
+impl<E: Float> SingleTask<E> {
+    /// The family of one typed task.
+    pub fn new<T: Task<E, Cpu> + Task<f64, Cpu>>(task: T) -> Self
+    where
+        Cpu: Host<E>,
+    {
+        SingleTask(Arc::new(Typed::new(task)))
+    }
+}
+
+impl<E: Float> FlatFamily<E> for SingleTask<E> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+    fn sample_task(&self, _: Key) -> Arc<dyn FlatTask<E>> {
+        self.0.clone()
+    }
+}
+
+/// A typed [`Task`] on the CPU as a [`FlatTask`].
+pub struct Typed<T> {
+    task: Arc<T>,
+    layout: Arc<Layout>,
+}
+
+impl<T: Task<f64, Cpu>> Typed<T> {
+    /// Wraps a task.
+    pub fn new(task: T) -> Self {
+        let layout = task.init(&Cpu::default(), Key::new(0)).layout();
+        Typed { task: Arc::new(task), layout: Arc::new(layout) }
+    }
+}
+
+impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> FlatTask<E> for Typed<T>
+where
+    Cpu: Host<E>,
+{
+    fn name(&self) -> String {
+        Task::<E, Cpu>::name(&*self.task)
+    }
+    fn layout(&self) -> Arc<Layout> {
+        self.layout.clone()
+    }
+    fn init(&self, key: Key) -> Params<E> {
+        let mut p = Params::zeros(self.layout.clone());
+        Task::<E, Cpu>::init(&*self.task, &Cpu::default(), key).write_flat(&mut p.data);
+        p
+    }
+    fn init_state(&self) -> Vec<E> {
+        Task::<E, Cpu>::init_state(&*self.task)
+    }
+    fn evaluator(&self) -> Box<dyn Evaluator<E>> {
+        Box::new(TypedEvaluator::<E, T>::new(self.task.clone(), self.layout.clone()))
+    }
+    fn normalizer(&self, loss: f64) -> f64 {
+        Task::<E, Cpu>::normalizer(&*self.task, loss)
+    }
+}
+
+struct TypedEvaluator<E: Float, T: Task<E, Cpu>>
+where
+    Cpu: Host<E>,
+{
+    task: Arc<T>,
+    layout: Arc<Layout>,
+    /// One per evaluator: dfdx devices must not be shared between threads.
+    dev: Cpu,
+    params: T::Params,
+    batch: Option<(BatchKey, T::Batch)>,
+    state: Vec<E>,
+    /// Differences in f64, for losses with operations that have no tangent rule.
+    fallback: Option<Box<dyn Evaluator<f64>>>,
+}
+
+impl<E: Float, T: Task<E, Cpu>> TypedEvaluator<E, T>
+where
+    Cpu: Host<E>,
+{
+    fn new(task: Arc<T>, layout: Arc<Layout>) -> Self {
+        crate::tensor::keep_gemm_on_one_thread();
+        let dev = Cpu::default();
+        TypedEvaluator {
+            params: task.init(&dev, Key::new(0)),
+            batch: None,
+            state: Vec::new(),
+            fallback: None,
+            dev,
+            task,
+            layout,
+        }
+    }
+
+    /// Makes `batch` the one that `at` names.
+    fn load_batch(&mut self, at: BatchKey) {
+        match &mut self.batch {
+            Some((have, _)) if *have == at => {}
+            Some((have, batch)) => {
+                self.task.refill(&self.dev, at, batch);
+                *have = at;
+            }
+            none => *none = Some((at, self.task.batch(&self.dev, at))),
+        }
+    }
+}
+
+/// The batch that `load_batch` made; a macro, so that other fields can be borrowed beside it.
+macro_rules! batch {
+    ($s:ident) => {
+        &$s.batch.as_ref().expect("load_batch ran").1
+    };
+}
+
+impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> Evaluator<E> for TypedEvaluator<E, T>
+where
+    Cpu: Host<E>,
+{
+    fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E {
+        self.load_batch(at);
+        if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self), None) {
+            return loss;
+        }
+        self.params.read_flat(params);
+        self.state.clear();
+        self.state.extend_from_slice(state);
+        let l = self.task.loss_with_state(&self.params, &mut self.state, batch!(self), NoneTape);
+        host_data(&l)[0]
+    }
+
+    fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
+        self.load_batch(at);
+        let closed = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self), Some(grad));
+        if let Some(loss) = closed {
+            return loss;
+        }
+        self.params.read_flat(params);
+        let mut r =
+            record(&self.params.ids(), |m| self.task.loss_with_state(&self.params, state, batch!(self), m));
+        self.params.read_grads(&self.dev, &mut r.grads, grad);
+        host_data(&r.value)[0]
+    }
+
+    fn loss_grad_hvp(
+        &mut self,
+        params: &[E],
+        state: &[E],
+        at: BatchKey,
+        v: &[E],
+        grad: &mut [E],
+        hvp: &mut [E],
+    ) -> E {
+        self.load_batch(at);
+        if Task::<E, Cpu>::hvp(&*self.task, params, batch!(self), v, hvp) {
+            let mut state = state.to_vec();
+            return self.loss_and_grad(params, &mut state, at, grad);
+        }
+        self.params.read_flat(params);
+        let entries = self.layout.entries();
+        let parts: Vec<&[E]> = entries.iter().map(|e| &v[e.range()]).collect();
+        self.state.clear();
+        self.state.extend_from_slice(state);
+        let mut r = record_hvp(&self.params.ids(), &parts, |m| {
+            self.task.loss_with_state(&self.params, &mut self.state, batch!(self), m)
+        });
+        self.params.read_grads(&self.dev, &mut r.grads, grad);
+        match r.hvp {
+            Some(parts) => {
+                for (e, part) in entries.iter().zip(parts) {
+                    match part {
+                        Some(part) => hvp[e.range()].copy_from_slice(&part),
+                        None => hvp[e.range()].fill(E::of(0.0)),
+                    }
+                }
+            }
+            None => {
+                let f64s = |x: &[E]| x.iter().map(|x| x.f64()).collect::<Vec<f64>>();
+                let fallback = self.fallback.get_or_insert_with(|| {
+                    warn_once(&Task::<E, Cpu>::name(&*self.task));
+                    Box::new(TypedEvaluator::<f64, T>::new(self.task.clone(), self.layout.clone()))
+                });
+                let out = hvp_by_differences(fallback.as_mut(), &f64s(params), &f64s(state), at, &f64s(v));
+                for (h, x) in hvp.iter_mut().zip(out) {
+                    *h = E::of(x);
+                }
+            }
+        }
+        host_data(&r.value)[0]
+    }
+}
+
+fn warn_once(task: &str) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if !SAID.swap(true, Ordering::Relaxed) {
+        eprintln!(
+            "outerloop: the loss of task `{task}` contains operations that are not in `outerloop_core::ops`; \
+             its Hessian-vector products come from central differences in f64 (about 1e-9 relative, slower)"
+        );
+    }
+}
+
+/// `H v` by differences of the gradient in f64. Where a ReLU kink lies between the two points, the
+/// central difference is off by orders of magnitude; then the one-sided difference of smaller norm,
+/// on the side without the kink, is taken.
+pub(crate) fn hvp_by_differences(
+    f: &mut dyn Evaluator<f64>,
+    params: &[f64],
+    state: &[f64],
+    at: BatchKey,
+    v: &[f64],
+) -> Vec<f64> {
+    let norm = |a: &[f64]| a.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let n = params.len();
+    let vn = norm(v);
+    if vn == 0.0 {
+        return vec![0.0; n];
+    }
+    let eps = 1e-6 * (norm(params) + 1e-3) / vn;
+    let mut grad_at = |c: f64| {
+        let p: Vec<f64> = params.iter().zip(v).map(|(p, v)| p + c * v).collect();
+        let mut g = vec![0.0; n];
+        f.loss_and_grad(&p, &mut state.to_vec(), at, &mut g);
+        g
+    };
+    let (plus, base, minus) = (grad_at(eps), grad_at(0.0), grad_at(-eps));
+    let diff =
+        |a: &[f64], b: &[f64], h: f64| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| (a - b) / h).collect() };
+    let (right, left) = (diff(&plus, &base, eps), diff(&base, &minus, eps));
+    let gap: Vec<f64> = right.iter().zip(&left).map(|(r, l)| r - l).collect();
+    let (nr, nl) = (norm(&right), norm(&left));
+    if norm(&gap) > 0.05 * nr.min(nl) && norm(&gap) > 1e-6 {
+        if nr < nl {
+            right
+        } else {
+            left
+        }
+    } else {
+        diff(&plus, &minus, 2.0 * eps)
+    }
+}

@@ -1,0 +1,33 @@
+//! The nouns of outerloop, in reading order:
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`key`](Key) | randomness as a value |
+//! | [`layout`](Layout) | what a flat buffer means |
+//! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors |
+//! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see |
+//! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
+//! | [`ops`] | differentiable operations with exact second derivatives |
+//! | [`tensor`] | the glue to dfdx: dtypes, devices, tapes, parameter trees |
+//! | [`contract`] | checks that every implementor's tests call |
+//!
+//! Users write a [`Task`] with shapes checked at compile time; everything else works on one flat
+//! buffer plus a [`Layout`].
+
+pub mod contract;
+mod error;
+mod flat;
+mod key;
+mod layout;
+pub mod ops;
+mod optimizer;
+mod task;
+pub mod tensor;
+
+pub use error::{Error, Result};
+pub use flat::{Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
+pub use key::Key;
+pub use layout::{Entry, Layout, Params};
+pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};
+pub use task::{BatchKey, Split, Task, TaskFamily};
+pub use tensor::Float;

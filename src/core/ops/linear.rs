@@ -1,0 +1,186 @@
+//! `act(x w + b)` as one operation.
+
+use super::gemm::{add_matmul, Mat};
+use super::{apply, flat, Primal, RawOp, Tangent};
+use crate::tensor::{Cpu, Dim, Float, Host, Mode, NoneTape, Tensor};
+use dfdx::prelude::HasShape;
+use serde::{Deserialize, Serialize};
+
+/// An activation whose derivatives are functions of its value, so that it can be fused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Activation {
+    /// `z`
+    Identity,
+    /// `max(z, 0)`; NaN stays NaN; derivative 0 at 0.
+    Relu,
+    /// `tanh z`
+    Tanh,
+    /// `1 / (1 + e^-z)`
+    Sigmoid,
+}
+
+impl Activation {
+    /// The value.
+    #[inline(always)]
+    pub fn value<E: Float>(self, z: E) -> E {
+        match self {
+            Activation::Identity => z,
+            Activation::Relu => {
+                if z < E::of(0.0) {
+                    E::of(0.0)
+                } else {
+                    z
+                }
+            }
+            Activation::Tanh => z.tanh(),
+            Activation::Sigmoid => E::of(1.0) / (E::of(1.0) + (-z).exp()),
+        }
+    }
+    /// First derivative, from the value `y`.
+    #[inline(always)]
+    pub fn d1<E: Float>(self, y: E) -> E {
+        match self {
+            Activation::Identity => E::of(1.0),
+            Activation::Relu => {
+                if y > E::of(0.0) {
+                    E::of(1.0)
+                } else {
+                    E::of(0.0)
+                }
+            }
+            Activation::Tanh => E::of(1.0) - y * y,
+            Activation::Sigmoid => y * (E::of(1.0) - y),
+        }
+    }
+    /// Second derivative, from the value `y`.
+    #[inline(always)]
+    pub fn d2<E: Float>(self, y: E) -> E {
+        match self {
+            Activation::Identity | Activation::Relu => E::of(0.0),
+            Activation::Tanh => E::of(-2.0) * y * (E::of(1.0) - y * y),
+            Activation::Sigmoid => y * (E::of(1.0) - y) * (E::of(1.0) - y - y),
+        }
+    }
+}
+
+struct Linear {
+    n: usize,
+    i: usize,
+    o: usize,
+    act: Activation,
+}
+
+impl Linear {
+    /// Adds the column sums of `[n, o]` to `[o]`.
+    fn add_rows<E: Float>(&self, d: &[E], out: &mut [E]) {
+        for row in d.chunks_exact(self.o.max(1)) {
+            for (a, v) in out.iter_mut().zip(row) {
+                *a += *v;
+            }
+        }
+    }
+}
+
+impl<E: Float> RawOp<E> for Linear {
+    fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
+        let &[x, w, b] = x else { unreachable!("linear has three inputs") };
+        for row in y.chunks_exact_mut(self.o.max(1)) {
+            row.copy_from_slice(b);
+        }
+        add_matmul(y, Mat::new(x, self.n, self.i), Mat::new(w, self.i, self.o));
+        if self.act != Activation::Identity {
+            let act = self.act;
+            y.iter_mut().for_each(|v| *v = act.value(*v));
+        }
+    }
+
+    fn vjp(&self, x: &[&[E]], y: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]) {
+        let &[x, w, _] = x else { unreachable!("linear has three inputs") };
+        // dz = act'(z) dy
+        let dz: Vec<E> = dy.iter().zip(y).map(|(d, y)| *d * self.act.d1(*y)).collect();
+        let dz_m = Mat::new(&dz, self.n, self.o);
+        if let Some(dx) = &mut dx[0] {
+            add_matmul(dx, dz_m, Mat::new(w, self.i, self.o).t());
+        }
+        if let Some(dw) = &mut dx[1] {
+            add_matmul(dw, Mat::new(x, self.n, self.i).t(), dz_m);
+        }
+        if let Some(db) = &mut dx[2] {
+            self.add_rows(&dz, db);
+        }
+    }
+
+    fn jvp(&self, x: &[&[E]], y: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
+        let &[x, w, _] = x else { unreachable!("linear has three inputs") };
+        // ż = ẋ w + x ẇ + ḃ
+        if let Some(tb) = tx[2] {
+            for row in ty.chunks_exact_mut(self.o.max(1)) {
+                row.copy_from_slice(tb);
+            }
+        }
+        if let Some(tw) = tx[1] {
+            add_matmul(ty, Mat::new(x, self.n, self.i), Mat::new(tw, self.i, self.o));
+        }
+        if let Some(tx) = tx[0] {
+            add_matmul(ty, Mat::new(tx, self.n, self.i), Mat::new(w, self.i, self.o));
+        }
+        for (t, y) in ty.iter_mut().zip(y) {
+            *t *= self.act.d1(*y);
+        }
+    }
+
+    fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
+        let &[x, w, _] = p.x else { unreachable!("linear has three inputs") };
+        let act = self.act;
+        let dz: Vec<E> = p.dy.iter().zip(p.y).map(|(d, y)| *d * act.d1(*y)).collect();
+        // d(dz) = act' ddy + act'' ż dy, with act' ż = ẏ
+        let mut ddz: Vec<E> = t.ddy.iter().zip(p.y).map(|(d, y)| *d * act.d1(*y)).collect();
+        if matches!(act, Activation::Tanh | Activation::Sigmoid) {
+            for (k, d) in ddz.iter_mut().enumerate() {
+                // act''/act' is -2y for tanh and 1-2y for sigmoid: no division.
+                let ratio = match act {
+                    Activation::Tanh => E::of(-2.0) * p.y[k],
+                    _ => E::of(1.0) - p.y[k] - p.y[k],
+                };
+                *d += p.dy[k] * ratio * t.ty[k];
+            }
+        }
+        let (dz_m, ddz_m) = (Mat::new(&dz, self.n, self.o), Mat::new(&ddz, self.n, self.o));
+        if let Some(ddx) = &mut ddx[0] {
+            add_matmul(ddx, ddz_m, Mat::new(w, self.i, self.o).t());
+            if let Some(tw) = t.tx[1] {
+                add_matmul(ddx, dz_m, Mat::new(tw, self.i, self.o).t());
+            }
+        }
+        if let Some(ddw) = &mut ddx[1] {
+            add_matmul(ddw, Mat::new(x, self.n, self.i).t(), ddz_m);
+            if let Some(tx) = t.tx[0] {
+                add_matmul(ddw, Mat::new(tx, self.n, self.i).t(), dz_m);
+            }
+        }
+        if let Some(ddb) = &mut ddx[2] {
+            self.add_rows(&ddz, ddb);
+        }
+    }
+}
+
+pub(crate) fn cpu_linear<E: Float, N: Dim, I: Dim, O: Dim, M: Mode<E, Cpu>>(
+    x: Tensor<(N, I), E, Cpu, M>,
+    w: &Tensor<(I, O), E, Cpu>,
+    b: &Tensor<(O,), E, Cpu>,
+    act: Activation,
+) -> Tensor<(N, O), E, Cpu, M>
+where
+    Cpu: Host<E>,
+{
+    let (n, i) = *x.shape();
+    let o = b.shape().0;
+    assert_eq!(
+        [i.size(), o.size()],
+        [w.shape().0.size(), w.shape().1.size()],
+        "linear: w must be [inputs of x, length of b]"
+    );
+    let op = Linear { n: n.size(), i: i.size(), o: o.size(), act };
+    let inputs = vec![flat(x), flat::<_, E, NoneTape>(w.clone()), flat::<_, E, NoneTape>(b.clone())];
+    apply(op, inputs, (n, o), M::default())
+}

@@ -1,0 +1,187 @@
+//! [`Optimizer`], [`LearnedOptimizer`] and the state they share.
+
+use crate::{Error, Float, Key, Layout, Params, Result};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// A named buffer of an optimizer: momentum, an accumulator, a scalar (length 1).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Slot<E = f32> {
+    /// What it holds, e.g. `"momentum"`; unique within a state.
+    pub name: String,
+    /// The elements; any length.
+    pub data: Vec<E>,
+}
+
+/// The whole state of one inner training run as its optimizer sees it: parameters and slots.
+///
+/// One concrete struct for every optimizer, so cloning, saving, perturbing and differentiating are
+/// each written once. The number and lengths of the slots are fixed by `init` and never change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OptState<E = f32> {
+    /// Names and shapes of the parameters.
+    pub layout: Arc<Layout>,
+    /// The parameters, in layout order.
+    pub params: Vec<E>,
+    /// The optimizer's own buffers.
+    pub slots: Vec<Slot<E>>,
+    /// Updates done so far.
+    pub step: u64,
+    /// The planned number of updates, if known.
+    pub num_steps: Option<u64>,
+}
+
+impl<E: Float> OptState<E> {
+    /// A state at step 0 without slots.
+    pub fn new(params: &Params<E>, num_steps: Option<u64>) -> Self {
+        OptState {
+            layout: params.layout.clone(),
+            params: params.data.clone(),
+            slots: Vec::new(),
+            step: 0,
+            num_steps,
+        }
+    }
+
+    /// Adds a slot of `len` elements, all equal to `value`.
+    #[must_use]
+    pub fn with_slot(mut self, name: impl Into<String>, len: usize, value: E) -> Self {
+        self.slots.push(Slot { name: name.into(), data: vec![value; len] });
+        self
+    }
+
+    /// Adds a slot of zeros with one element per parameter.
+    #[must_use]
+    pub fn with_zeros(self, name: impl Into<String>) -> Self {
+        let n = self.params.len();
+        self.with_slot(name, n, E::of(0.0))
+    }
+
+    /// The slot of this name.
+    pub fn slot(&self, name: &str) -> Result<&[E]> {
+        self.slots.iter().find(|s| s.name == name).map(|s| &s.data[..]).ok_or_else(|| Error::Unknown {
+            what: "optimizer slot",
+            got: name.to_string(),
+            allowed: self.slots.iter().map(|s| s.name.clone()).collect(),
+        })
+    }
+
+    /// A zero adjoint of the same shape: what [`UpdateVjp`] reads and writes.
+    pub fn zeros_like(&self) -> Self {
+        let zero = E::of(0.0);
+        let mut z = self.clone();
+        z.params.fill(zero);
+        for s in &mut z.slots {
+            s.data.fill(zero);
+        }
+        z
+    }
+
+    /// Bytes per state, slots included, parameters excluded.
+    pub fn slot_bytes(&self) -> usize {
+        self.slots.iter().map(|s| s.data.len() * size_of::<E>()).sum()
+    }
+}
+
+/// An update rule. Stateless: everything that changes lives in [`OptState`].
+///
+/// Invariants, checked by [`crate::contract::check_optimizer`]:
+/// - `init` keeps the parameters bit for bit and starts at step 0;
+/// - `update` adds 1 to `step`, keeps the number and lengths of slots, and is a pure function of
+///   its arguments: same inputs, same bits, on any thread;
+/// - a non-finite gradient may spoil the state but never panics.
+///
+/// ```
+/// use outerloop_core::{Float, Key, OptState, Optimizer, Params};
+///
+/// /// v ← μ v + g;  p ← p − lr v
+/// struct Momentum { lr: f64, mu: f64 }
+///
+/// impl<E: Float> Optimizer<E> for Momentum {
+///     fn name(&self) -> String { "momentum".into() }
+///     fn init(&self, params: &Params<E>, num_steps: Option<u64>, _key: Key) -> OptState<E> {
+///         OptState::new(params, num_steps).with_zeros("momentum")
+///     }
+///     fn update(&self, state: &mut OptState<E>, grad: &[E], _loss: E, _key: Key) {
+///         let v = &mut state.slots[0].data;
+///         for ((p, v), &g) in state.params.iter_mut().zip(v).zip(grad) {
+///             *v = E::of(self.mu) * *v + g;
+///             *p -= E::of(self.lr) * *v;
+///         }
+///         state.step += 1;
+///     }
+/// }
+/// ```
+pub trait Optimizer<E: Float = f32>: Send + Sync {
+    /// Short name for reports.
+    fn name(&self) -> String;
+
+    /// The state before the first update. `num_steps`: planned number of updates, if known.
+    fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E>;
+
+    /// One update in place. `loss`: the loss that `grad` belongs to. `key`: this step's randomness.
+    ///
+    /// # Panics
+    /// If `grad` and `state.params` differ in length.
+    fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key);
+
+    /// The derivative of `update`, if it is known. Needed by unrolled gradients only.
+    fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
+        None
+    }
+}
+
+/// Adjoints of the arguments of one update.
+#[derive(Clone, Debug)]
+pub struct UpdateAdjoint<E> {
+    /// Adjoint of the state before the update (same slots as the state).
+    pub state: OptState<E>,
+    /// Adjoint of the gradient, `[params]`.
+    pub grad: Vec<E>,
+    /// Adjoint of the loss.
+    pub loss: E,
+}
+
+/// The vector-Jacobian product of one update: from the adjoint of the next state to the adjoints of
+/// state, gradient, loss and theta.
+pub trait UpdateVjp<E: Float>: Send + Sync {
+    /// Given the state *before* the update, the update's arguments and the adjoint of the state
+    /// *after* it, returns the adjoints before it and **adds** theta's adjoint to `theta`
+    /// (length of theta; empty for an optimizer without theta).
+    fn vjp(
+        &self,
+        before: &OptState<E>,
+        grad: &[E],
+        loss: E,
+        key: Key,
+        after: &OptState<E>,
+        theta: &mut [E],
+    ) -> UpdateAdjoint<E>;
+}
+
+/// A family of optimizers, indexed by meta-parameters theta. Learning lives outside the optimizer.
+///
+/// Invariants, checked by [`crate::contract::check_learned_optimizer`]: theta has the length of
+/// `theta_layout`; `init` is a pure function of its key; `opt_fn(theta)` keeps [`Optimizer`]'s
+/// invariants for theta near `init`.
+pub trait LearnedOptimizer<E: Float = f32>: Send + Sync {
+    /// Short name for reports and files.
+    fn name(&self) -> String;
+
+    /// Architecture and hyperparameters: what a theta file must match, as `name(key=value, ...)`.
+    fn architecture(&self) -> String {
+        self.name()
+    }
+
+    /// Names and shapes of theta.
+    fn theta_layout(&self) -> Arc<Layout>;
+
+    /// Initial theta.
+    fn init(&self, key: Key) -> Vec<E>;
+
+    /// The optimizer that theta describes.
+    ///
+    /// # Panics
+    /// If `theta` has not the length of `theta_layout`.
+    fn opt_fn(&self, theta: &[E]) -> Box<dyn Optimizer<E>>;
+}

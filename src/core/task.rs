@@ -1,0 +1,156 @@
+//! [`Task`] and [`TaskFamily`]: what is trained.
+
+use crate::tensor::{Backend, Mode, ParamTree, Rank0, Tensor};
+use crate::{Float, Key};
+use serde::{Deserialize, Serialize};
+
+/// The four parts of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Split {
+    /// Inner training.
+    Train,
+    /// Validation seen by the inner optimizer.
+    InnerValid,
+    /// Validation for the meta-loss.
+    OuterValid,
+    /// Final evaluation only.
+    Test,
+}
+
+impl Split {
+    /// All splits, in order.
+    pub const ALL: [Split; 4] = [Split::Train, Split::InnerValid, Split::OuterValid, Split::Test];
+}
+
+/// Which batch: a batch is a pure function of this, so nothing about data needs to be saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchKey {
+    /// The part of the data.
+    pub split: Split,
+    /// Position in the stream of batches, from 0.
+    pub step: u64,
+    /// The stream: the order of a training run.
+    pub key: Key,
+}
+
+impl BatchKey {
+    /// Batch `step` of the training split in the stream `key`.
+    pub fn train(step: u64, key: Key) -> Self {
+        BatchKey { split: Split::Train, step, key }
+    }
+    /// This batch's own key, for augmentation, dropout or noise.
+    pub fn noise(self) -> Key {
+        self.key.fold_in(self.split as u64).fold_in(self.step)
+    }
+}
+
+/// A problem to be trained: how to initialize parameters and the loss on a batch.
+///
+/// One implementation serves f32 and f64 and every dfdx device. `Params` is any dfdx tensor,
+/// module, tuple, a struct declared with [`collection!`](crate::collection), or
+/// [`DynParams`](crate::tensor::DynParams). Write losses with [`crate::ops`] for speed and exact
+/// second derivatives; any dfdx operation works too.
+///
+/// Invariants, checked by [`crate::contract::check_task`]: `init` and `batch` are pure functions of
+/// their key; the gradient is that of the loss; f32 agrees with f64.
+///
+/// ```
+/// use outerloop_core::{tensor::*, BatchKey, Float, Key, Task};
+/// use dfdx::prelude::*;
+///
+/// /// Rosenbrock's valley in two dimensions.
+/// struct Rosenbrock;
+///
+/// impl<E: Float, B: Backend<E>> Task<E, B> for Rosenbrock {
+///     type Params = (Tensor<Rank0, E, B>, Tensor<Rank0, E, B>);
+///     type Batch = ();
+///     fn name(&self) -> String { "rosenbrock".into() }
+///     fn init(&self, dev: &B, key: Key) -> Self::Params {
+///         let [kx, ky] = key.split();
+///         (dev.normal(kx), dev.normal(ky))
+///     }
+///     fn batch(&self, _: &B, _: BatchKey) {}
+///     fn loss<M: Mode<E, B>>(&self, (x, y): &Self::Params, _: &(), m: M) -> Tensor<Rank0, E, B, M> {
+///         let (x, y) = (x.clone().put_tape(m), y.clone().put_tape(m));
+///         let valley = (y - x.clone().square()).square() * E::of(100.0);
+///         valley + (-x + E::of(1.0)).square()
+///     }
+/// }
+/// ```
+pub trait Task<E: Float, B: Backend<E>>: Send + Sync + 'static {
+    /// The parameters' type.
+    type Params: ParamTree<E, B>;
+    /// One batch of data; `()` if there is none.
+    type Batch: Send + 'static;
+
+    /// Short name for reports.
+    fn name(&self) -> String;
+
+    /// Initial parameters.
+    fn init(&self, dev: &B, key: Key) -> Self::Params;
+
+    /// The batch that `at` names.
+    fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch;
+
+    /// Overwrites `batch` with the one that `at` names; override to reuse its buffers.
+    fn refill(&self, dev: &B, at: BatchKey, batch: &mut Self::Batch) {
+        *batch = self.batch(dev, at);
+    }
+
+    /// The loss on a batch, traced in mode `m`: give every parameter the tape with `put_tape(m)`.
+    fn loss<M: Mode<E, B>>(&self, params: &Self::Params, batch: &Self::Batch, m: M)
+        -> Tensor<Rank0, E, B, M>;
+
+    /// Initial model state: numbers that training changes but not by gradients (batch-norm
+    /// averages). Empty by default.
+    fn init_state(&self) -> Vec<E> {
+        Vec::new()
+    }
+
+    /// [`Self::loss`] for a task with model state, which it may update in place.
+    fn loss_with_state<M: Mode<E, B>>(
+        &self,
+        params: &Self::Params,
+        state: &mut [E],
+        batch: &Self::Batch,
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
+        let _ = state;
+        self.loss(params, batch, m)
+    }
+
+    /// A closed form of loss and gradient over the flat buffer, where one is known; it must agree
+    /// with `loss`. `None`: differentiate `loss`.
+    fn closed_form(&self, params: &[E], batch: &Self::Batch, grad: Option<&mut [E]>) -> Option<E> {
+        let _ = (params, batch, grad);
+        None
+    }
+
+    /// A closed form of the Hessian-vector product `out = H(params) v`, where one is known; `false`
+    /// if not.
+    fn hvp(&self, params: &[E], batch: &Self::Batch, v: &[E], out: &mut [E]) -> bool {
+        let _ = (params, batch, v, out);
+        false
+    }
+
+    /// Maps a loss into the range that meta-training sees, e.g. clips it and replaces NaN.
+    /// Identity by default.
+    fn normalizer(&self, loss: f64) -> f64 {
+        loss
+    }
+}
+
+/// A distribution over tasks: sample a configuration from a key, build the task.
+pub trait TaskFamily: Send + Sync + 'static {
+    /// What is sampled.
+    type Config;
+    /// What is built from it; implements [`Task`].
+    type Task;
+
+    /// Short name for reports.
+    fn name(&self) -> String;
+    /// A configuration; a pure function of the key.
+    fn sample(&self, key: Key) -> Self::Config;
+    /// The task of a configuration.
+    fn task(&self, config: &Self::Config) -> Self::Task;
+}

@@ -1,0 +1,163 @@
+//! A zero-sized, `Copy` tape. Backward operations go to one thread-local recording, so traced
+//! tensors can be cloned and reused freely, and a gradient cannot be lost with a dropped tape.
+
+use super::{Backend, Float, Gradients, NoneTape, Rank0, Storage, Tape, Tensor};
+use dfdx::prelude::{Backward, Merge, OwnedTape, SplitTape, UniqueId};
+use dfdx::tensor::PutTape;
+use std::{any::Any, cell::RefCell, collections::HashMap, marker::PhantomData, rc::Rc};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
+}
+
+/// The recording tape. A traced tensor stays on its thread.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Rec(PhantomData<*const ()>);
+
+impl Merge<Rec> for Rec {
+    fn merge(self, _: Rec) -> Rec {
+        self
+    }
+}
+impl Merge<NoneTape> for Rec {
+    fn merge(self, _: NoneTape) -> Rec {
+        self
+    }
+}
+
+impl<E: 'static, D: Storage<E>> Tape<E, D> for Rec {
+    const OWNS_TAPE: bool = true;
+    /// Called by operations of dfdx itself: they have no tangent rule, which is remembered.
+    fn add_backward_op<F>(&mut self, op: F)
+    where
+        F: 'static + FnOnce(&mut Gradients<E, D>) -> Result<(), D::Err>,
+    {
+        with_recording(|r: &mut Recording<E, D>| {
+            r.foreign = true;
+            r.tape.add_backward_op(op);
+        });
+    }
+}
+
+/// How a loss is evaluated: [`NoneTape`] (value only) or [`Rec`] (to be differentiated).
+pub trait Mode<E: Float, B: Backend<E>>: Tape<E, B> + Copy + std::fmt::Debug + 'static {}
+impl<E: Float, B: Backend<E>> Mode<E, B> for NoneTape {}
+impl<E: Float, B: Backend<E>> Mode<E, B> for Rec {}
+
+/// Tangents of tensors and of their adjoints, keyed by tensor: forward-over-reverse state.
+#[derive(Default)]
+pub(crate) struct Tangents<E> {
+    /// Tangent of a tensor's value.
+    pub value: HashMap<UniqueId, Vec<E>>,
+    /// Tangent of a tensor's adjoint.
+    pub adjoint: HashMap<UniqueId, Vec<E>>,
+}
+
+/// What is being recorded on this thread.
+pub(crate) struct Recording<E, D: Storage<E>> {
+    tape: OwnedTape<E, D>,
+    /// Tensors that depend on a parameter; others are data, and get no gradient.
+    active: Vec<UniqueId>,
+    /// An operation of dfdx itself took part: exact tangents are not available.
+    foreign: bool,
+    pub tangents: Option<Rc<RefCell<Tangents<E>>>>,
+}
+
+impl<E: 'static, D: Storage<E>> Recording<E, D> {
+    /// Whether a tensor may depend on a parameter. The result of a dfdx operation is not tracked,
+    /// so after one everything counts as active.
+    pub fn is_active(&self, id: UniqueId) -> bool {
+        self.foreign || self.active.contains(&id)
+    }
+    /// Adds an operation of ours that produced `out`.
+    pub fn push<F>(&mut self, out: UniqueId, op: F)
+    where
+        F: 'static + FnOnce(&mut Gradients<E, D>) -> Result<(), D::Err>,
+    {
+        self.active.push(out);
+        self.tape.add_backward_op(op);
+    }
+}
+
+pub(crate) fn with_recording<E: 'static, D: Storage<E>, R>(f: impl FnOnce(&mut Recording<E, D>) -> R) -> R {
+    CURRENT.with(|c| {
+        let mut c = c.borrow_mut();
+        let any = c.as_mut().expect("a `Rec` tensor is used outside `record`");
+        f(any.downcast_mut().expect("a `Rec` tensor is used inside a `record` of another dtype or device"))
+    })
+}
+
+/// dfdx keeps tensor ids private, but collects them for error reports.
+pub(crate) fn unique_id<S: dfdx::shapes::Shape, E: dfdx::prelude::Unit, D: Storage<E>, T>(
+    t: &Tensor<S, E, D, T>,
+) -> UniqueId {
+    let mut ids = dfdx::optim::UnusedTensors { ids: Vec::with_capacity(1) };
+    ids.add(t);
+    ids.ids[0]
+}
+
+/// A value with its gradients, and its Hessian-vector product where one was asked for.
+pub struct Recorded<E: Float, B: Backend<E>> {
+    /// The scalar.
+    pub value: Tensor<Rank0, E, B>,
+    /// Gradients, keyed by tensor.
+    pub grads: Gradients<E, B>,
+    /// Hv per parameter tensor, in the order of the ids given; `None` if an operation without
+    /// tangent rule took part.
+    pub hvp: Option<Vec<Option<Vec<E>>>>,
+}
+
+/// Runs `f` on a fresh tape and back-propagates its scalar. `params`: ids of the tensors to
+/// differentiate by; everything else is data.
+pub fn record<E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
+) -> Recorded<E, B> {
+    run(params, None, f)
+}
+
+/// [`record`] plus an exact Hessian-vector product in the direction `v` (one buffer per parameter).
+pub fn record_hvp<E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    v: &[&[E]],
+    f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
+) -> Recorded<E, B> {
+    let value = params.iter().copied().zip(v.iter().map(|v| v.to_vec())).collect();
+    let tangents = Tangents { value, adjoint: HashMap::new() };
+    run(params, Some(Rc::new(RefCell::new(tangents))), f)
+}
+
+fn run<E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
+) -> Recorded<E, B> {
+    /// Puts the outer recording back even if `f` panics.
+    struct Restore(Option<Box<dyn Any>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.with(|c| c.replace(self.0.take()));
+        }
+    }
+    let fresh = Recording::<E, B> {
+        tape: OwnedTape::default(),
+        active: params.to_vec(),
+        foreign: false,
+        tangents: tangents.clone(),
+    };
+    let mut restore = Restore(CURRENT.with(|c| c.replace(Some(Box::new(fresh)))));
+    let (value, _) = f(Rec::default()).split_tape();
+    let recording = CURRENT
+        .with(|c| c.replace(restore.0.take()))
+        .expect("the recording outlives `f`")
+        .downcast::<Recording<E, B>>()
+        .expect("nested recordings restore the outer one");
+    std::mem::forget(restore);
+    let recording = *recording;
+    let grads = value.clone().put_tape(recording.tape).backward();
+    let hvp = tangents.filter(|_| !recording.foreign).map(|t| {
+        let mut t = t.borrow_mut();
+        params.iter().map(|id| t.adjoint.remove(id)).collect()
+    });
+    Recorded { value, grads, hvp }
+}
