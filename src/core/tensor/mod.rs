@@ -55,7 +55,7 @@ float!(f64);
 ///
 /// The fused operations ([`crate::ops`]) call these hooks; their default bodies are dfdx
 /// operations, so any dfdx device works, and [`Cpu`] overrides them with our kernels.
-pub trait Backend<E: Float>: Device<E> {
+pub trait Backend<E: Float>: Device<E> + Send + Sync {
     /// See [`DynParams`].
     type DynParams: DynTree<E, Self>;
 
