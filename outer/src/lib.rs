@@ -1,1 +1,25 @@
-//! outerloop: outer
+//! The outer loop: truncated unrolls, gradient estimators, the learner, checkpoints and evaluation.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`truncation`] | how long inner training runs last |
+//! | [`unroll`] | trajectories and windows of inner steps |
+//! | [`estimator`] | meta-gradient estimators, one file each |
+//! | [`learner`] | the outer update of theta |
+//! | [`workers`] | threads; results do not depend on their number |
+//! | [`eval`] | training curves of any optimizer on any task |
+//!
+//! Nothing here knows tensors or tapes: tasks are flat buffers ([`outerloop_core::FlatTask`]).
+
+pub mod estimator;
+pub mod eval;
+pub mod learner;
+pub mod truncation;
+pub mod unroll;
+pub mod workers;
+
+pub use estimator::{Estimate, EstimatorState, FullEs, GradientEstimator, TruncatedEs, TruncatedPes};
+pub use learner::{GradientLearner, LearnerState};
+pub use truncation::TruncationSchedule;
+pub use unroll::{InitialOffset, MetaLoss, TruncatedStep};
+pub use workers::Workers;

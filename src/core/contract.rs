@@ -132,7 +132,7 @@ pub fn check_optimizer<E: Float>(opt: &dyn Optimizer<E>) -> Result<()> {
         for t in 0..5 {
             key.named("grad").fold_in(t).fill_normal(&mut grad);
             grad[0] = E::of(0.0);
-            opt.update(&mut s, &grad, E::of(1.0 / (1.0 + t as f64)), key.fold_in(t));
+            opt.update(&mut s, &grad, E::of(1.0 / (1.0 + t as f64)), key);
         }
         s
     };
