@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`truncation`] | how long inner training runs last |
 //! | [`unroll`] | trajectories and windows of inner steps |
+//! | [`adjoint`] | the exact gradient of an unroll |
 //! | [`estimator`] | meta-gradient estimators, one file each |
 //! | [`learner`] | the outer update of theta |
 //! | [`workers`] | threads; results do not depend on their number |
@@ -11,6 +12,7 @@
 //!
 //! Nothing here knows tensors or tapes: tasks are flat buffers ([`outerloop_core::FlatTask`]).
 
+pub mod adjoint;
 pub mod estimator;
 pub mod eval;
 pub mod learner;
@@ -18,7 +20,9 @@ pub mod truncation;
 pub mod unroll;
 pub mod workers;
 
-pub use estimator::{Estimate, EstimatorState, FullEs, GradientEstimator, TruncatedEs, TruncatedPes};
+pub use estimator::{
+    Estimate, EstimatorState, FullEs, FullGrad, GradientEstimator, TruncatedEs, TruncatedGrad, TruncatedPes,
+};
 pub use learner::{GradientLearner, LearnerState};
 pub use truncation::TruncationSchedule;
 pub use unroll::{InitialOffset, MetaLoss, TruncatedStep};

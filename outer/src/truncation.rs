@@ -17,7 +17,7 @@ pub enum TruncationSchedule {
         max: u64,
     },
     /// A length that changes over the outer steps: linear between knots `(outer step, length)`,
-    /// constant outside, plus Gaussian jitter.
+    /// constant outside, plus Gaussian jitter of whole steps.
     Scheduled {
         /// Outer steps (increasing) and the lengths there.
         knots: Vec<(u64, f64)>,
@@ -56,12 +56,12 @@ impl TruncationSchedule {
             Self::Constant(n) => Some(*n),
             Self::LogUniform { min, max } => {
                 let (a, b) = ((*min as f64).ln(), (*max as f64).ln());
-                Some(((a + (b - a) * key.uniform()).exp() as u64).clamp(*min, *max))
+                Some(((a + (b - a) * key.uniform()).exp() as u64).clamp(*min, (*max - 1).max(*min)))
             }
             Self::Scheduled { knots, std, min_length } => {
                 let mut z = [0.0f64];
                 key.fill_normal(&mut z);
-                let jittered = interpolate(knots, outer_step) + std * z[0];
+                let jittered = interpolate(knots, outer_step) + (std * z[0]).trunc();
                 Some((jittered as u64).max(*min_length))
             }
             Self::NeverEnding => None,

@@ -196,40 +196,92 @@ impl<E: Float> TruncatedStep<E> {
         outer_step: u64,
         worker: &mut Worker<E>,
     ) -> Window {
-        let mut keys = EpisodeKeys::new(lane, clock.episode);
-        let mut task = self.family.sample_task(keys.task);
+        let mut at = self.place(lane, clock);
         let mut w = Window::default();
         for _ in 0..steps {
-            if clock.is_done {
-                (task, *clock, *trajectory) = self.start(opt, lane, clock.episode + 1, outer_step);
-                keys = EpisodeKeys::new(lane, clock.episode);
-                w.loss.push(0.0);
-                w.mask.push(false);
-            } else {
-                let (evaluator, grad) = worker.evaluator(&task);
-                let at = BatchKey::train(clock.inner_step, keys.data);
-                let raw = train_step(evaluator, opt, trajectory, at, keys.opt, grad);
-                let meta = self.meta_loss.value(raw, evaluator, trajectory, at);
-                clock.inner_step += 1;
-                clock.is_done = clock.length.is_some_and(|n| clock.inner_step >= n);
-                w.diverged |= !(raw.f64().is_finite() && meta.f64().is_finite());
-                w.loss.push(task.normalizer(meta.f64()));
-                w.mask.push(true);
-            }
-            w.is_done.push(clock.is_done);
-            w.inner_step.push(clock.inner_step);
+            let called = self.call(opt, lane, &mut at, clock, trajectory, outer_step, worker);
+            w.push(&*at.task, clock, called);
         }
         w
+    }
+
+    /// Keys and task of the run that a clock stands in.
+    pub(crate) fn place(&self, lane: Key, clock: &Clock) -> Place<E> {
+        let keys = EpisodeKeys::new(lane, clock.episode);
+        Place { keys, task: self.family.sample_task(keys.task) }
+    }
+
+    /// One call of [`Self::window`].
+    #[allow(clippy::too_many_arguments)] // as `window`
+    pub(crate) fn call(
+        &self,
+        opt: &dyn Optimizer<E>,
+        lane: Key,
+        place: &mut Place<E>,
+        clock: &mut Clock,
+        trajectory: &mut Trajectory<E>,
+        outer_step: u64,
+        worker: &mut Worker<E>,
+    ) -> Called<E> {
+        if clock.is_done {
+            (place.task, *clock, *trajectory) = self.start(opt, lane, clock.episode + 1, outer_step);
+            place.keys = EpisodeKeys::new(lane, clock.episode);
+            return Called::Reset;
+        }
+        let (evaluator, grad) = worker.evaluator(&place.task);
+        let at = BatchKey::train(clock.inner_step, place.keys.data);
+        let loss = train_step(evaluator, opt, trajectory, at, place.keys.opt, grad);
+        let meta = match self.meta_loss.batch(at) {
+            None => loss,
+            Some(at) => evaluator.loss(&trajectory.opt.params, &trajectory.model_state, at),
+        };
+        clock.inner_step += 1;
+        clock.is_done = clock.length.is_some_and(|n| clock.inner_step >= n);
+        Called::Trained { loss, meta }
+    }
+}
+
+/// The run a trajectory is in.
+pub(crate) struct Place<E: Float> {
+    pub keys: EpisodeKeys,
+    pub task: Arc<dyn FlatTask<E>>,
+}
+
+/// What one call did.
+#[derive(Clone, Copy)]
+pub(crate) enum Called<E> {
+    Reset,
+    /// Raw training loss and raw meta-loss.
+    Trained {
+        loss: E,
+        meta: E,
+    },
+}
+
+impl Window {
+    pub(crate) fn push<E: Float>(&mut self, task: &dyn FlatTask<E>, clock: &Clock, called: Called<E>) {
+        let (loss, mask) = match called {
+            Called::Reset => (0.0, false),
+            Called::Trained { loss, meta } => {
+                self.diverged |= !(loss.f64().is_finite() && meta.f64().is_finite());
+                (task.normalizer(meta.f64()), true)
+            }
+        };
+        self.loss.push(loss);
+        self.mask.push(mask);
+        self.is_done.push(clock.is_done);
+        self.inner_step.push(clock.inner_step);
     }
 }
 
 impl MetaLoss {
-    /// The meta-loss of a step that saw `raw` on batch `at` and has updated the trajectory.
-    fn value<E: Float>(self, raw: E, evaluator: &mut dyn Evaluator<E>, t: &Trajectory<E>, at: BatchKey) -> E {
+    /// The batch on which the updated parameters are measured after a step on `at`; `None`: the
+    /// meta-loss is the training loss before the update.
+    pub(crate) fn batch(self, at: BatchKey) -> Option<BatchKey> {
         match self {
-            MetaLoss::Train => raw,
-            MetaLoss::SameBatch => evaluator.loss(&t.opt.params, &t.model_state, at),
-            MetaLoss::Fresh(split) => evaluator.loss(&t.opt.params, &t.model_state, BatchKey { split, ..at }),
+            MetaLoss::Train => None,
+            MetaLoss::SameBatch => Some(at),
+            MetaLoss::Fresh(split) => Some(BatchKey { split, ..at }),
         }
     }
 }

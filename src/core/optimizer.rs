@@ -126,6 +126,11 @@ pub trait Optimizer<E: Float = f32>: Send + Sync {
     /// If `grad` and `state.params` differ in length.
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key);
 
+    /// Tells the rule a validation loss at the current parameters. Ignored by default.
+    fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
+        let _ = (state, loss);
+    }
+
     /// The derivative of `update`, if it is known. Needed by unrolled gradients only.
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         None

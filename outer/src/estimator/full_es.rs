@@ -159,6 +159,6 @@ impl GradientEstimator for FullEs {
                 diverged: windows.iter().any(|w| w.diverged),
             }
         });
-        reduce(theta.len(), c.std, contributions)
+        reduce(theta.len(), c.factor(), contributions)
     }
 }

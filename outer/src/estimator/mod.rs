@@ -5,12 +5,16 @@
 //! `L⁺` and `L⁻` the losses at `θ + ε` and `θ − ε`, with every key shared between the two.
 
 mod full_es;
+mod full_grad;
 mod pes;
 mod truncated_es;
+mod truncated_grad;
 
 pub use full_es::{FullEs, FullLoss};
+pub use full_grad::FullGrad;
 pub use pes::{NextAccumulator, PesTerms, TerminalWeight, TruncatedPes};
 pub use truncated_es::TruncatedEs;
+pub use truncated_grad::TruncatedGrad;
 
 use crate::unroll::{Clock, Trajectory, TruncatedStep, Window};
 use crate::workers::{Worker, Workers};
@@ -198,6 +202,12 @@ impl Antithetic {
         Ok(())
     }
 
+    /// `1 / (2 σ²)`: what turns loss differences times perturbations into a gradient.
+    fn factor(&self) -> f64 {
+        let std = f64::from(self.std);
+        1.0 / (2.0 * std * std)
+    }
+
     /// The perturbation of a lane, and theta moved by plus and minus it.
     fn perturb(&self, theta: &[f32], index: NoiseIndex) -> (Vec<f32>, [Vec<f32>; 2]) {
         let eps = self.noise.draw(self.std, index, theta.len());
@@ -240,10 +250,10 @@ struct Contribution {
     diverged: bool,
 }
 
-/// Adds contributions in lane order: `grad = Σᵢ Σₖ cᵢₖ dᵢₖ / (2 σ² N)`.
-fn reduce(theta_len: usize, std: f32, contributions: Vec<Contribution>) -> Estimate {
+/// Adds contributions in lane order: `grad = factor/N Σᵢ Σₖ cᵢₖ dᵢₖ`.
+fn reduce(theta_len: usize, factor: f64, contributions: Vec<Contribution>) -> Estimate {
     let lanes = contributions.len();
-    let scale = 1.0 / (2.0 * f64::from(std) * f64::from(std) * lanes as f64);
+    let scale = factor / lanes as f64;
     let mut grad = vec![0.0f64; theta_len];
     let (mut loss, mut healthy, mut inner_steps, mut diverged, mut masked) = (0.0, 0usize, 0, 0, 0);
     for c in contributions {

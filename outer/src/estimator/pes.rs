@@ -181,7 +181,7 @@ impl GradientEstimator for TruncatedPes {
             }
         });
         state.lanes = lanes;
-        reduce(theta.len(), c.std, contributions)
+        reduce(theta.len(), c.factor(), contributions)
     }
 }
 

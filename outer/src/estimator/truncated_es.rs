@@ -84,6 +84,6 @@ impl GradientEstimator for TruncatedEs {
             }
         });
         state.lanes = lanes;
-        reduce(theta.len(), c.std, contributions)
+        reduce(theta.len(), c.factor(), contributions)
     }
 }
