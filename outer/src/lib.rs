@@ -1,1 +1,3 @@
 //! outerloop: outer
+
+pub mod checkpoint;
