@@ -1,3 +1,4 @@
 //! outerloop: outer
 
 pub mod checkpoint;
+pub mod metrics;
