@@ -2,3 +2,4 @@
 
 pub mod checkpoint;
 pub mod metrics;
+pub mod plot;
