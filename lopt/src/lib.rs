@@ -1,1 +1,3 @@
 //! outerloop: lopt
+
+pub mod theta;

@@ -9,13 +9,21 @@
 //! | [`learner`] | the outer update of theta |
 //! | [`workers`] | threads; results do not depend on their number |
 //! | [`eval`] | training curves of any optimizer on any task |
+//! | [`run`] | a whole run on disk: metrics, checkpoints, stop and resume |
+//! | [`checkpoint`], [`metrics`], [`plot`], [`progress`], [`interrupt`] | what a run writes and shows |
 //!
 //! Nothing here knows tensors or tapes: tasks are flat buffers ([`outerloop_core::FlatTask`]).
 
 pub mod adjoint;
+pub mod checkpoint;
 pub mod estimator;
 pub mod eval;
+pub mod interrupt;
 pub mod learner;
+pub mod metrics;
+pub mod plot;
+pub mod progress;
+pub mod run;
 pub mod truncation;
 pub mod unroll;
 pub mod workers;
