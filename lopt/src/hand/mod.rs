@@ -1,0 +1,41 @@
+//! Hand-designed optimizers, learning rate schedules and wrappers.
+//!
+//! A rule that treats every parameter alone is an [`Elementwise`]: written once, it gives the
+//! update and its exact derivative. Every learning rate is a [`Schedule`]; a number converts.
+//!
+//! ```
+//! use outerloop_core::Optimizer;
+//! use outerloop_lopt::hand::{Adam, Clip, ClipRule, Cosine};
+//!
+//! let adam = Adam::new(Cosine { peak: 3e-3, ..Cosine::default() });
+//! let clipped: Box<dyn Optimizer> = Box::new(Clip::new(ClipRule::GlobalNorm(1.0), Box::new(adam)));
+//! assert_eq!(clipped.name(), "norm_clip(adam)");
+//! ```
+
+mod accumulate;
+mod adam;
+mod clip;
+pub mod elementwise;
+mod nadamw;
+mod rmsprop;
+mod schedule;
+mod sgd;
+mod weight_decay;
+
+pub use accumulate::Accumulate;
+pub(crate) use adam::{adam_coeffs, adam_direction};
+pub use adam::{Adam, AdamW};
+pub use clip::{Clip, ClipRule};
+pub use elementwise::{Array, At, Elementwise};
+pub use nadamw::{L2Sign, NAdamW};
+pub use rmsprop::RmsProp;
+pub use schedule::{Cosine, Schedule, WarmUp};
+pub use sgd::{Momentum, MomentumKind, Sgd};
+pub use weight_decay::{LossTerm, WeightDecay};
+
+use outerloop_core::{Float, Optimizer, UpdateVjp};
+
+/// The inner optimizer's derivative; a wrapper offers its own only if there is one.
+fn vjp_of<E: Float>(inner: &dyn Optimizer<E>) -> &dyn UpdateVjp<E> {
+    inner.update_vjp().expect("a wrapper's `update_vjp` is `None` if the inner optimizer's is")
+}

@@ -1,0 +1,175 @@
+//! Optimizers by name: from the class names and hyperparameters of learned_optimization, as in its
+//! configurations and in the golden cases, with that library's conventions and defaults.
+
+mod hyper;
+
+use crate::hand::*;
+use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
+pub use hyper::schedule;
+use hyper::{piecewise_linear, single_entry, Hyper};
+use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
+use serde_json::Value;
+
+type Boxed<E> = Box<dyn Optimizer<E>>;
+
+/// The class names that [`hand_designed`] knows.
+pub const HAND_DESIGNED: [&str; 12] = [
+    "Adam",
+    "AdamExpDecayLR",
+    "AdamSqrtDecayLR",
+    "AdamW",
+    "GradientAccumulator",
+    "GradientClipOptimizer",
+    "NAdamW",
+    "PiecewiseLinearAdam",
+    "RMSProp",
+    "SGD",
+    "SGDM",
+    "WeightDecayWrapper",
+];
+
+/// The class names that [`learned`] knows.
+pub const LEARNED: [&str; 3] = ["LearnableAdam", "LearnableSGD", "LearnableSGDM"];
+
+fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
+    Error::Unknown { what, got: class.into(), allowed: known.iter().map(|c| c.to_string()).collect() }
+}
+
+/// A hand-designed optimizer. Missing hyperparameters have the library's defaults; a wrapper's
+/// class may carry its argument, `GradientClipOptimizer(SGDM)`, and has the hyperparameter
+/// `inner: {class: {...}}`.
+///
+/// ```
+/// use outerloop_core::Optimizer;
+/// use outerloop_lopt::registry::hand_designed;
+/// use serde_json::json;
+///
+/// let opt = hand_designed::<f32>("Adam", &json!({"learning_rate": 3e-4, "beta1": 0.8}))?;
+/// assert_eq!(opt.name(), "adam");
+/// let error = hand_designed::<f32>("Adam", &json!({"lr": 3e-4})).err().expect("lr is no such key");
+/// assert!(error.to_string().contains("learning_rate"));
+/// # Ok::<(), outerloop_core::Error>(())
+/// ```
+///
+/// # Errors
+/// Unknown classes and hyperparameters; the message lists the known ones.
+pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
+    let class = class.split_once('(').map_or(class, |(class, _)| class);
+    let mut h = Hyper::new(class, hyper)?;
+    let opt: Boxed<E> = match class {
+        "SGD" => Box::new(Sgd { learning_rate: h.schedule("learning_rate", 0.01)? }),
+        "SGDM" => Box::new(Momentum {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            momentum: h.num("momentum", 0.9)?,
+            kind: MomentumKind::Polyak,
+        }),
+        "Adam" => {
+            let learning_rate = h.schedule("learning_rate", 0.01)?;
+            Box::new(adam(&mut h, learning_rate)?)
+        }
+        "PiecewiseLinearAdam" => {
+            let learning_rate = piecewise_linear(h.numbers("times")?, h.numbers("lrs")?)?;
+            Box::new(adam(&mut h, learning_rate)?)
+        }
+        "AdamSqrtDecayLR" => Box::new(Adam::new(Schedule::RampUpSqrtDecay {
+            peak: h.num("learning_rate", 0.01)?,
+            warmup_steps: 1000.0,
+        })),
+        "AdamExpDecayLR" => {
+            Box::new(Adam::new(Schedule::Exponential { initial: h.num("learning_rate", 0.01)?, decay: 7e-5 }))
+        }
+        "AdamW" => Box::new(AdamW {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            beta1: h.num("b1", 0.9)?,
+            beta2: h.num("b2", 0.999)?,
+            epsilon: h.num("eps", 1e-8)?,
+            epsilon_root: h.num("eps_root", 0.0)?,
+            weight_decay: h.num("weight_decay", 1e-4)?,
+        }),
+        "RMSProp" => Box::new(RmsProp {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            decay: h.num("decay", 0.9)?,
+            epsilon: h.num("epsilon", 1e-8)?,
+            momentum: h.num("momentum", 0.0)?,
+            kind: h.momentum_kind("nesterov", false)?,
+        }),
+        "NAdamW" => {
+            // The library sets bias correction whatever this says; `num_steps` belongs to `init`.
+            h.flag("use_bias_correction", true)?;
+            h.get("num_steps");
+            let learning_rate = h.schedule("learning_rate", 1e-4)?;
+            Box::new(nadamw(&mut h, learning_rate)?)
+        }
+        "GradientClipOptimizer" => {
+            Box::new(Clip::new(ClipRule::Value(h.num("grad_clip", 3.0)?), inner(&mut h, "inner")?))
+        }
+        "GradientAccumulator" => {
+            let num_average = h.count("num_average", 1)?;
+            if num_average == 0 {
+                return Err(Error::invalid("GradientAccumulator: num_average", "must be positive"));
+            }
+            Box::new(Accumulate::new(num_average, inner(&mut h, "inner")?))
+        }
+        "WeightDecayWrapper" => {
+            let loss_term = if h.flag("add_to_loss", true)? { LossTerm::Reference } else { LossTerm::None };
+            Box::new(WeightDecay::new(h.num("weight_decay", 0.0)?, loss_term, inner(&mut h, "inner")?))
+        }
+        _ => return Err(unknown("optimizer", class, &HAND_DESIGNED)),
+    };
+    h.finish()?;
+    Ok(opt)
+}
+
+fn inner<E: Float>(h: &mut Hyper, key: &'static str) -> Result<Boxed<E>> {
+    let v = h.required(key)?;
+    let (class, hyper) = single_entry(v).ok_or_else(|| Error::mismatch(key, "{class: {...}}", v))?;
+    hand_designed(class, hyper)
+}
+
+fn adam(h: &mut Hyper, learning_rate: Schedule) -> Result<Adam> {
+    Ok(Adam {
+        learning_rate,
+        beta1: h.num("beta1", 0.9)?,
+        beta2: h.num("beta2", 0.999)?,
+        epsilon: h.num("epsilon", 1e-8)?,
+        epsilon_root: h.num("epsilon_root", 1e-8)?,
+    })
+}
+
+fn nadamw(h: &mut Hyper, learning_rate: Schedule) -> Result<NAdamW> {
+    Ok(NAdamW {
+        learning_rate,
+        beta1: h.num("beta1", 0.9)?,
+        beta2: h.num("beta2", 0.999)?,
+        epsilon: h.num("epsilon", 1e-8)?,
+        weight_decay: h.num("adamw_weight_decay", 0.0)?,
+        l2: h.num("l2_weight_decay", 0.0)?,
+        l2_sign: L2Sign::Reference,
+        kind: h.momentum_kind("use_nesterov", true)?,
+    })
+}
+
+/// A learned optimizer; theta comes from its `init` or from a file.
+///
+/// # Errors
+/// Unknown classes and hyperparameters; the message lists the known ones.
+pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>> {
+    let mut h = Hyper::new(class, hyper)?;
+    let lopt: Box<dyn LearnedOptimizer<E>> = match class {
+        "LearnableSGD" => Box::new(LearnableSgd { initial_lr: h.num("initial_lr", 0.01)? }),
+        "LearnableSGDM" => Box::new(LearnableSgdm {
+            initial_lr: h.num("initial_lr", 0.01)?,
+            initial_momentum: h.num("initial_momentum", 0.9)?,
+        }),
+        "LearnableAdam" => Box::new(LearnableAdam {
+            initial_lr: h.num("initial_lr", 1e-3)?,
+            initial_beta1: h.num("initial_beta1", 0.9)?,
+            initial_beta2: h.num("initial_beta2", 0.999)?,
+            initial_epsilon: h.num("initial_epsilon", 1e-8)?,
+            epsilon_root: h.num("epsilon_root", 1e-8)?,
+        }),
+        _ => return Err(unknown("learned optimizer", class, &LEARNED)),
+    };
+    h.finish()?;
+    Ok(lopt)
+}
