@@ -25,6 +25,18 @@ pub(super) enum After {
     Relu,
 }
 
+impl After {
+    /// What follows layer `i` of `layers`.
+    #[inline(always)]
+    pub(super) fn of(i: usize, layers: usize) -> Self {
+        if i + 1 < layers {
+            After::Relu
+        } else {
+            After::Linear
+        }
+    }
+}
+
 impl Dense {
     /// Packs a weight given by `w(input, output)`.
     pub(super) fn new(inputs: usize, bias: Vec<f32>, w: impl Fn(usize, usize) -> f32) -> Self {

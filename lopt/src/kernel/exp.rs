@@ -28,10 +28,10 @@ pub(super) fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     // ln 2 in two parts; n times the first is exact.
     let r = s.mul_add_e_f32s(n, s.splat_f32s(-0.693_359_4), x);
     let r = s.mul_add_e_f32s(n, s.splat_f32s(2.121_944_4e-4), r);
-    let coefficients = [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-    let poly = coefficients
-        .into_iter()
-        .fold(s.splat_f32s(1.987_569_1e-4), |p, c| s.mul_add_e_f32s(p, r, s.splat_f32s(c)));
+    let mut poly = s.splat_f32s(1.987_569_1e-4);
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        poly = s.mul_add_e_f32s(poly, r, s.splat_f32s(c));
+    }
     let exp_r = s.add_f32s(s.mul_add_e_f32s(poly, s.mul_f32s(r, r), r), s.splat_f32s(1.0));
     let half = s.mul_add_e_f32s(n, s.splat_f32s(0.5), round);
     let rest = s.add_f32s(s.sub_f32s(n, s.sub_f32s(half, round)), round);

@@ -68,13 +68,23 @@ impl Optimizer<f32> for MlpKernel {
         assert_eq!(grad.len(), n, "MlpLopt: length of the gradient");
         let momentum = &mut state.slots[0].data;
         assert_eq!(momentum.len(), DECAYS.len() * n, "MlpLopt: length of the momenta");
-        self.path.run(Step {
-            kernel: self,
-            layout: &state.layout,
-            params: &mut state.params,
-            momentum,
-            grad,
-            step: state.step,
+        let tensors = state.layout.entries().len();
+        let lens = [MAX_LANES * BLOCK * self.rows(), tensors * TENSOR_FEATURES, self.layers[0].outputs];
+        // The closure holds no vector code: it would not be compiled for the path's instructions.
+        with_scratch(lens.iter().sum(), |scratch| {
+            let (block, scratch) = scratch.split_at_mut(lens[0]);
+            let (scales, bias) = scratch.split_at_mut(lens[1]);
+            self.path.run(Step {
+                kernel: self,
+                layout: &state.layout,
+                params: &mut state.params,
+                momentum,
+                grad,
+                step: state.step,
+                block,
+                scales,
+                bias,
+            });
         });
         state.step += 1;
     }
@@ -90,41 +100,43 @@ struct Step<'a> {
     momentum: &'a mut [f32],
     grad: &'a [f32],
     step: u64,
+    /// Activations of one block.
+    block: &'a mut [f32],
+    /// `[tensors, 8]`, the features' normalizers.
+    scales: &'a mut [f32],
+    /// The first layer's bias with its time part.
+    bias: &'a mut [f32],
 }
 
 impl WithSimd for Step<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) {
-        let tensors = self.layout.entries().len();
-        let units = self.kernel.layers[0].outputs;
-        let block = S::F32_LANES * BLOCK * self.kernel.rows();
-        with_scratch(block + tensors * TENSOR_FEATURES + units, |scratch| {
-            let (block, scratch) = scratch.split_at_mut(block);
-            let (scales, bias) = scratch.split_at_mut(tensors * TENSOR_FEATURES);
-            for (entry, scales) in self.layout.entries().iter().zip(scales.chunks_exact_mut(TENSOR_FEATURES))
-            {
-                let squares = self.accumulate(s, entry.range());
-                for (scale, sum) in scales.iter_mut().zip(squares) {
-                    let mean = sum / entry.numel().max(1) as f32;
-                    *scale = (mean + normalize::EPSILON as f32).sqrt().recip();
-                }
+        let layout = self.layout;
+        for (t, entry) in layout.entries().iter().enumerate() {
+            let squares = self.accumulate(s, entry.range());
+            for (scale, sum) in self.scales[t * TENSOR_FEATURES..].iter_mut().zip(squares) {
+                let mean = sum / entry.numel().max(1) as f32;
+                *scale = (mean + normalize::EPSILON as f32).sqrt().recip();
             }
-            self.kernel.time_bias(s, self.step, bias);
-            let mut at = Position { start: 0, tensor: 0 };
-            while at.start < self.params.len() {
-                match (self.params.len() - at.start).div_ceil(S::F32_LANES) {
-                    1 => self.block::<S, 1>(s, &mut at, scales, bias, block),
-                    2 => self.block::<S, 2>(s, &mut at, scales, bias, block),
-                    _ => self.block::<S, BLOCK>(s, &mut at, scales, bias, block),
-                }
+        }
+        self.kernel.time_bias(s, self.step, self.bias);
+        let mut at = Position { start: 0, tensor: 0 };
+        while at.start < self.params.len() {
+            match (self.params.len() - at.start).div_ceil(S::F32_LANES) {
+                1 => self.block::<S, 1>(s, &mut at),
+                2 => self.block::<S, 2>(s, &mut at),
+                _ => self.block::<S, BLOCK>(s, &mut at),
             }
-        });
+        }
     }
 }
 
 /// Vectors per block.
 const BLOCK: usize = 3;
+
+/// f32 numbers in the widest vector of any path.
+const MAX_LANES: usize = 16;
 
 /// Where a block starts, and the tensor that holds its first element.
 struct Position {
@@ -189,51 +201,43 @@ impl Step<'_> {
 
     /// Pass 2 over one block of V vectors; moves `at` behind it.
     #[inline(always)]
-    fn block<S: Simd, const V: usize>(
-        &mut self,
-        s: S,
-        at: &mut Position,
-        scales: &[f32],
-        bias: &[f32],
-        scratch: &mut [f32],
-    ) {
+    fn block<S: Simd, const V: usize>(&mut self, s: S, at: &mut Position) {
         let n = self.params.len();
         let end = n.min(at.start + V * S::F32_LANES);
         let entries = self.layout.entries();
         while entries[at.tensor].range().end <= at.start {
             at.tensor += 1;
         }
-        let (x, scratch) = S::as_mut_simd_f32s(scratch).0.split_at_mut(TENSOR_FEATURES * V);
-        let raw = |f: usize| match f {
-            0 => &self.grad[..n],
-            1 => &self.params[..n],
-            k => &self.momentum[(k - 2) * n..(k - 1) * n],
-        };
+        let (x, scratch) = S::as_mut_simd_f32s(self.block).0.split_at_mut(TENSOR_FEATURES * V);
         let one_tensor = entries[at.tensor].range().end >= end;
         for (f, x) in x.chunks_exact_mut(V).enumerate() {
+            let raw = match f {
+                0 => &self.grad[..end],
+                1 => &self.params[..end],
+                k => &self.momentum[(k - 2) * n..][..end],
+            };
             if one_tensor {
-                let scale = s.splat_f32s(scales[at.tensor * TENSOR_FEATURES + f]);
+                let scale = s.splat_f32s(self.scales[at.tensor * TENSOR_FEATURES + f]);
                 for (v, x) in x.iter_mut().enumerate() {
-                    *x = s.mul_f32s(scale, load(s, &raw(f)[end.min(at.start + v * S::F32_LANES)..end]));
+                    *x = s.mul_f32s(scale, load(s, &raw[end.min(at.start + v * S::F32_LANES)..]));
                 }
             } else {
                 let x = pulp::bytemuck::cast_slice_mut::<S::f32s, f32>(x);
                 let mut tensor = at.tensor;
-                for (i, (x, raw)) in (at.start..).zip(x.iter_mut().zip(&raw(f)[at.start..end])) {
+                for (i, (x, raw)) in (at.start..).zip(x.iter_mut().zip(&raw[at.start..])) {
                     while entries[tensor].range().end <= i {
                         tensor += 1;
                     }
-                    *x = raw * scales[tensor * TENSOR_FEATURES + f];
+                    *x = raw * self.scales[tensor * TENSOR_FEATURES + f];
                 }
                 x[end - at.start..].fill(0.0);
             }
         }
         let (mut from, mut to) = scratch.split_at_mut(scratch.len() / 2);
         let layers = &self.kernel.layers;
-        let after = |i| if i + 1 < layers.len() { After::Relu } else { After::Linear };
-        layers[0].forward::<S, V>(s, bias, x, from, after(0));
+        layers[0].forward::<S, V>(s, self.bias, x, from, After::of(0, layers.len()));
         for (i, layer) in layers.iter().enumerate().skip(1) {
-            layer.forward::<S, V>(s, &layer.bias, &from[..layer.inputs * V], to, after(i));
+            layer.forward::<S, V>(s, &layer.bias, &from[..layer.inputs * V], to, After::of(i, layers.len()));
             std::mem::swap(&mut from, &mut to);
         }
         // p ← p − step_mult · direction · exp(exp_mult · magnitude)
