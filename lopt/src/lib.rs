@@ -4,14 +4,29 @@
 //! |---|---|
 //! | [`hand`] | SGD, momentum, Adam and their kin; schedules; wrappers |
 //! | [`learnable`] | learned optimizers whose theta is an optimizer's hyperparameters |
+//! | [`MlpLopt`], ... | learned optimizers with a network per parameter |
+//! | [`features`] | what such networks read |
+//! | [`Taped`] | an update rule written once over arrays, with its derivative for free |
+//! | [`kernel`] | fused, vectorized twins of the rules |
 //! | [`registry`] | optimizers by name and JSON hyperparameters |
 //! | [`theta`] | theta as a file |
-//! | [`dual`] | numbers that carry derivatives, for update rules written once |
+//! | [`dual`] | numbers that carry derivatives, for elementwise rules written once |
 
 pub mod dual;
+pub mod features;
 pub mod hand;
+pub mod kernel;
 pub mod learnable;
+#[cfg(test)]
+mod learned_golden;
+mod mlp;
+mod mlp_lopt;
 pub mod registry;
+mod tape;
+mod taped;
 pub mod theta;
 
 pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
+pub use mlp_lopt::MlpLopt;
+pub use tape::{Tape, Var};
+pub use taped::{StepVars, Taped, Theta, UpdateRule};

@@ -1,0 +1,13 @@
+//! Second-moment normalization: a feature over one tensor is divided by its root mean square, which
+//! makes learned updates independent of the scale of the task.
+
+use crate::Var;
+use outerloop_core::Float;
+
+/// Added to the mean square, so that a feature that is zero everywhere stays zero.
+pub const EPSILON: f64 = 1e-5;
+
+/// `x (ε + mean(x²))^-½`, the mean over the tensor. `x` `[n]`.
+pub fn second_moment<E: Float>(x: &Var<E>) -> Var<E> {
+    x * x.square().mean().shift(EPSILON).rsqrt()
+}

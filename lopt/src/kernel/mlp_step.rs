@@ -1,0 +1,347 @@
+//! [`MlpKernel`]: one [`MlpLopt`] update in two passes over the parameters.
+//!
+//! Pass 1 updates the momenta and sums the squares of the eight tensor features. Pass 2 takes
+//! blocks of a few vectors of parameters through features, network and output rule in L1; the
+//! `[n, 19]` feature matrix never exists. A block may span tensors (only the normalizers differ),
+//! so small tensors share vectors. The time features are the same for all parameters, so their part
+//! of the first layer is added to its bias once per step: the network per parameter is
+//! 8 → H → ... → 2.
+
+use super::dense::{After, Dense};
+use super::exp::{exp, tanh};
+use super::{load, store, with_scratch, Path};
+use crate::features::{normalize, time};
+use crate::mlp_lopt::{DECAYS, TENSOR_FEATURES};
+use crate::{MlpLopt, Taped, UpdateRule};
+use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
+use pulp::{Simd, WithSimd};
+
+/// [`MlpLopt`] in f32 at one theta; the weights are packed once.
+pub struct MlpKernel {
+    twin: Taped<MlpLopt, f32>,
+    path: Path,
+    /// The layers; the first without the time features' rows.
+    layers: Vec<Dense>,
+    /// The time features' rows of the first layer, `[11, outputs]`.
+    time_weight: Vec<f32>,
+}
+
+impl MlpKernel {
+    /// The optimizer of `theta` on a chosen path.
+    ///
+    /// # Panics
+    /// If `theta` has not the length of the rule's layout.
+    #[track_caller]
+    pub fn new(rule: MlpLopt, theta: &[f32], path: Path) -> Self {
+        let layout = rule.theta_layout();
+        let tensor = |name| &theta[layout.get(name).expect("theta holds the network").range()];
+        let mut layers = Vec::new();
+        let mut time_weight = Vec::new();
+        let network = rule.network();
+        for (inputs, outputs, w, b) in network.layers() {
+            let w = tensor(w);
+            let mut inputs = inputs;
+            if layers.is_empty() {
+                inputs = TENSOR_FEATURES;
+                time_weight = w[inputs * outputs..].to_vec();
+            }
+            layers.push(Dense::new(inputs, tensor(b).to_vec(), |i, o| w[i * outputs + o]));
+        }
+        MlpKernel { twin: Taped::new(rule, theta), path, layers, time_weight }
+    }
+
+    /// Rows of activations per block: the features and two layers' units in turn.
+    fn rows(&self) -> usize {
+        TENSOR_FEATURES + 2 * self.layers.iter().map(|l| l.outputs).max().unwrap_or(0)
+    }
+}
+
+impl Optimizer<f32> for MlpKernel {
+    fn name(&self) -> String {
+        self.twin.name()
+    }
+    fn init(&self, params: &Params<f32>, num_steps: Option<u64>, key: Key) -> OptState<f32> {
+        self.twin.init(params, num_steps, key)
+    }
+    fn update(&self, state: &mut OptState<f32>, grad: &[f32], _loss: f32, _key: Key) {
+        let n = state.params.len();
+        assert_eq!(grad.len(), n, "MlpLopt: length of the gradient");
+        let momentum = &mut state.slots[0].data;
+        assert_eq!(momentum.len(), DECAYS.len() * n, "MlpLopt: length of the momenta");
+        let tensors = state.layout.entries().len();
+        let lens = [MAX_LANES * BLOCK * self.rows(), tensors * TENSOR_FEATURES, self.layers[0].outputs];
+        // The closure holds no vector code: it would not be compiled for the path's instructions.
+        with_scratch(lens.iter().sum(), |scratch| {
+            let (block, scratch) = scratch.split_at_mut(lens[0]);
+            let (scales, bias) = scratch.split_at_mut(lens[1]);
+            self.path.run(Step {
+                kernel: self,
+                layout: &state.layout,
+                params: &mut state.params,
+                momentum,
+                grad,
+                step: state.step,
+                block,
+                scales,
+                bias,
+            });
+        });
+        state.step += 1;
+    }
+    fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
+        Some(&self.twin)
+    }
+}
+
+struct Step<'a> {
+    kernel: &'a MlpKernel,
+    layout: &'a Layout,
+    params: &'a mut [f32],
+    momentum: &'a mut [f32],
+    grad: &'a [f32],
+    step: u64,
+    /// Activations of one block.
+    block: &'a mut [f32],
+    /// `[tensors, 8]`, the features' normalizers.
+    scales: &'a mut [f32],
+    /// The first layer's bias with its time part.
+    bias: &'a mut [f32],
+}
+
+impl WithSimd for Step<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, s: S) {
+        let layout = self.layout;
+        for (t, entry) in layout.entries().iter().enumerate() {
+            let squares = self.accumulate(s, entry.range());
+            for (scale, sum) in self.scales[t * TENSOR_FEATURES..].iter_mut().zip(squares) {
+                let mean = sum / entry.numel().max(1) as f32;
+                *scale = (mean + normalize::EPSILON as f32).sqrt().recip();
+            }
+        }
+        self.kernel.time_bias(s, self.step, self.bias);
+        let mut at = Position { start: 0, tensor: 0 };
+        while at.start < self.params.len() {
+            match (self.params.len() - at.start).div_ceil(S::F32_LANES) {
+                1 => self.block::<S, 1>(s, &mut at),
+                2 => self.block::<S, 2>(s, &mut at),
+                _ => self.block::<S, BLOCK>(s, &mut at),
+            }
+        }
+    }
+}
+
+/// Vectors per block.
+const BLOCK: usize = 3;
+
+/// f32 numbers in the widest vector of any path.
+const MAX_LANES: usize = 16;
+
+/// Where a block starts, and the tensor that holds its first element.
+struct Position {
+    start: usize,
+    tensor: usize,
+}
+
+impl MlpKernel {
+    /// The first layer's bias plus its time part, at `step`.
+    #[inline(always)]
+    fn time_bias<S: Simd>(&self, s: S, step: u64, bias: &mut [f32]) {
+        let mut features = [0.0; time::COUNT];
+        for (f, c) in features.iter_mut().zip(time::SCALES) {
+            *f = (step as f64 / c - 1.0) as f32;
+        }
+        for f in features.chunks_mut(S::F32_LANES) {
+            let x = load(s, f);
+            store(s, f, tanh(s, x));
+        }
+        bias.copy_from_slice(&self.layers[0].bias);
+        let units = bias.len();
+        for (f, w) in features.iter().zip(self.time_weight.chunks_exact(units)) {
+            let f = s.splat_f32s(*f);
+            for (b, w) in bias.chunks_mut(S::F32_LANES).zip(w.chunks(S::F32_LANES)) {
+                let sum = s.mul_add_e_f32s(f, load(s, w), load(s, b));
+                store(s, b, sum);
+            }
+        }
+    }
+}
+
+impl Step<'_> {
+    /// Pass 1 over one tensor: updates its momenta; the sum of squares of each tensor feature.
+    #[inline(always)]
+    fn accumulate<S: Simd>(&mut self, s: S, range: std::ops::Range<usize>) -> [f32; TENSOR_FEATURES] {
+        let n = self.params.len();
+        let mut total = [0.0; TENSOR_FEATURES];
+        // Sums of at most this many vectors before widening bound the rounding error.
+        let chunk = 128 * S::F32_LANES;
+        for start in range.clone().step_by(chunk) {
+            let mut sums = [s.splat_f32s(0.0); TENSOR_FEATURES];
+            let end = range.end.min(start + chunk);
+            for i in (start..end).step_by(S::F32_LANES) {
+                let g = load(s, &self.grad[i..end]);
+                let p = load(s, &self.params[i..end]);
+                sums[0] = s.mul_add_e_f32s(g, g, sums[0]);
+                sums[1] = s.mul_add_e_f32s(p, p, sums[1]);
+                for (k, d) in DECAYS.iter().enumerate() {
+                    let m = &mut self.momentum[k * n..][i..end];
+                    let kept = s.mul_f32s(s.splat_f32s(*d as f32), load(s, m));
+                    let next = s.mul_add_e_f32s(s.splat_f32s((1.0 - d) as f32), g, kept);
+                    store(s, m, next);
+                    sums[2 + k] = s.mul_add_e_f32s(next, next, sums[2 + k]);
+                }
+            }
+            for (t, sum) in total.iter_mut().zip(sums) {
+                *t += s.reduce_sum_f32s(sum);
+            }
+        }
+        total
+    }
+
+    /// Pass 2 over one block of V vectors; moves `at` behind it.
+    #[inline(always)]
+    fn block<S: Simd, const V: usize>(&mut self, s: S, at: &mut Position) {
+        let n = self.params.len();
+        let end = n.min(at.start + V * S::F32_LANES);
+        let entries = self.layout.entries();
+        while entries[at.tensor].range().end <= at.start {
+            at.tensor += 1;
+        }
+        let (x, scratch) = S::as_mut_simd_f32s(self.block).0.split_at_mut(TENSOR_FEATURES * V);
+        let one_tensor = entries[at.tensor].range().end >= end;
+        for (f, x) in x.chunks_exact_mut(V).enumerate() {
+            let raw = match f {
+                0 => &self.grad[..end],
+                1 => &self.params[..end],
+                k => &self.momentum[(k - 2) * n..][..end],
+            };
+            if one_tensor {
+                let scale = s.splat_f32s(self.scales[at.tensor * TENSOR_FEATURES + f]);
+                for (v, x) in x.iter_mut().enumerate() {
+                    *x = s.mul_f32s(scale, load(s, &raw[end.min(at.start + v * S::F32_LANES)..]));
+                }
+            } else {
+                let x = pulp::bytemuck::cast_slice_mut::<S::f32s, f32>(x);
+                let mut tensor = at.tensor;
+                for (i, (x, raw)) in (at.start..).zip(x.iter_mut().zip(&raw[at.start..])) {
+                    while entries[tensor].range().end <= i {
+                        tensor += 1;
+                    }
+                    *x = raw * self.scales[tensor * TENSOR_FEATURES + f];
+                }
+                x[end - at.start..].fill(0.0);
+            }
+        }
+        let (mut from, mut to) = scratch.split_at_mut(scratch.len() / 2);
+        let layers = &self.kernel.layers;
+        layers[0].forward::<S, V>(s, self.bias, x, from, After::of(0, layers.len()));
+        for (i, layer) in layers.iter().enumerate().skip(1) {
+            layer.forward::<S, V>(s, &layer.bias, &from[..layer.inputs * V], to, After::of(i, layers.len()));
+            std::mem::swap(&mut from, &mut to);
+        }
+        // p ← p − step_mult · direction · exp(exp_mult · magnitude)
+        let rule = self.kernel.twin.rule();
+        let (exp_mult, step_mult) = (s.splat_f32s(rule.exp_mult as f32), s.splat_f32s(rule.step_mult as f32));
+        for v in 0..V {
+            let (direction, magnitude) = (from[v], from[V + v]);
+            let step = s.mul_f32s(s.mul_f32s(direction, step_mult), exp(s, s.mul_f32s(exp_mult, magnitude)));
+            let p = &mut self.params[end.min(at.start + v * S::F32_LANES)..end];
+            let next = s.sub_f32s(load(s, p), step);
+            store(s, p, next);
+        }
+        at.start = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outerloop_core::contract::awkward_layout;
+    use outerloop_core::LearnedOptimizer;
+    use std::sync::Arc;
+
+    /// Layouts with single tensors and mixtures, around the block sizes of every path.
+    fn layouts() -> Vec<Arc<Layout>> {
+        let mut all = vec![awkward_layout()];
+        let shapes: [&[usize]; 10] =
+            [&[10], &[], &[1], &[7, 33], &[33, 7], &[2, 3, 4, 5], &[0], &[23], &[24], &[49]];
+        all.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
+        all.push(Arc::new(Layout::new((0..40).map(|i| (format!("{i:02}"), vec![i % 5])))));
+        all.push(Arc::new(Layout::new([("b", vec![10]), ("none", vec![0]), ("w", vec![32, 64])])));
+        all
+    }
+
+    fn run(opt: &dyn Optimizer<f32>, layout: &Arc<Layout>, steps: u64) -> OptState<f32> {
+        let key = Key::new(8);
+        let mut params = Params::zeros(layout.clone());
+        key.fill_normal(&mut params.data);
+        let mut state = opt.init(&params, None, key);
+        let mut grad = vec![0.0; layout.len()];
+        for t in 0..steps {
+            key.fold_in(t).fill_normal(&mut grad);
+            opt.update(&mut state, &grad, 0.0, key);
+        }
+        state
+    }
+
+    fn rules() -> Vec<MlpLopt> {
+        let rule = |hidden_size, hidden_layers| MlpLopt {
+            exp_mult: 0.1,
+            step_mult: 0.05,
+            hidden_size,
+            hidden_layers,
+        };
+        vec![rule(32, 2), rule(4, 2), rule(7, 3), rule(5, 1), rule(1, 1), rule(3, 0)]
+    }
+
+    #[test]
+    fn fifty_steps_agree_with_the_twin() {
+        for rule in rules() {
+            let theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
+            for layout in layouts() {
+                let want = run(&Taped::<_, f32>::new(rule.clone(), &theta), &layout, 50);
+                for path in [Path::Scalar, Path::Simd] {
+                    let got = run(&MlpKernel::new(rule.clone(), &theta, path), &layout, 50);
+                    let close = |a: &[f32], b: &[f32]| {
+                        a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * (1.0 + b.abs()))
+                    };
+                    assert!(close(&got.params, &want.params), "{rule:?} {path:?} {layout:?}");
+                    assert!(close(&got.slots[0].data, &want.slots[0].data), "{rule:?} {path:?} {layout:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_thread_gives_the_same_bits() {
+        let rule = MlpLopt::default();
+        let theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
+        let opt = MlpKernel::new(rule, &theta, Path::best());
+        let layout = awkward_layout();
+        let here = run(&opt, &layout, 20);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| run(&opt, &layout, 20))).collect();
+            for t in threads {
+                let there = t.join().unwrap();
+                assert!(here.params.iter().zip(&there.params).all(|(a, b)| a.to_bits() == b.to_bits()));
+            }
+        });
+    }
+
+    #[test]
+    fn nan_spreads_in_its_own_tensor_only() {
+        let rule = MlpLopt::default();
+        let theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
+        let layout = Arc::new(Layout::new([("a", vec![5]), ("b", vec![30])]));
+        for path in [Path::Scalar, Path::Simd] {
+            let opt = MlpKernel::new(rule.clone(), &theta, path);
+            let mut state = opt.init(&Params::zeros(layout.clone()), None, Key::new(0));
+            let mut grad = vec![1.0; 35];
+            grad[2] = f32::NAN;
+            opt.update(&mut state, &grad, 0.0, Key::new(0));
+            assert!(state.params[..5].iter().all(|p| p.is_nan()), "{path:?}");
+            assert!(state.params[5..].iter().all(|p| p.is_finite()), "{path:?}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The small network inside learned optimizers: dense layers, ReLU between them, none at the end.
+
+use crate::{Theta, Var};
+use outerloop_core::{Float, Key, Layout};
+use rand::Rng;
+use rand_distr::StandardNormal;
+
+/// The shape of a network and the names of its tensors in theta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MlpShape {
+    sizes: Vec<usize>,
+    names: Vec<(String, String)>,
+}
+
+impl MlpShape {
+    /// `inputs → hidden_size × hidden_layers → outputs`; `name(i)` gives the names of layer i's
+    /// weight `[in, out]` and bias `[out]`.
+    pub fn new(
+        inputs: usize,
+        hidden_size: usize,
+        hidden_layers: usize,
+        outputs: usize,
+        name: impl Fn(usize) -> (String, String),
+    ) -> Self {
+        let mut sizes = vec![inputs];
+        sizes.extend(std::iter::repeat_n(hidden_size, hidden_layers));
+        sizes.push(outputs);
+        MlpShape { names: (0..=hidden_layers).map(name).collect(), sizes }
+    }
+
+    /// The layers in order: inputs, outputs, name of the weight, name of the bias.
+    pub fn layers(&self) -> impl Iterator<Item = (usize, usize, &str, &str)> {
+        self.names.iter().zip(self.sizes.windows(2)).map(|((w, b), s)| (s[0], s[1], &w[..], &b[..]))
+    }
+
+    /// Names and shapes of all weights and biases.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        self.layers()
+            .flat_map(|(i, o, w, b)| [(w.to_string(), vec![i, o]), (b.to_string(), vec![o])])
+            .collect()
+    }
+
+    /// Writes initial weights into a theta of `layout`: truncated normal at 2σ with σ = 1/√inputs;
+    /// biases 0.
+    ///
+    /// # Panics
+    /// If `layout` lacks a tensor of this network.
+    pub fn init<E: Float>(&self, layout: &Layout, theta: &mut [E], key: Key) {
+        for (i, (inputs, _, w, b)) in self.layers().enumerate() {
+            let range = |name| layout.get(name).expect("theta holds the network").range();
+            truncated_normal(key.fold_in(i as u64), 1.0 / (inputs as f64).sqrt(), &mut theta[range(w)]);
+            theta[range(b)].fill(E::of(0.0));
+        }
+    }
+
+    /// The outputs `[outputs, n]` for columns `x` `[inputs, n]`.
+    pub fn forward<E: Float>(&self, theta: &Theta<E>, x: Var<E>) -> Var<E> {
+        let n = x.len() / self.sizes[0];
+        let last = self.names.len() - 1;
+        self.layers().enumerate().fold(x, |x, (i, (_, o, w, b))| {
+            let y = x.linear(&theta.get(w), o) + theta.get(b).expand_axis([o, n, 1]);
+            if i < last {
+                y.relu()
+            } else {
+                y
+            }
+        })
+    }
+}
+
+/// Normal numbers of standard deviation `std` (before truncation), redrawn outside ±2 `std`.
+pub fn truncated_normal<E: Float>(key: Key, std: f64, out: &mut [E]) {
+    let mut rng = key.rng();
+    for x in out {
+        let mut z: f64 = rng.sample(StandardNormal);
+        while z.abs() > 2.0 {
+            z = rng.sample(StandardNormal);
+        }
+        *x = E::of(std * z);
+    }
+}
+
+/// A layout of these tensors in the order of their names.
+pub fn sorted_layout(mut tensors: Vec<(String, Vec<usize>)>) -> Layout {
+    tensors.sort();
+    Layout::new(tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn truncated_normal_has_its_variance_and_bounds() {
+        let mut x = vec![0.0f64; 100_000];
+        truncated_normal(Key::new(2), 0.5, &mut x);
+        // Variance of a standard normal cut at ±2: 1 − 4φ(2)/(2Φ(2) − 1) = 0.773741.
+        let var = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        assert!((var / 0.25 - 0.773741).abs() < 0.01, "{var}");
+        assert!(x.iter().all(|x| x.abs() <= 1.0) && x.iter().any(|x| x.abs() > 0.99));
+    }
+}

@@ -1,0 +1,169 @@
+//! [`Taped`]: an optimizer, with its derivative, from one update written in [`Tape`] operations.
+
+use crate::{Tape, Var};
+use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use std::{ops::Range, sync::Arc};
+
+/// Meta-parameters as tape variables.
+pub struct Theta<E> {
+    layout: Arc<Layout>,
+    flat: Var<E>,
+}
+
+impl<E: Float> Theta<E> {
+    /// The variables of a flat theta.
+    pub fn new(layout: Arc<Layout>, flat: Var<E>) -> Self {
+        Theta { layout, flat }
+    }
+    /// The tensor of this name.
+    ///
+    /// # Panics
+    /// If there is none: a rule must ask only for names of its own layout.
+    #[track_caller]
+    pub fn get(&self, name: &str) -> Var<E> {
+        match self.layout.get(name) {
+            Some(entry) => self.flat.slice(entry.range()),
+            None => panic!("theta has no tensor `{name}`"),
+        }
+    }
+}
+
+/// What an update reads, and the part of it that it returns changed.
+#[derive(Clone)]
+pub struct StepVars<E> {
+    /// Names and shapes of the parameters.
+    pub layout: Arc<Layout>,
+    /// The parameters, `[n]`.
+    pub params: Var<E>,
+    /// The optimizer's slots, in the order of its `init`.
+    pub slots: Vec<Var<E>>,
+    /// The gradient, `[n]`.
+    pub grad: Var<E>,
+    /// The loss, length 1.
+    pub loss: Var<E>,
+    /// Updates done before this one.
+    pub step: u64,
+    /// The planned number of updates, if known.
+    pub num_steps: Option<u64>,
+}
+
+impl<E: Float> StepVars<E> {
+    /// The non-empty tensors' shapes and positions.
+    pub fn tensors(&self) -> impl Iterator<Item = (&[usize], Range<usize>)> {
+        self.layout.entries().iter().filter(|e| e.numel() > 0).map(|e| (&e.shape[..], e.range()))
+    }
+}
+
+/// A learned update rule, written once for every dtype, for values and for derivatives.
+pub trait UpdateRule: Clone + Send + Sync + 'static {
+    /// Short name for reports.
+    fn name(&self) -> String;
+    /// Names and shapes of theta.
+    fn theta_layout(&self) -> Arc<Layout>;
+    /// The state before the first update.
+    fn init<E: Float>(&self, theta: &Theta<E>, params: &Params<E>, num_steps: Option<u64>) -> OptState<E>;
+    /// One update: the next `params` and `slots` (the other fields are ignored).
+    fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>);
+}
+
+/// An [`UpdateRule`] with its theta, as an optimizer.
+pub struct Taped<R, E> {
+    rule: R,
+    layout: Arc<Layout>,
+    theta: Vec<E>,
+}
+
+impl<R: UpdateRule, E: Float> Taped<R, E> {
+    /// The optimizer of a rule at `theta`.
+    ///
+    /// # Panics
+    /// If `theta` has not the length of the rule's layout.
+    #[track_caller]
+    pub fn new(rule: R, theta: &[E]) -> Self {
+        let layout = rule.theta_layout();
+        assert_eq!(theta.len(), layout.len(), "{}: length of theta", rule.name());
+        Taped { rule, layout, theta: theta.to_vec() }
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> &R {
+        &self.rule
+    }
+
+    /// Theta without derivatives.
+    pub fn theta(&self) -> Theta<E> {
+        Theta::new(self.layout.clone(), Var::constant(self.theta.clone()))
+    }
+}
+
+/// The arguments of an update as variables made by `var`.
+pub(crate) fn step_vars<E: Float>(
+    state: &OptState<E>,
+    grad: &[E],
+    loss: E,
+    var: impl Fn(&[E]) -> Var<E>,
+) -> StepVars<E> {
+    StepVars {
+        layout: state.layout.clone(),
+        params: var(&state.params),
+        slots: state.slots.iter().map(|s| var(&s.data)).collect(),
+        grad: var(grad),
+        loss: var(&[loss]),
+        step: state.step,
+        num_steps: state.num_steps,
+    }
+}
+
+impl<R: UpdateRule, E: Float> Optimizer<E> for Taped<R, E> {
+    fn name(&self) -> String {
+        self.rule.name()
+    }
+    fn init(&self, params: &Params<E>, num_steps: Option<u64>, _key: Key) -> OptState<E> {
+        self.rule.init(&self.theta(), params, num_steps)
+    }
+    fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, _key: Key) {
+        assert_eq!(grad.len(), state.params.len(), "{}: length of the gradient", self.rule.name());
+        let now = step_vars(state, grad, loss, |x| Var::constant(x.to_vec()));
+        let (params, slots) = self.rule.step(&self.theta(), now);
+        state.params.copy_from_slice(params.data());
+        for (slot, next) in state.slots.iter_mut().zip(&slots) {
+            slot.data.copy_from_slice(next.data());
+        }
+        state.step += 1;
+    }
+    fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
+        Some(self)
+    }
+}
+
+impl<R: UpdateRule, E: Float> UpdateVjp<E> for Taped<R, E> {
+    fn vjp(
+        &self,
+        before: &OptState<E>,
+        grad: &[E],
+        loss: E,
+        _key: Key,
+        after: &OptState<E>,
+        theta: &mut [E],
+    ) -> UpdateAdjoint<E> {
+        let tape = Tape::default();
+        let flat = tape.leaf(&self.theta);
+        let now = step_vars(before, grad, loss, |x| tape.leaf(x));
+        let (params, slots) = self.rule.step(&Theta::new(self.layout.clone(), flat.clone()), now.clone());
+        let mut seeds = vec![(&params, &after.params[..])];
+        seeds.extend(slots.iter().zip(&after.slots).map(|(v, s)| (v, &s.data[..])));
+        let mut inputs = vec![&flat, &now.params, &now.grad, &now.loss];
+        inputs.extend(&now.slots);
+        let mut adjoints = tape.pull_back(&seeds, &inputs).into_iter();
+        let mut next = || adjoints.next().expect("one adjoint per input");
+        theta.iter_mut().zip(next()).for_each(|(t, a)| *t += a);
+        let mut state = after.clone();
+        state.step = before.step;
+        state.params = next();
+        let (grad, loss) = (next(), next()[0]);
+        for slot in &mut state.slots {
+            slot.data = next();
+        }
+        UpdateAdjoint { state, grad, loss }
+    }
+}
