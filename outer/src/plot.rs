@@ -144,7 +144,7 @@ impl Plot {
         write_atomic(path, &bytes)
     }
 
-    /// The plot as SVG text. Its width follows the page; it needs no script, style or font file.
+    /// The plot as SVG text; it needs no script, style sheet or font file.
     pub fn svg(&self) -> Result<String> {
         png::register_font()?;
         let mut svg = String::new();
