@@ -1,1 +1,6 @@
-//! outerloop: tasks
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`data`] | images, splits, batches as pure functions of a key, files |
+
+pub mod data;
