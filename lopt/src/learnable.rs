@@ -7,13 +7,16 @@ use outerloop_core::{Float, Key, Layout, LearnedOptimizer, Optimizer};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The [`LearnedOptimizer`] whose theta is scalars of these names and whose optimizer is
+/// The [`LearnedOptimizer`] of this class whose theta is scalars of these names and whose optimizer is
 /// `$rule { theta, config }`.
 macro_rules! learnable {
-    ($config:ty, $rule:ident, $name:literal, $theta:expr) => {
+    ($config:ty, $rule:ident, $name:literal, $class:literal, $theta:expr) => {
         impl<E: Float> LearnedOptimizer<E> for $config {
             fn name(&self) -> String {
                 $name.into()
+            }
+            fn architecture(&self) -> String {
+                crate::registry::architecture($class, self)
             }
             fn theta_layout(&self) -> Arc<Layout> {
                 Arc::new(Layout::new($theta.map(|name| (name, vec![]))))
@@ -32,7 +35,7 @@ macro_rules! learnable {
 
 /// [`Sgd`](crate::hand::Sgd) with a learned rate. Theta: `log_lr`, `lr = exp(log_lr)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct LearnableSgd {
     /// Default 0.01.
     pub initial_lr: f64,
@@ -74,12 +77,12 @@ impl Elementwise for LearnedSgd {
         (p - lr * g, slots)
     }
 }
-learnable!(LearnableSgd, LearnedSgd, "learnable_sgd", ["log_lr"]);
+learnable!(LearnableSgd, LearnedSgd, "learnable_sgd", "LearnableSGD", ["log_lr"]);
 
 /// [`Momentum`](crate::hand::Momentum) (Polyak) with learned rate and decay. Theta: `log_lr`,
 /// `one_minus_momentum`; `μ = 1 − exp(one_minus_momentum)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct LearnableSgdm {
     /// Default 0.01.
     pub initial_lr: f64,
@@ -124,12 +127,12 @@ impl Elementwise for LearnedSgdm {
         (p - lr * step, [v])
     }
 }
-learnable!(LearnableSgdm, LearnedSgdm, "learnable_sgdm", ["log_lr", "one_minus_momentum"]);
+learnable!(LearnableSgdm, LearnedSgdm, "learnable_sgdm", "LearnableSGDM", ["log_lr", "one_minus_momentum"]);
 
 /// [`Adam`](crate::hand::Adam) with learned hyperparameters. Theta: `log_epsilon`, `log_lr`,
 /// `one_minus_beta1`, `one_minus_beta2`; `βᵢ = 1 − exp(one_minus_betaᵢ)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct LearnableAdam {
     /// Default 1e-3.
     pub initial_lr: f64,
@@ -194,6 +197,7 @@ learnable!(
     LearnableAdam,
     LearnedAdam,
     "learnable_adam",
+    "LearnableAdam",
     ["log_epsilon", "log_lr", "one_minus_beta1", "one_minus_beta2"]
 );
 

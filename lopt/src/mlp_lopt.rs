@@ -93,10 +93,7 @@ impl<E: Float> LearnedOptimizer<E> for MlpLopt {
         UpdateRule::name(self)
     }
     fn architecture(&self) -> String {
-        format!(
-            "MlpLopt(exp_mult={}, step_mult={}, hidden_size={}, hidden_layers={})",
-            self.exp_mult, self.step_mult, self.hidden_size, self.hidden_layers
-        )
+        crate::registry::architecture("MLPLOpt", self)
     }
     fn theta_layout(&self) -> Arc<Layout> {
         UpdateRule::theta_layout(self)

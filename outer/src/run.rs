@@ -78,7 +78,13 @@ pub struct RunConfig {
 
 impl Default for RunConfig {
     fn default() -> Self {
-        RunConfig { seed: 0, checkpoint_every: 100, resume: false, progress: true, description: String::new() }
+        RunConfig {
+            seed: 0,
+            checkpoint_every: 100,
+            resume: false,
+            progress: true,
+            description: String::new(),
+        }
     }
 }
 
@@ -87,7 +93,12 @@ impl Default for RunConfig {
 /// everything saved.
 ///
 /// Killed at any point and resumed, it ends with the same bytes as an uninterrupted run.
-pub fn meta_train(learner: &GradientLearner, workers: &Workers, dir: &RunDir, config: &RunConfig) -> Result<LearnerState> {
+pub fn meta_train(
+    learner: &GradientLearner,
+    workers: &Workers,
+    dir: &RunDir,
+    config: &RunConfig,
+) -> Result<LearnerState> {
     let interrupt = Interrupt::install()?;
     let mut state = if config.resume {
         dir.load(learner)?
@@ -105,8 +116,11 @@ pub fn meta_train(learner: &GradientLearner, workers: &Workers, dir: &RunDir, co
     let csv = CsvWriter::resume(dir.metrics(), state.outer_step)?;
     let mut writers: Vec<Box<dyn MetricWriter>> = vec![Box::new(csv), Box::new(tensorboard)];
     let total = learner.num_steps();
-    let mut progress =
-        if config.progress { Progress::new(total, state.outer_step) } else { Progress::silent(total, state.outer_step) };
+    let mut progress = if config.progress {
+        Progress::new(total, state.outer_step)
+    } else {
+        Progress::silent(total, state.outer_step)
+    };
     let mut speed = Speed::default();
     while state.outer_step < total {
         let began = Instant::now();

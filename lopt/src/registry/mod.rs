@@ -5,9 +5,11 @@ mod hyper;
 
 use crate::hand::*;
 use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
+use crate::MlpLopt;
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
+use serde::{de::DeserializeOwned, Serialize};
 use serde_json::Value;
 
 type Boxed<E> = Box<dyn Optimizer<E>>;
@@ -29,7 +31,7 @@ pub const HAND_DESIGNED: [&str; 12] = [
 ];
 
 /// The class names that [`learned`] knows.
-pub const LEARNED: [&str; 3] = ["LearnableAdam", "LearnableSGD", "LearnableSGDM"];
+pub const LEARNED: [&str; 4] = ["LearnableAdam", "LearnableSGD", "LearnableSGDM", "MLPLOpt"];
 
 fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
     Error::Unknown { what, got: class.into(), allowed: known.iter().map(|c| c.to_string()).collect() }
@@ -154,22 +156,47 @@ fn nadamw(h: &mut Hyper, learning_rate: Schedule) -> Result<NAdamW> {
 /// # Errors
 /// Unknown classes and hyperparameters; the message lists the known ones.
 pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>> {
-    let mut h = Hyper::new(class, hyper)?;
-    let lopt: Box<dyn LearnedOptimizer<E>> = match class {
-        "LearnableSGD" => Box::new(LearnableSgd { initial_lr: h.num("initial_lr", 0.01)? }),
-        "LearnableSGDM" => Box::new(LearnableSgdm {
-            initial_lr: h.num("initial_lr", 0.01)?,
-            initial_momentum: h.num("initial_momentum", 0.9)?,
-        }),
-        "LearnableAdam" => Box::new(LearnableAdam {
-            initial_lr: h.num("initial_lr", 1e-3)?,
-            initial_beta1: h.num("initial_beta1", 0.9)?,
-            initial_beta2: h.num("initial_beta2", 0.999)?,
-            initial_epsilon: h.num("initial_epsilon", 1e-8)?,
-            epsilon_root: h.num("epsilon_root", 1e-8)?,
-        }),
+    Ok(match class {
+        "LearnableSGD" => configured::<LearnableSgd, E>(class, hyper)?,
+        "LearnableSGDM" => configured::<LearnableSgdm, E>(class, hyper)?,
+        "LearnableAdam" => configured::<LearnableAdam, E>(class, hyper)?,
+        "MLPLOpt" => configured::<MlpLopt, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
-    };
-    h.finish()?;
-    Ok(lopt)
+    })
+}
+
+/// A learned optimizer whose fields are its hyperparameters.
+fn configured<L, E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>>
+where
+    L: LearnedOptimizer<E> + DeserializeOwned + 'static,
+{
+    let lopt: L = serde_json::from_value(hyper.clone()).map_err(|e| Error::invalid(class, e.to_string()))?;
+    Ok(Box::new(lopt))
+}
+
+/// The text that [`LearnedOptimizer::architecture`] gives: class and hyperparameters, as
+/// `MLPLOpt {"exp_mult":0.001,...}`.
+pub(crate) fn architecture(class: &str, config: &impl Serialize) -> String {
+    let hyper = serde_json::to_string(config).expect("plain numbers have a JSON form");
+    format!("{class} {hyper}")
+}
+
+/// The learned optimizer that an architecture's text describes, e.g. that of a theta file.
+///
+/// ```
+/// use outerloop_core::LearnedOptimizer;
+/// use outerloop_lopt::{registry::from_architecture, MlpLopt};
+/// let small = MlpLopt { hidden_size: 4, ..MlpLopt::default() };
+/// let text = LearnedOptimizer::<f32>::architecture(&small);
+/// assert_eq!(from_architecture::<f32>(&text)?.architecture(), text);
+/// # Ok::<(), outerloop_core::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`learned`], and text of another form.
+pub fn from_architecture<E: Float>(text: &str) -> Result<Box<dyn LearnedOptimizer<E>>> {
+    let (class, hyper) = text.split_once(' ').unwrap_or((text, "{}"));
+    let hyper = serde_json::from_str(hyper)
+        .map_err(|e| Error::invalid(format!("architecture `{text}`"), e.to_string()))?;
+    learned(class, &hyper)
 }
