@@ -162,9 +162,9 @@ impl Config {
     /// The tasks, for meta-training and for the final comparison (which uses other keys).
     pub fn family(&self) -> Result<Arc<dyn FlatFamily>> {
         Ok(match self.task {
-            TaskName::DigitsMlp => Arc::new(SingleTask::new(DigitsMlp::<64, 32, 10>::tutorial())),
-            TaskName::DigitsMlpFamily => Arc::new(ImageMlpFamily::digits()),
-            TaskName::Quadratics => Arc::new(FixedDimQuadraticFamily::new(10)),
+            TaskName::DigitsMlp => Arc::new(SingleTask::new(ImageMlp::digits())),
+            TaskName::DigitsMlpFamily => Arc::new(ImageMlpFamily::new(Splits::digits())),
+            TaskName::Quadratics => Arc::new(FixedDimQuadraticFamily { dim: 10 }),
         })
     }
 
@@ -190,10 +190,16 @@ impl Config {
             Estimator::Grad => Box::new(TruncatedGrad::new(step, self.num_tasks, self.trunc_length, sweep)?),
             Estimator::FullGrad => Box::new(FullGrad::new(step, self.num_tasks, sweep)?),
         };
-        let lr = Schedule::cosine(self.outer_lr, 0.1);
+        let lr = Cosine {
+            peak: self.outer_lr,
+            min_mult: 0.1,
+            constant_fraction: 0.0,
+            warmup_fraction: 0.0,
+            ..Cosine::default()
+        };
         let outer = Clip::new(ClipRule::Value(self.clip), Box::new(Adam::new(lr)));
         Ok(GradientLearner::new(lopt, vec![estimator], Box::new(outer), self.outer_steps)?
-            .with_note(format!("{self:?}; kernel={}", kernel_path())))
+            .with_note(format!("{self:?}; kernel={}", kernel::path())))
     }
 
     pub fn summary(&self, lopt: &dyn LearnedOptimizer, threads: usize) -> String {
@@ -206,7 +212,7 @@ impl Config {
             self.num_tasks,
             self.trunc_length,
             self.outer_steps,
-            kernel_path(),
+            kernel::path(),
         )
     }
 }

@@ -8,7 +8,7 @@ mod config;
 mod contest;
 
 use clap::Parser;
-use config::{Config, Options};
+use config::Options;
 use outerloop::prelude::*;
 use std::collections::BTreeMap;
 use std::process::ExitCode;

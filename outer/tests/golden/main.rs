@@ -4,6 +4,7 @@
 //! The kind of a case is the beginning of its name. Every case prints its largest error relative to
 //! its tolerance; a kind that is not built is listed as skipped.
 
+mod curves;
 mod estimators;
 mod fixture;
 mod gradients;
@@ -26,6 +27,9 @@ const KINDS: &[(&str, fn(&Case) -> Outcome)] = &[
     ("F_fulles_", estimators::full),
     ("F_grad_", gradients::truncated),
     ("E_meta_", gradients::unrolled),
+    ("G_distributions", curves::distributions),
+    ("I_inner_curves", curves::inner_curves),
+    ("I_meta_train_pes", curves::meta_train_pes),
 ];
 
 fn main() -> ExitCode {
