@@ -3,7 +3,7 @@
 
 use crate::dual::{Dual, Scalar};
 use outerloop_core::{Float, OptState, Params, Slot, UpdateAdjoint};
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 /// The place of an update in its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,10 +118,23 @@ fn rounded<E: Float, R: Elementwise>(c: &R::Coeffs<f64>) -> R::Coeffs<E> {
 
 /// A block of `x` from `start` on, padded with zeros.
 #[inline(always)]
-fn block<E: Float>(x: &[E], start: usize, len: usize) -> [E; BLOCK] {
+fn load<E: Float>(x: &[E], start: usize) -> [E; BLOCK] {
     let mut out = [<E as Float>::of(0.0); BLOCK];
-    out[..len].copy_from_slice(&x[start..start + len]);
+    match x[start..].first_chunk() {
+        Some(full) => out = *full,
+        None => out[..x.len() - start].copy_from_slice(&x[start..]),
+    }
     out
+}
+
+/// Writes a block of `x` from `start` on, without the padding.
+#[inline(always)]
+fn store<E: Float>(block: &[E; BLOCK], x: &mut [E], start: usize) {
+    let x = &mut x[start..];
+    match x.first_chunk_mut() {
+        Some(full) => *full = *block,
+        None => x.copy_from_slice(&block[..x.len()]),
+    }
 }
 
 /// `Optimizer::init` of a rule.
@@ -140,30 +153,42 @@ pub fn init<E: Float, R: Elementwise>(rule: &R, params: &Params<E>, num_steps: O
 pub fn update<E: Float, R: Elementwise>(rule: &R, state: &mut OptState<E>, grad: &[E]) {
     assert_eq!(grad.len(), state.params.len(), "update: length of the gradient");
     let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), At::of(state)));
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for start in (0..grad.len()).step_by(BLOCK) {
-                let len = BLOCK.min(grad.len() - start);
-                let mut p = block(&state.params, start, len);
-                let mut slots = R::Slots::<[E; BLOCK]>::from_fn(|k| block(&state.slots[k].data, start, len));
-                let g = block(grad, start, len);
-                for i in 0..BLOCK {
-                    let s = R::Slots::<E>::from_fn(|k| slots.as_ref()[k][i]);
-                    let (new, s) = rule.step(&coeffs, p[i], s, g[i]);
-                    p[i] = new;
-                    for k in 0..R::Slots::<E>::LEN {
-                        slots.as_mut()[k][i] = s.as_ref()[k];
-                    }
-                }
-                state.params[start..start + len].copy_from_slice(&p[..len]);
-                for (k, s) in slots.as_ref().iter().enumerate() {
-                    state.slots[k].data[start..start + len].copy_from_slice(&s[..len]);
+    Arch::new().dispatch(Update { rule, coeffs: &coeffs, state, grad });
+    state.step += 1;
+}
+
+/// A loop that `pulp` compiles for every instruction set. Rust never contracts a product and a sum,
+/// so all of them give the same bits.
+struct Update<'a, E, R: Elementwise> {
+    rule: &'a R,
+    coeffs: &'a R::Coeffs<E>,
+    state: &'a mut OptState<E>,
+    grad: &'a [E],
+}
+
+impl<E: Float, R: Elementwise> WithSimd for Update<'_, E, R> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, _: V) {
+        let Update { rule, coeffs, state, grad } = self;
+        for start in (0..grad.len()).step_by(BLOCK) {
+            let mut p = load(&state.params, start);
+            let mut slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&state.slots[k].data, start));
+            let g = load(grad, start);
+            for i in 0..BLOCK {
+                let s = R::Slots::<E>::from_fn(|k| slots.as_ref()[k][i]);
+                let (new, s) = rule.step(coeffs, p[i], s, g[i]);
+                p[i] = new;
+                for k in 0..R::Slots::<E>::LEN {
+                    slots.as_mut()[k][i] = s.as_ref()[k];
                 }
             }
-        },
-    );
-    state.step += 1;
+            store(&p, &mut state.params, start);
+            for (k, s) in slots.as_ref().iter().enumerate() {
+                store(s, &mut state.slots[k].data, start);
+            }
+        }
+    }
 }
 
 /// `UpdateVjp::vjp` of a rule: forward mode, contracted with the adjoint `after` on the fly.
@@ -197,8 +222,6 @@ pub fn vjp<E: Float, R: Elementwise>(
     let mut adjoints: Vec<Vec<E>> = (0..num_inputs).map(|_| vec![<E as Float>::of(0.0); n]).collect();
     for (pass, out) in adjoints.chunks_mut(WIDTH).enumerate() {
         let first = pass * WIDTH;
-        // Direction of an input within this pass; WIDTH or more if it is not in this pass.
-        let direction = |input: usize| if input >= first { input - first } else { WIDTH };
         let coeffs = R::Coeffs::<Dual<E, WIDTH>>::from_fn(|k| {
             let d = std::array::from_fn(|j| match (first + j).checked_sub(num_slots + 2) {
                 Some(i) if i < slopes.len() => slopes[i].as_ref()[k],
@@ -206,41 +229,7 @@ pub fn vjp<E: Float, R: Elementwise>(
             });
             Dual { value: coeffs.as_ref()[k], d }
         });
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for start in (0..n).step_by(BLOCK) {
-                    let len = BLOCK.min(n - start);
-                    let (p, g) = (block(&before.params, start, len), block(grad, start, len));
-                    let slots = R::Slots::<[E; BLOCK]>::from_fn(|k| block(&before.slots[k].data, start, len));
-                    let a_p = block(&after.params, start, len);
-                    let a_slots =
-                        R::Slots::<[E; BLOCK]>::from_fn(|k| block(&after.slots[k].data, start, len));
-                    let mut sums = [[<E as Float>::of(0.0); BLOCK]; WIDTH];
-                    for i in 0..BLOCK {
-                        let s = R::Slots::<Dual<E, WIDTH>>::from_fn(|k| {
-                            Dual::variable(slots.as_ref()[k][i], direction(k + 1))
-                        });
-                        let (new, s) = rule.step(
-                            &coeffs,
-                            Dual::variable(p[i], direction(0)),
-                            s,
-                            Dual::variable(g[i], direction(num_slots + 1)),
-                        );
-                        for (j, sums) in sums.iter_mut().enumerate() {
-                            let mut sum = a_p[i] * new.d[j];
-                            for k in 0..R::Slots::<E>::LEN {
-                                sum += a_slots.as_ref()[k][i] * s.as_ref()[k].d[j];
-                            }
-                            sums[i] = sum;
-                        }
-                    }
-                    for (out, sums) in out.iter_mut().zip(&sums) {
-                        out[start..start + len].copy_from_slice(&sums[..len]);
-                    }
-                }
-            },
-        );
+        Arch::new().dispatch(Pass { rule, coeffs: &coeffs, first, before, grad, after, out });
     }
     let mut adjoints = adjoints.into_iter();
     let mut next = || adjoints.next().expect("one buffer for each input");
@@ -253,6 +242,51 @@ pub fn vjp<E: Float, R: Elementwise>(
         *t += <E as Float>::of(sum_f64(&parts));
     }
     UpdateAdjoint { state, grad, loss: <E as Float>::of(0.0) }
+}
+
+/// One pass of [`vjp`]: the adjoints of the inputs `first..first + WIDTH`.
+struct Pass<'a, E, R: Elementwise> {
+    rule: &'a R,
+    coeffs: &'a R::Coeffs<Dual<E, WIDTH>>,
+    first: usize,
+    before: &'a OptState<E>,
+    grad: &'a [E],
+    after: &'a OptState<E>,
+    out: &'a mut [Vec<E>],
+}
+
+impl<E: Float, R: Elementwise> WithSimd for Pass<'_, E, R> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, _: V) {
+        let Pass { rule, coeffs, first, before, grad, after, out } = self;
+        let num_slots = R::Slots::<E>::LEN;
+        // Direction of an input within this pass; WIDTH or more if it is not in this pass.
+        let variable = |value: E, input: usize| {
+            Dual::<E, WIDTH>::variable(value, if input >= first { input - first } else { WIDTH })
+        };
+        for start in (0..grad.len()).step_by(BLOCK) {
+            let (p, g) = (load(&before.params, start), load(grad, start));
+            let slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&before.slots[k].data, start));
+            let a_p = load(&after.params, start);
+            let a_slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&after.slots[k].data, start));
+            let mut sums = [[<E as Float>::of(0.0); BLOCK]; WIDTH];
+            for i in 0..BLOCK {
+                let s = R::Slots::<Dual<E, WIDTH>>::from_fn(|k| variable(slots.as_ref()[k][i], k + 1));
+                let (new, s) = rule.step(coeffs, variable(p[i], 0), s, variable(g[i], num_slots + 1));
+                for (j, sums) in sums.iter_mut().enumerate() {
+                    let mut sum = a_p[i] * new.d[j];
+                    for k in 0..R::Slots::<E>::LEN {
+                        sum += a_slots.as_ref()[k][i] * s.as_ref()[k].d[j];
+                    }
+                    sums[i] = sum;
+                }
+            }
+            for (out, sums) in out.iter_mut().zip(&sums) {
+                store(sums, out, start);
+            }
+        }
+    }
 }
 
 /// The sum in f64, always in the same order: eight interleaved partial sums, then those in order.
