@@ -91,7 +91,7 @@ fn tile<S: Simd, const J: usize, const V: usize, const ROW: usize>(
     for (sum, b) in sums.iter_mut().zip(b) {
         *sum = [s.splat_f32s(*b); V];
     }
-    for (x, w) in x.chunks(ROW).zip(w.chunks_exact(J)) {
+    for (x, w) in x.chunks_exact(V).step_by(ROW / V).zip(w.chunks_exact(J)) {
         for j in 0..J {
             let w = s.splat_f32s(w[j]);
             for v in 0..V {
@@ -99,7 +99,7 @@ fn tile<S: Simd, const J: usize, const V: usize, const ROW: usize>(
             }
         }
     }
-    for (y, sum) in y.chunks_mut(ROW).zip(&sums) {
+    for (y, sum) in y.chunks_exact_mut(V).step_by(ROW / V).zip(&sums) {
         for v in 0..V {
             y[v] = match after {
                 After::Linear => sum[v],
