@@ -50,9 +50,10 @@ impl Dense {
         Dense { inputs, outputs, panels, bias }
     }
 
-    /// `y ← after(Wᵀ x + bias)` for V vectors of columns. `x` `[inputs, V]`, `y` `[outputs, V]`.
+    /// `y ← after(Wᵀ x + bias)` for rows of ROW vectors, V at a time. `x` `[inputs, ROW]`,
+    /// `y` `[outputs, ROW]` or longer.
     #[inline(always)]
-    pub(super) fn forward<S: Simd, const V: usize>(
+    pub(super) fn forward<S: Simd, const V: usize, const ROW: usize>(
         &self,
         s: S,
         bias: &[f32],
@@ -61,20 +62,23 @@ impl Dense {
         after: After,
     ) {
         let panels = self.panels.chunks(TILE * self.inputs);
-        for ((w, b), y) in panels.zip(bias.chunks(TILE)).zip(y.chunks_mut(TILE * V)) {
-            match b.len() {
-                4 => tile::<S, 4, V>(s, w, b, x, y, after),
-                3 => tile::<S, 3, V>(s, w, b, x, y, after),
-                2 => tile::<S, 2, V>(s, w, b, x, y, after),
-                _ => tile::<S, 1, V>(s, w, b, x, y, after),
+        for ((w, b), y) in panels.zip(bias.chunks(TILE)).zip(y.chunks_mut(TILE * ROW)) {
+            for column in (0..ROW).step_by(V) {
+                let (x, y) = (&x[column..], &mut y[column..]);
+                match b.len() {
+                    4 => tile::<S, 4, V, ROW>(s, w, b, x, y, after),
+                    3 => tile::<S, 3, V, ROW>(s, w, b, x, y, after),
+                    2 => tile::<S, 2, V, ROW>(s, w, b, x, y, after),
+                    _ => tile::<S, 1, V, ROW>(s, w, b, x, y, after),
+                }
             }
         }
     }
 }
 
-/// J outputs for V vectors of columns. `w` `[inputs, J]`, `x` `[inputs, V]`, `y` `[J, V]`.
+/// J outputs for V vectors of columns. `w` `[inputs, J]`; rows of `x` and `y` are ROW vectors apart.
 #[inline(always)]
-fn tile<S: Simd, const J: usize, const V: usize>(
+fn tile<S: Simd, const J: usize, const V: usize, const ROW: usize>(
     s: S,
     w: &[f32],
     b: &[f32],
@@ -87,7 +91,7 @@ fn tile<S: Simd, const J: usize, const V: usize>(
     for (sum, b) in sums.iter_mut().zip(b) {
         *sum = [s.splat_f32s(*b); V];
     }
-    for (x, w) in x.chunks_exact(V).zip(w.chunks_exact(J)) {
+    for (x, w) in x.chunks_exact(V).step_by(ROW / V).zip(w.chunks_exact(J)) {
         for j in 0..J {
             let w = s.splat_f32s(w[j]);
             for v in 0..V {
@@ -95,7 +99,7 @@ fn tile<S: Simd, const J: usize, const V: usize>(
             }
         }
     }
-    for (y, sum) in y.chunks_exact_mut(V).zip(&sums) {
+    for (y, sum) in y.chunks_exact_mut(V).step_by(ROW / V).zip(&sums) {
         for v in 0..V {
             y[v] = match after {
                 After::Linear => sum[v],

@@ -9,21 +9,27 @@
 
 use super::dense::{After, Dense};
 use super::exp::{exp, tanh};
+use super::mlp_features::{Features, Position};
 use super::{load, store, with_scratch, Path};
-use crate::features::{normalize, time};
+use crate::features::time;
 use crate::mlp_lopt::{DECAYS, TENSOR_FEATURES};
 use crate::{MlpLopt, Taped, UpdateRule};
 use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 
 /// [`MlpLopt`] in f32 at one theta; the weights are packed once.
 pub struct MlpKernel {
-    twin: Taped<MlpLopt, f32>,
-    path: Path,
+    pub(super) twin: Taped<MlpLopt, f32>,
+    pub(super) path: Path,
     /// The layers; the first without the time features' rows.
-    layers: Vec<Dense>,
+    pub(super) layers: Vec<Dense>,
+    /// The layers backwards: weights transposed, biases 0.
+    pub(super) back: Vec<Dense>,
     /// The time features' rows of the first layer, `[11, outputs]`.
     time_weight: Vec<f32>,
+    /// Where each layer's weight and bias lie in theta.
+    pub(super) ranges: Vec<[Range<usize>; 2]>,
 }
 
 impl MlpKernel {
@@ -34,20 +40,23 @@ impl MlpKernel {
     #[track_caller]
     pub fn new(rule: MlpLopt, theta: &[f32], path: Path) -> Self {
         let layout = rule.theta_layout();
-        let tensor = |name| &theta[layout.get(name).expect("theta holds the network").range()];
-        let mut layers = Vec::new();
+        assert_eq!(theta.len(), layout.len(), "MlpLopt: length of theta");
+        let range = |name| layout.get(name).expect("theta holds the network").range();
+        let (mut layers, mut back, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
         let mut time_weight = Vec::new();
         let network = rule.network();
         for (inputs, outputs, w, b) in network.layers() {
-            let w = tensor(w);
+            ranges.push([range(w), range(b)]);
+            let (w, b) = (&theta[range(w)], &theta[range(b)]);
             let mut inputs = inputs;
             if layers.is_empty() {
                 inputs = TENSOR_FEATURES;
                 time_weight = w[inputs * outputs..].to_vec();
             }
-            layers.push(Dense::new(inputs, tensor(b).to_vec(), |i, o| w[i * outputs + o]));
+            layers.push(Dense::new(inputs, b.to_vec(), |i, o| w[i * outputs + o]));
+            back.push(Dense::new(outputs, vec![0.0; inputs], |o, i| w[i * outputs + o]));
         }
-        MlpKernel { twin: Taped::new(rule, theta), path, layers, time_weight }
+        MlpKernel { twin: Taped::new(rule, theta), path, layers, back, time_weight, ranges }
     }
 
     /// Rows of activations per block: the features and two layers' units in turn.
@@ -89,9 +98,15 @@ impl Optimizer<f32> for MlpKernel {
         state.step += 1;
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
-        Some(&self.twin)
+        Some(self)
     }
 }
+
+/// Vectors per block.
+pub(super) const BLOCK: usize = 3;
+
+/// f32 numbers in the widest vector of any path.
+pub(super) const MAX_LANES: usize = 16;
 
 struct Step<'a> {
     kernel: &'a MlpKernel,
@@ -112,16 +127,9 @@ impl WithSimd for Step<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) {
-        let layout = self.layout;
-        for (t, entry) in layout.entries().iter().enumerate() {
-            let squares = self.accumulate(s, entry.range());
-            for (scale, sum) in self.scales[t * TENSOR_FEATURES..].iter_mut().zip(squares) {
-                let mean = sum / entry.numel().max(1) as f32;
-                *scale = (mean + normalize::EPSILON as f32).sqrt().recip();
-            }
-        }
+        self.features().accumulate(s);
         self.kernel.time_bias(s, self.step, self.bias);
-        let mut at = Position { start: 0, tensor: 0 };
+        let mut at = Position::FIRST;
         while at.start < self.params.len() {
             match (self.params.len() - at.start).div_ceil(S::F32_LANES) {
                 1 => self.block::<S, 1>(s, &mut at),
@@ -132,30 +140,58 @@ impl WithSimd for Step<'_> {
     }
 }
 
-/// Vectors per block.
-const BLOCK: usize = 3;
+impl Step<'_> {
+    #[inline(always)]
+    fn features(&mut self) -> Features<'_> {
+        Features {
+            layout: self.layout,
+            params: self.params,
+            grad: self.grad,
+            momentum: self.momentum,
+            scales: self.scales,
+        }
+    }
 
-/// f32 numbers in the widest vector of any path.
-const MAX_LANES: usize = 16;
-
-/// Where a block starts, and the tensor that holds its first element.
-struct Position {
-    start: usize,
-    tensor: usize,
+    /// Pass 2 over one block of V vectors; moves `at` behind it.
+    #[inline(always)]
+    fn block<S: Simd, const V: usize>(&mut self, s: S, at: &mut Position) {
+        let block = std::mem::take(&mut self.block);
+        let (x, units) = S::as_mut_simd_f32s(block).0.split_at_mut(TENSOR_FEATURES * V);
+        let range = self.features().load::<S, V>(s, at, x);
+        let (mut from, mut to) = units.split_at_mut(units.len() / 2);
+        let layers = &self.kernel.layers;
+        layers[0].forward::<S, V, V>(s, self.bias, x, from, After::of(0, layers.len()));
+        for (i, layer) in layers.iter().enumerate().skip(1) {
+            layer.forward::<S, V, V>(
+                s,
+                &layer.bias,
+                &from[..layer.inputs * V],
+                to,
+                After::of(i, layers.len()),
+            );
+            std::mem::swap(&mut from, &mut to);
+        }
+        // p ← p − step_mult · direction · exp(exp_mult · magnitude)
+        let rule = self.kernel.twin.rule();
+        let (exp_mult, step_mult) = (s.splat_f32s(rule.exp_mult as f32), s.splat_f32s(rule.step_mult as f32));
+        let mut p = &mut self.params[range];
+        for v in 0..V {
+            let (direction, magnitude) = (from[v], from[V + v]);
+            let step = s.mul_f32s(s.mul_f32s(direction, step_mult), exp(s, s.mul_f32s(exp_mult, magnitude)));
+            let next = s.sub_f32s(load(s, p), step);
+            store(s, p, next);
+            let done = p.len().min(S::F32_LANES);
+            p = &mut p[done..];
+        }
+        self.block = block;
+    }
 }
 
 impl MlpKernel {
     /// The first layer's bias plus its time part, at `step`.
     #[inline(always)]
-    fn time_bias<S: Simd>(&self, s: S, step: u64, bias: &mut [f32]) {
-        let mut features = [0.0; time::COUNT];
-        for (f, c) in features.iter_mut().zip(time::SCALES) {
-            *f = (step as f64 / c - 1.0) as f32;
-        }
-        for f in features.chunks_mut(S::F32_LANES) {
-            let x = load(s, f);
-            store(s, f, tanh(s, x));
-        }
+    pub(super) fn time_bias<S: Simd>(&self, s: S, step: u64, bias: &mut [f32]) {
+        let features = time_features(s, step);
         bias.copy_from_slice(&self.layers[0].bias);
         let units = bias.len();
         for (f, w) in features.iter().zip(self.time_weight.chunks_exact(units)) {
@@ -168,90 +204,18 @@ impl MlpKernel {
     }
 }
 
-impl Step<'_> {
-    /// Pass 1 over one tensor: updates its momenta; the sum of squares of each tensor feature.
-    #[inline(always)]
-    fn accumulate<S: Simd>(&mut self, s: S, range: std::ops::Range<usize>) -> [f32; TENSOR_FEATURES] {
-        let n = self.params.len();
-        let mut total = [0.0; TENSOR_FEATURES];
-        // Sums of at most this many vectors before widening bound the rounding error.
-        let chunk = 128 * S::F32_LANES;
-        for start in range.clone().step_by(chunk) {
-            let mut sums = [s.splat_f32s(0.0); TENSOR_FEATURES];
-            let end = range.end.min(start + chunk);
-            for i in (start..end).step_by(S::F32_LANES) {
-                let g = load(s, &self.grad[i..end]);
-                let p = load(s, &self.params[i..end]);
-                sums[0] = s.mul_add_e_f32s(g, g, sums[0]);
-                sums[1] = s.mul_add_e_f32s(p, p, sums[1]);
-                for (k, d) in DECAYS.iter().enumerate() {
-                    let m = &mut self.momentum[k * n..][i..end];
-                    let kept = s.mul_f32s(s.splat_f32s(*d as f32), load(s, m));
-                    let next = s.mul_add_e_f32s(s.splat_f32s((1.0 - d) as f32), g, kept);
-                    store(s, m, next);
-                    sums[2 + k] = s.mul_add_e_f32s(next, next, sums[2 + k]);
-                }
-            }
-            for (t, sum) in total.iter_mut().zip(sums) {
-                *t += s.reduce_sum_f32s(sum);
-            }
-        }
-        total
+/// [`time::features`] in f32.
+#[inline(always)]
+pub(super) fn time_features<S: Simd>(s: S, step: u64) -> [f32; time::COUNT] {
+    let mut features = [0.0; time::COUNT];
+    for (f, c) in features.iter_mut().zip(time::SCALES) {
+        *f = (step as f64 / c - 1.0) as f32;
     }
-
-    /// Pass 2 over one block of V vectors; moves `at` behind it.
-    #[inline(always)]
-    fn block<S: Simd, const V: usize>(&mut self, s: S, at: &mut Position) {
-        let n = self.params.len();
-        let end = n.min(at.start + V * S::F32_LANES);
-        let entries = self.layout.entries();
-        while entries[at.tensor].range().end <= at.start {
-            at.tensor += 1;
-        }
-        let (x, scratch) = S::as_mut_simd_f32s(self.block).0.split_at_mut(TENSOR_FEATURES * V);
-        let one_tensor = entries[at.tensor].range().end >= end;
-        for (f, x) in x.chunks_exact_mut(V).enumerate() {
-            let raw = match f {
-                0 => &self.grad[..end],
-                1 => &self.params[..end],
-                k => &self.momentum[(k - 2) * n..][..end],
-            };
-            if one_tensor {
-                let scale = s.splat_f32s(self.scales[at.tensor * TENSOR_FEATURES + f]);
-                for (v, x) in x.iter_mut().enumerate() {
-                    *x = s.mul_f32s(scale, load(s, &raw[end.min(at.start + v * S::F32_LANES)..]));
-                }
-            } else {
-                let x = pulp::bytemuck::cast_slice_mut::<S::f32s, f32>(x);
-                let mut tensor = at.tensor;
-                for (i, (x, raw)) in (at.start..).zip(x.iter_mut().zip(&raw[at.start..])) {
-                    while entries[tensor].range().end <= i {
-                        tensor += 1;
-                    }
-                    *x = raw * self.scales[tensor * TENSOR_FEATURES + f];
-                }
-                x[end - at.start..].fill(0.0);
-            }
-        }
-        let (mut from, mut to) = scratch.split_at_mut(scratch.len() / 2);
-        let layers = &self.kernel.layers;
-        layers[0].forward::<S, V>(s, self.bias, x, from, After::of(0, layers.len()));
-        for (i, layer) in layers.iter().enumerate().skip(1) {
-            layer.forward::<S, V>(s, &layer.bias, &from[..layer.inputs * V], to, After::of(i, layers.len()));
-            std::mem::swap(&mut from, &mut to);
-        }
-        // p ← p − step_mult · direction · exp(exp_mult · magnitude)
-        let rule = self.kernel.twin.rule();
-        let (exp_mult, step_mult) = (s.splat_f32s(rule.exp_mult as f32), s.splat_f32s(rule.step_mult as f32));
-        for v in 0..V {
-            let (direction, magnitude) = (from[v], from[V + v]);
-            let step = s.mul_f32s(s.mul_f32s(direction, step_mult), exp(s, s.mul_f32s(exp_mult, magnitude)));
-            let p = &mut self.params[end.min(at.start + v * S::F32_LANES)..end];
-            let next = s.sub_f32s(load(s, p), step);
-            store(s, p, next);
-        }
-        at.start = end;
+    for f in features.chunks_mut(S::F32_LANES) {
+        let x = load(s, f);
+        store(s, f, tanh(s, x));
     }
+    features
 }
 
 #[cfg(test)]

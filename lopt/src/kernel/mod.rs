@@ -7,7 +7,10 @@
 
 mod dense;
 mod exp;
+mod mlp_features;
 mod mlp_step;
+mod mlp_vjp;
+mod outer;
 
 pub use mlp_step::MlpKernel;
 
