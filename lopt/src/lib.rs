@@ -1,5 +1,6 @@
 //! Hand-designed and learned optimizers.
 
+mod adafac_mlp;
 pub mod features;
 pub mod kernel;
 #[cfg(test)]
@@ -9,6 +10,9 @@ mod mlp_lopt;
 mod tape;
 mod taped;
 
+pub use adafac_mlp::AdafacMlp;
 pub use mlp_lopt::MlpLopt;
+#[doc(hidden)]
+pub use outerloop_core;
 pub use tape::{Tape, Var};
-pub use taped::{StepVars, Taped, Theta, UpdateRule};
+pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};
