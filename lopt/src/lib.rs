@@ -7,11 +7,13 @@ pub mod kernel;
 mod learned_golden;
 mod mlp;
 mod mlp_lopt;
+mod nominal_mlp;
 mod tape;
 mod taped;
 
 pub use adafac_mlp::AdafacMlp;
 pub use mlp_lopt::MlpLopt;
+pub use nominal_mlp::{NominalGradient, NominalMlp};
 #[doc(hidden)]
 pub use outerloop_core;
 pub use tape::{Tape, Var};
