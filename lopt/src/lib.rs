@@ -12,6 +12,7 @@
 //! | [`theta`] | theta as a file |
 //! | [`dual`] | numbers that carry derivatives, for elementwise rules written once |
 
+mod adafac_mlp;
 pub mod dual;
 pub mod features;
 pub mod hand;
@@ -21,12 +22,17 @@ pub mod learnable;
 mod learned_golden;
 mod mlp;
 mod mlp_lopt;
+mod nominal_mlp;
 pub mod registry;
 mod tape;
 mod taped;
 pub mod theta;
 
+pub use adafac_mlp::AdafacMlp;
 pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 pub use mlp_lopt::MlpLopt;
+pub use nominal_mlp::{NominalGradient, NominalMlp};
+#[doc(hidden)]
+pub use outerloop_core;
 pub use tape::{Tape, Var};
-pub use taped::{StepVars, Taped, Theta, UpdateRule};
+pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};

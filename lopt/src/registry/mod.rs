@@ -5,7 +5,7 @@ mod hyper;
 
 use crate::hand::*;
 use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
-use crate::MlpLopt;
+use crate::{AdafacMlp, MlpLopt, NominalMlp};
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
@@ -30,8 +30,9 @@ pub const HAND_DESIGNED: [&str; 12] = [
     "WeightDecayWrapper",
 ];
 
-/// The class names that [`learned`] knows.
-pub const LEARNED: [&str; 4] = ["LearnableAdam", "LearnableSGD", "LearnableSGDM", "MLPLOpt"];
+/// The class names that [`learned`] knows; our own names of the same things work too.
+pub const LEARNED: [&str; 6] =
+    ["AdafacMLPLOpt", "LearnableAdam", "LearnableSGD", "LearnableSGDM", "MLPLOpt", "MLPNomLOpt"];
 
 fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
     Error::Unknown { what, got: class.into(), allowed: known.iter().map(|c| c.to_string()).collect() }
@@ -160,7 +161,9 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
         "LearnableSGD" => configured::<LearnableSgd, E>(class, hyper)?,
         "LearnableSGDM" => configured::<LearnableSgdm, E>(class, hyper)?,
         "LearnableAdam" => configured::<LearnableAdam, E>(class, hyper)?,
-        "MLPLOpt" => configured::<MlpLopt, E>(class, hyper)?,
+        "MLPLOpt" | "MlpLopt" => configured::<MlpLopt, E>(class, hyper)?,
+        "AdafacMLPLOpt" | "AdafacMlp" => configured::<AdafacMlp, E>(class, hyper)?,
+        "MLPNomLOpt" | "NominalMlp" => configured::<NominalMlp, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
 }
@@ -175,7 +178,7 @@ where
 }
 
 /// The text that [`LearnedOptimizer::architecture`] gives: class and hyperparameters, as
-/// `MLPLOpt {"exp_mult":0.001,...}`.
+/// `MlpLopt {"exp_mult":0.001,...}`.
 pub(crate) fn architecture(class: &str, config: &impl Serialize) -> String {
     let hyper = serde_json::to_string(config).expect("plain numbers have a JSON form");
     format!("{class} {hyper}")
