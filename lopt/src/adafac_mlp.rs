@@ -15,6 +15,9 @@ use std::sync::Arc;
 /// `r = (rms + 1e-6)^-½` and hats divide by Adafactor's second moment ([`adafac`]);
 /// `p ← p − step_mult · a · exp(exp_mult · b)`.
 ///
+/// Per tensor its features and network inputs, and the next slots.
+type FeaturesAndSlots<E> = (Vec<(adafac::TensorFeatures<E>, Var<E>)>, Vec<Var<E>>);
+
 /// Theta: `nn/~/w{i}` `[in, out]`, `nn/~/b{i}` `[out]`, and one offset per decay in
 /// `momentum_decays`, `rms_decays`, `adafactor_decays`: a decay is `1 − (1 − d₀) exp(10 θ)`. 197
 /// numbers by default. State: [`adafac::slots`].
@@ -92,11 +95,7 @@ impl AdafacNet<'_> {
 
     /// Updates the accumulators and runs the network: per tensor its features and the outputs
     /// `[outputs, n]`; the next slots.
-    pub(crate) fn run<E: Float>(
-        &self,
-        theta: &Theta<E>,
-        now: &StepVars<E>,
-    ) -> (Vec<(adafac::TensorFeatures<E>, Var<E>)>, Vec<Var<E>>) {
+    pub(crate) fn run<E: Float>(&self, theta: &Theta<E>, now: &StepVars<E>) -> FeaturesAndSlots<E> {
         let rates = |i: usize| averages::learned_rates(theta, DECAY_NAMES[i], self.decays[i]);
         let accumulators =
             Adafac { momentum: rates(0), rms: rates(1), factored: rates(2), vector_epsilon: 1e-6 };
