@@ -15,19 +15,30 @@ use serde_json::Value;
 type Boxed<E> = Box<dyn Optimizer<E>>;
 
 /// The class names that [`hand_designed`] knows.
-pub const HAND_DESIGNED: [&str; 12] = [
+pub const HAND_DESIGNED: [&str; 23] = [
+    "AdaBelief",
+    "AdaGrad",
+    "Adafactor",
     "Adam",
     "AdamExpDecayLR",
     "AdamSqrtDecayLR",
     "AdamW",
+    "Fromage",
     "GradientAccumulator",
     "GradientClipOptimizer",
+    "GraftedOptimizer",
+    "Lamb",
+    "Lars",
     "NAdamW",
+    "OptList",
     "PiecewiseLinearAdam",
+    "RAdam",
     "RMSProp",
     "SGD",
     "SGDM",
+    "SM3",
     "WeightDecayWrapper",
+    "Yogi",
 ];
 
 /// The class names that [`learned`] knows; our own names of the same things work too.
@@ -103,6 +114,56 @@ pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
             let learning_rate = h.schedule("learning_rate", 1e-4)?;
             Box::new(nadamw(&mut h, learning_rate)?)
         }
+        "OptList" => {
+            h.get("idx");
+            h.get("num_steps");
+            Box::new(opt_list(h.required("config")?)?)
+        }
+        "AdaBelief" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-16)?, h.num("eps_root", 1e-16)?);
+            Box::new(AdaBelief { learning_rate, beta1, beta2, epsilon, epsilon_root })
+        }
+        "Yogi" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            Box::new(Yogi { learning_rate, beta1, beta2, epsilon: h.num("eps", 1e-3)? })
+        }
+        "RAdam" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-8)?, h.num("eps_root", 0.0)?);
+            let threshold = h.num("threshold", 5.0)?;
+            Box::new(RAdam { learning_rate, beta1, beta2, epsilon, epsilon_root, threshold })
+        }
+        "Lamb" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-6)?, h.num("eps_root", 0.0)?);
+            let weight_decay = h.num("weight_decay", 0.0)?;
+            Box::new(Lamb { learning_rate, beta1, beta2, epsilon, epsilon_root, weight_decay })
+        }
+        "Lars" => Box::new(Lars {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            weight_decay: h.num("weight_decay", 0.0)?,
+            trust_coefficient: h.num("trust_coefficient", 0.001)?,
+            epsilon: h.num("eps", 0.0)?,
+            momentum: h.num("momentum", 0.9)?,
+            kind: h.momentum_kind("nesterov", false)?,
+        }),
+        "Fromage" => Box::new(Fromage {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            min_norm: h.num("min_norm", 1e-6)?,
+        }),
+        "AdaGrad" => Box::new(AdaGrad {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            initial_accumulator: h.num("initial_accumulator_value", 0.1)?,
+            epsilon: h.num("eps", 1e-7)?,
+        }),
+        "SM3" => Box::new(Sm3 {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            momentum: h.num("momentum", 0.9)?,
+            beta2: h.num("b2", 1.0)?,
+        }),
+        "Adafactor" => Box::new(adafactor(&mut h)?),
+        "GraftedOptimizer" => Box::new(Graft::new(inner(&mut h, "magnitude")?, inner(&mut h, "direction")?)),
         "GradientClipOptimizer" => {
             Box::new(Clip::new(ClipRule::Value(h.num("grad_clip", 3.0)?), inner(&mut h, "inner")?))
         }
@@ -149,6 +210,35 @@ fn nadamw(h: &mut Hyper, learning_rate: Schedule) -> Result<NAdamW> {
         l2: h.num("l2_weight_decay", 0.0)?,
         l2_sign: L2Sign::Reference,
         kind: h.momentum_kind("use_nesterov", true)?,
+    })
+}
+
+fn rate_and_betas(h: &mut Hyper) -> Result<(Schedule, [f64; 2])> {
+    Ok((h.schedule("learning_rate", 0.01)?, [h.num("b1", 0.9)?, h.num("b2", 0.999)?]))
+}
+
+/// One configuration of the ordered list: NAdamW whose rate is a cosine over the run.
+fn opt_list(config: &Value) -> Result<NAdamW> {
+    let mut h = Hyper::new("OptList: config", config)?;
+    let learning_rate = hyper::cosine(&mut h)?.into();
+    let opt = nadamw(&mut h, learning_rate)?;
+    h.finish()?;
+    Ok(opt)
+}
+
+fn adafactor(h: &mut Hyper) -> Result<Adafactor> {
+    let least = h.count("min_dim_size_to_factor", 128)? as usize;
+    let relative = h.flag("multiply_by_parameter_scale", true)?;
+    Ok(Adafactor {
+        learning_rate: h.schedule("learning_rate", 0.01)?,
+        factoring: if h.flag("factored", true)? { Factoring::From(least) } else { Factoring::Never },
+        decay_rate: h.num("decay_rate", 0.8)?,
+        decay_offset: h.num("decay_offset", 0.0)?,
+        step_size: if relative { StepSize::Relative } else { StepSize::Absolute },
+        clipping_threshold: h.optional_num("clipping_threshold", Some(1.0))?,
+        momentum: h.optional_num("momentum", None)?,
+        weight_decay_rate: h.optional_num("weight_decay_rate", None)?,
+        epsilon: h.num("eps", 1e-30)?,
     })
 }
 
