@@ -12,10 +12,11 @@ pub(crate) struct Golden {
     pub(crate) layout: Arc<Layout>,
 }
 
-/// Numbers of a nested list, in order; inputs are f32 numbers printed with nine digits.
+/// Numbers of a nested list or tree, in order; inputs are f32 numbers printed with nine digits.
 fn numbers(v: &Value, out: &mut Vec<f64>) {
     match v {
         Value::Array(a) => a.iter().for_each(|v| numbers(v, out)),
+        Value::Object(o) => o.values().for_each(|v| numbers(v, out)),
         Value::Number(x) => out.push(x.as_f64().unwrap()),
         other => panic!("not a number: {other}"),
     }
@@ -83,6 +84,16 @@ impl Golden {
             curve.push(state.params.iter().map(|p| p.f64()).collect());
         }
         (state, curve)
+    }
+
+    /// Asserts that `got` are the numbers under `pointer`, to 1e-9 of the largest.
+    pub(crate) fn assert_close(&self, pointer: &str, got: &[f64]) {
+        let want = self.at(pointer);
+        assert_eq!(want.len(), got.len(), "{pointer}");
+        let size = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
+        for (got, want) in got.iter().zip(&want) {
+            assert!((got - want).abs() <= 1e-9 * size, "{pointer}: {got}, not {want}");
+        }
     }
 
     /// f64 within 1e-9 of each tensor's largest change, f32 within ten times the reference's own
@@ -176,6 +187,31 @@ pub(crate) fn vjp_gap(l: &dyn LearnedOptimizer<f64>, theta: &[f64], state: &OptS
         }
     }
     worst
+}
+
+/// The same for the derivative of `init` with respect to theta.
+pub(crate) fn init_vjp_gap(l: &dyn LearnedOptimizer<f64>, theta: &[f64]) -> f64 {
+    let params = awkward_params::<f64>(Key::new(3));
+    let init = |theta: &[f64]| l.opt_fn(theta).init(&params, Some(20), Key::new(0));
+    let start = init(theta);
+    let mut seed = start.zeros_like();
+    for (i, slot) in seed.slots.iter_mut().enumerate() {
+        Key::new(4).fold_in(i as u64).fill_normal(&mut slot.data);
+    }
+    let mut adjoint = vec![0.0; theta.len()];
+    let opt = l.opt_fn(theta);
+    opt.update_vjp().expect("has a derivative").init_vjp(&start, &seed, &mut adjoint);
+    let at = |i: usize, h: f64| {
+        let mut theta = theta.to_vec();
+        theta[i] += h;
+        let dot = |(a, b): (&outerloop_core::Slot<f64>, &outerloop_core::Slot<f64>)| {
+            a.data.iter().zip(&b.data).map(|(a, b)| a * b).sum::<f64>()
+        };
+        init(&theta).slots.iter().zip(&seed.slots).map(dot).sum::<f64>()
+    };
+    let gap = |i: usize| ((at(i, 1e-6) - at(i, -1e-6)) / 2e-6 - adjoint[i]).abs();
+    assert!(adjoint.iter().any(|a| *a != 0.0), "init depends on theta");
+    (0..theta.len()).map(gap).fold(0.0, f64::max)
 }
 
 /// A state after three updates with random gradients, where no accumulator is zero any more.

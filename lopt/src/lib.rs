@@ -5,14 +5,17 @@ pub mod features;
 pub mod kernel;
 #[cfg(test)]
 mod learned_golden;
+mod lstm;
 mod mlp;
 mod mlp_lopt;
+mod nn_adam;
 mod nominal_mlp;
 mod tape;
 mod taped;
 
 pub use adafac_mlp::AdafacMlp;
 pub use mlp_lopt::MlpLopt;
+pub use nn_adam::NnAdam;
 pub use nominal_mlp::{NominalGradient, NominalMlp};
 #[doc(hidden)]
 pub use outerloop_core;
