@@ -12,6 +12,7 @@ mod nn_adam;
 mod nominal_mlp;
 mod tape;
 mod taped;
+mod velo;
 
 pub use adafac_mlp::AdafacMlp;
 pub use mlp_lopt::MlpLopt;
@@ -21,3 +22,4 @@ pub use nominal_mlp::{NominalGradient, NominalMlp};
 pub use outerloop_core;
 pub use tape::{Tape, Var};
 pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};
+pub use velo::Velo;
