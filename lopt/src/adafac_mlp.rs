@@ -15,9 +15,6 @@ use std::sync::Arc;
 /// `r = (rms + 1e-6)^-½` and hats divide by Adafactor's second moment ([`adafac`]);
 /// `p ← p − step_mult · a · exp(exp_mult · b)`.
 ///
-/// Per tensor its features and network inputs, and the next slots.
-type FeaturesAndSlots<E> = (Vec<(adafac::TensorFeatures<E>, Var<E>)>, Vec<Var<E>>);
-
 /// Theta: `nn/~/w{i}` `[in, out]`, `nn/~/b{i}` `[out]`, and one offset per decay in
 /// `momentum_decays`, `rms_decays`, `adafactor_decays`: a decay is `1 − (1 − d₀) exp(10 θ)`. 197
 /// numbers by default. State: [`adafac::slots`].
@@ -65,6 +62,9 @@ pub(crate) struct AdafacNet<'a> {
     pub(crate) decays: [&'a [f64]; 3],
 }
 
+/// A tensor's features and the network's outputs `[outputs, n]` for it.
+pub(crate) type TensorOutput<E> = (adafac::TensorFeatures<E>, Var<E>);
+
 /// Theta's names of the decays, in the order of [`AdafacNet::decays`].
 const DECAY_NAMES: [&str; 3] = ["momentum_decays", "rms_decays", "adafactor_decays"];
 
@@ -93,9 +93,13 @@ impl AdafacNet<'_> {
         zero_slots(adafac::slots(layout, self.decays.map(<[f64]>::len)))
     }
 
-    /// Updates the accumulators and runs the network: per tensor its features and the outputs
-    /// `[outputs, n]`; the next slots.
-    pub(crate) fn run<E: Float>(&self, theta: &Theta<E>, now: &StepVars<E>) -> FeaturesAndSlots<E> {
+    /// Updates the accumulators and runs the network: what it gives per tensor, and the next
+    /// slots.
+    pub(crate) fn run<E: Float>(
+        &self,
+        theta: &Theta<E>,
+        now: &StepVars<E>,
+    ) -> (Vec<TensorOutput<E>>, Vec<Var<E>>) {
         let rates = |i: usize| averages::learned_rates(theta, DECAY_NAMES[i], self.decays[i]);
         let accumulators =
             Adafac { momentum: rates(0), rms: rates(1), factored: rates(2), vector_epsilon: 1e-6 };

@@ -107,7 +107,6 @@ mod tests {
     use super::*;
     use crate::learned_golden::{noisy_theta, vjp_gap, warm_state, Golden};
     use outerloop_core::contract::check_learned_optimizer;
-    use outerloop_core::LearnedOptimizer;
 
     #[test]
     fn keeps_its_contract() {

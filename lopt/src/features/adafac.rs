@@ -1,5 +1,5 @@
 //! The accumulators of the Adafactor family ([`crate::AdafacMlp`], [`crate::NominalMlp`],
-//! `Velo`): momenta, RMS averages and factored second moments at several decays.
+//! [`crate::Velo`]): momenta, RMS averages and factored second moments at several decays.
 //!
 //! Slots: `momentum` `[decays, n]`, `rms` `[decays, n]`, and `row` and `col` with
 //! `[decays, length]` per tensor, one tensor after the other ([`Factored::lens`]).
@@ -24,7 +24,7 @@ pub struct Adafac<E> {
     /// Of the factored second moments.
     pub factored: Vec<Var<E>>,
     /// Added under the root where momenta are divided by the second moments of tensors of rank 0 and
-    /// 1: 1e-6 in [`crate::AdafacMlp`], 0 in `Velo`.
+    /// 1: 1e-6 in [`crate::AdafacMlp`], 0 in [`crate::Velo`].
     pub vector_epsilon: f64,
 }
 

@@ -5,7 +5,7 @@ mod hyper;
 
 use crate::hand::*;
 use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
-use crate::{AdafacMlp, MlpLopt, NominalMlp};
+use crate::{AdafacMlp, MlpLopt, NnAdam, NominalMlp, Velo};
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
@@ -42,8 +42,16 @@ pub const HAND_DESIGNED: [&str; 23] = [
 ];
 
 /// The class names that [`learned`] knows; our own names of the same things work too.
-pub const LEARNED: [&str; 6] =
-    ["AdafacMLPLOpt", "LearnableAdam", "LearnableSGD", "LearnableSGDM", "MLPLOpt", "MLPNomLOpt"];
+pub const LEARNED: [&str; 8] = [
+    "AdafacMLPLOpt",
+    "HyperV2",
+    "LearnableAdam",
+    "LearnableSGD",
+    "LearnableSGDM",
+    "MLPLOpt",
+    "MLPNomLOpt",
+    "NNAdam",
+];
 
 fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
     Error::Unknown { what, got: class.into(), allowed: known.iter().map(|c| c.to_string()).collect() }
@@ -254,6 +262,8 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
         "MLPLOpt" | "MlpLopt" => configured::<MlpLopt, E>(class, hyper)?,
         "AdafacMLPLOpt" | "AdafacMlp" => configured::<AdafacMlp, E>(class, hyper)?,
         "MLPNomLOpt" | "NominalMlp" => configured::<NominalMlp, E>(class, hyper)?,
+        "NNAdam" | "NnAdam" => configured::<NnAdam, E>(class, hyper)?,
+        "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
 }
