@@ -32,6 +32,12 @@ impl Around {
         let start = i / self.inner * self.dim * self.inner + i % self.inner;
         (0..self.dim).map(move |d| start + d * self.inner)
     }
+    /// Positions in the order of the matrix `[dim, outer * inner]`: the tensor unfolded along the axis.
+    pub fn unfold(self) -> Vec<usize> {
+        let Around { outer, dim, inner } = self;
+        let row = |d| (0..outer).flat_map(move |o| (0..inner).map(move |i| (o * dim + d) * inner + i));
+        (0..dim).flat_map(row).collect()
+    }
     fn reduced_len(self) -> usize {
         self.outer * self.inner
     }
@@ -47,12 +53,13 @@ pub struct Graph<E> {
     recording: bool,
 }
 
-/// `map!(graph, [a, b], |k; x, y| x * y + k(0.5))`: an elementwise function of buffers of equal
-/// length; those of length 1 are broadcast. The body is compiled for plain and for dual numbers, and
-/// `k` turns an f64 into a constant of either.
-macro_rules! map {
+/// `tensor_map!(graph, [a, b], |k; x, y| x * y + k(0.5))`: an elementwise function of buffers of equal
+/// length in a [`Graph`](crate::hand::graph::Graph); those of length 1 are broadcast. The body is
+/// compiled for plain and for dual numbers, and `k` turns an f64 into a constant of either.
+#[macro_export]
+macro_rules! tensor_map {
     ($graph:expr, [$($v:expr),+], |$k:ident; $first:ident $(, $x:ident)*| $body:expr) => {
-        map!($graph, [$($v),+], |$first $(, $x)*| {
+        $crate::tensor_map!($graph, [$($v),+], |$first $(, $x)*| {
             let $k = $crate::hand::graph::constants_like($first);
             $body
         })
@@ -61,10 +68,11 @@ macro_rules! map {
         $graph.map([$($v),+], |[$($x),+]| $body, |[$($x),+]| $body)
     };
 }
-pub(crate) use map;
+pub(crate) use crate::tensor_map as map;
 
 /// Constants of the type of `_like`.
-pub(crate) fn constants_like<S: Scalar>(_like: S) -> impl Fn(f64) -> S + Copy {
+#[doc(hidden)]
+pub fn constants_like<S: Scalar>(_like: S) -> impl Fn(f64) -> S + Copy {
     S::of
 }
 
@@ -97,7 +105,7 @@ impl<E: Float> Graph<E> {
         &self.values[v.0]
     }
 
-    /// See [`map!`]: `plain` and `dual` are the same function for two kinds of numbers.
+    /// See [`tensor_map!`](crate::tensor_map): `plain` and `dual` are the same function for two kinds of numbers.
     pub fn map<const N: usize>(
         &mut self,
         inputs: [Var; N],
