@@ -10,6 +10,7 @@ mod mlp;
 mod mlp_lopt;
 mod nn_adam;
 mod nominal_mlp;
+mod rnn_mlp;
 mod tape;
 mod taped;
 mod velo;
@@ -20,6 +21,7 @@ pub use nn_adam::NnAdam;
 pub use nominal_mlp::{NominalGradient, NominalMlp};
 #[doc(hidden)]
 pub use outerloop_core;
+pub use rnn_mlp::RnnMlp;
 pub use tape::{Tape, Var};
 pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};
 pub use velo::Velo;
