@@ -1,6 +1,7 @@
 //! Hand-designed and learned optimizers.
 
 mod adafac_mlp;
+mod celo2;
 pub mod features;
 pub mod kernel;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod taped;
 mod velo;
 
 pub use adafac_mlp::AdafacMlp;
+pub use celo2::{Celo2, Orthogonalize};
 pub use mlp_lopt::MlpLopt;
 pub use nn_adam::NnAdam;
 pub use nominal_mlp::{NominalGradient, NominalMlp};

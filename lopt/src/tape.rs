@@ -356,6 +356,11 @@ impl<E: Float> Var<E> {
         Var::recorded(value, pulls)
     }
 
+    /// The matrix product of `self` `[rows, inner]` and `other` `[inner, cols]`.
+    pub fn matmul(&self, other: &Self, rows: usize) -> Self {
+        other.linear(&self.transpose(rows, self.len() / rows), rows)
+    }
+
     /// A linear layer without bias on columns: `y[o, n] = Σᵢ w[i, o] x[i, n]`.
     pub fn linear(&self, w: &Self, outputs: usize) -> Self {
         let (inputs, x) = (w.len() / outputs.max(1), self);
@@ -490,7 +495,7 @@ mod tests {
         Key::new(4).fill_normal(&mut x);
         let positive: Vec<f64> = x.iter().map(|x| x.abs() + 0.1).collect();
         type Op = fn(&Var<f64>) -> Var<f64>;
-        let anywhere: [(&str, Op); 25] = [
+        let anywhere: [(&str, Op); 26] = [
             ("spread", |x| x.spread(&x.slice(2..3))),
             ("norm", |x| x.norm()),
             ("largest", |x| x.largest()),
@@ -515,6 +520,7 @@ mod tests {
             ("expand_axis", |x| x.expand_axis([6, 5, 4]).square()),
             ("concat", |x| Var::concat(&[x.row(2, 6), x.square(), x.row(0, 6)]).tanh()),
             ("linear in x", |x| x.linear(&Var::constant((0..18).map(|i| f64::from(i) - 7.0).collect()), 3)),
+            ("matmul", |x| x.slice(0..12).matmul(&x.slice(4..24), 3)),
             ("linear in w", |x| x.slice(0..12).linear(&x.slice(12..24), 4)),
         ];
         let needs_positive: [(&str, Op); 4] = [
