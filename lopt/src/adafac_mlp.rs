@@ -101,8 +101,13 @@ impl AdafacNet<'_> {
         now: &StepVars<E>,
     ) -> (Vec<TensorOutput<E>>, Vec<Var<E>>) {
         let rates = |i: usize| averages::learned_rates(theta, DECAY_NAMES[i], self.decays[i]);
-        let accumulators =
-            Adafac { momentum: rates(0), rms: rates(1), factored: rates(2), vector_epsilon: 1e-6 };
+        let accumulators = Adafac {
+            momentum: rates(0),
+            rms: rates(1),
+            factored: rates(2),
+            rms_epsilon: 1e-6,
+            vector_epsilon: 1e-6,
+        };
         let (tensors, slots) = accumulators.update(now, &now.slots, &now.grad);
         let (network, time) = (self.network(), time::features(now.step));
         let run = |t: adafac::TensorFeatures<E>| {

@@ -243,6 +243,15 @@ impl<E: Float> Var<E> {
         let c = E::of(c);
         self.map(move |x| x + c, |_, _| E::ONE)
     }
+    /// `1 / (1 − decayˣ + ε)`: what an average from 0 over x values is multiplied by. Computed in f64,
+    /// because in f32 it would be ∞ at x = 0 for a small ε.
+    pub fn bias_correction(&self, decay: f64, epsilon: f64) -> Self {
+        let power = move |x: E| decay.powf(x.f64());
+        self.map(
+            move |x| E::of(1.0 / (1.0 - power(x) + epsilon)),
+            move |x, y| y * y * E::of(power(x) * decay.ln()),
+        )
+    }
     /// The elementwise larger one, NaN if one is NaN; a tie belongs to `self`.
     pub fn max(&self, other: &Self) -> Self {
         let pick = |a: E, b: E| b > a || (num_traits::Float::is_nan(b) && !num_traits::Float::is_nan(a));
@@ -345,6 +354,11 @@ impl<E: Float> Var<E> {
             }
         }
         Var::recorded(value, pulls)
+    }
+
+    /// The matrix product of `self` `[rows, inner]` and `other` `[inner, cols]`.
+    pub fn matmul(&self, other: &Self, rows: usize) -> Self {
+        other.linear(&self.transpose(rows, self.len() / rows), rows)
     }
 
     /// A linear layer without bias on columns: `y[o, n] = Σᵢ w[i, o] x[i, n]`.
@@ -481,7 +495,7 @@ mod tests {
         Key::new(4).fill_normal(&mut x);
         let positive: Vec<f64> = x.iter().map(|x| x.abs() + 0.1).collect();
         type Op = fn(&Var<f64>) -> Var<f64>;
-        let anywhere: [(&str, Op); 25] = [
+        let anywhere: [(&str, Op); 26] = [
             ("spread", |x| x.spread(&x.slice(2..3))),
             ("norm", |x| x.norm()),
             ("largest", |x| x.largest()),
@@ -506,10 +520,15 @@ mod tests {
             ("expand_axis", |x| x.expand_axis([6, 5, 4]).square()),
             ("concat", |x| Var::concat(&[x.row(2, 6), x.square(), x.row(0, 6)]).tanh()),
             ("linear in x", |x| x.linear(&Var::constant((0..18).map(|i| f64::from(i) - 7.0).collect()), 3)),
+            ("matmul", |x| x.slice(0..12).matmul(&x.slice(4..24), 3)),
             ("linear in w", |x| x.slice(0..12).linear(&x.slice(12..24), 4)),
         ];
-        let needs_positive: [(&str, Op); 3] =
-            [("ln", |x| x.ln()), ("sqrt", |x| x.sqrt()), ("rsqrt", |x| x.rsqrt())];
+        let needs_positive: [(&str, Op); 4] = [
+            ("ln", |x| x.ln()),
+            ("sqrt", |x| x.sqrt()),
+            ("rsqrt", |x| x.rsqrt()),
+            ("bias_correction", |x| x.bias_correction(0.9, 1e-3)),
+        ];
         for (name, op) in anywhere {
             assert!(gap(&x, op) < 1e-7, "{name}: {:e}", gap(&x, op));
         }

@@ -5,7 +5,7 @@ mod hyper;
 
 use crate::hand::*;
 use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
-use crate::{AdafacMlp, MlpLopt, NnAdam, NominalMlp, Velo};
+use crate::{AdafacMlp, Celo2, MlpLopt, NnAdam, NominalMlp, RnnMlp, Velo};
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
@@ -43,7 +43,8 @@ pub const HAND_DESIGNED: [&str; 24] = [
 ];
 
 /// The class names that [`learned`] knows; our own names of the same things work too.
-pub const LEARNED: [&str; 8] = [
+pub const LEARNED: [&str; 10] = [
+    "Celo2",
     "AdafacMLPLOpt",
     "HyperV2",
     "LearnableAdam",
@@ -52,6 +53,7 @@ pub const LEARNED: [&str; 8] = [
     "MLPLOpt",
     "MLPNomLOpt",
     "NNAdam",
+    "RNNMLPLOpt",
 ];
 
 fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
@@ -277,6 +279,8 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
         "AdafacMLPLOpt" | "AdafacMlp" => configured::<AdafacMlp, E>(class, hyper)?,
         "MLPNomLOpt" | "NominalMlp" => configured::<NominalMlp, E>(class, hyper)?,
         "NNAdam" | "NnAdam" => configured::<NnAdam, E>(class, hyper)?,
+        "RNNMLPLOpt" | "RnnMlp" => configured::<RnnMlp, E>(class, hyper)?,
+        "Celo2" => configured::<Celo2, E>(class, hyper)?,
         "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
