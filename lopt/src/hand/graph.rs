@@ -285,7 +285,7 @@ impl<E: Float> Graph<E> {
 }
 
 /// `x y` of `x` `[m, k]` and `y` `[k, n]`, by rows, so that the inner loop is over neighbours.
-fn product<E: Float>(x: &[E], y: &[E], [m, n, inner]: [usize; 3]) -> Vec<E> {
+pub(crate) fn product<E: Float>(x: &[E], y: &[E], [m, n, inner]: [usize; 3]) -> Vec<E> {
     let mut out = vec![E::of(0.0); m * n];
     for i in 0..m {
         let row = &mut out[i * n..(i + 1) * n];
@@ -298,6 +298,6 @@ fn product<E: Float>(x: &[E], y: &[E], [m, n, inner]: [usize; 3]) -> Vec<E> {
 }
 
 /// The transpose of `x` `[m, n]`.
-fn transposed<E: Float>(x: &[E], [m, n]: [usize; 2]) -> Vec<E> {
+pub(crate) fn transposed<E: Float>(x: &[E], [m, n]: [usize; 2]) -> Vec<E> {
     (0..m * n).map(|i| x[i % m * n + i / m]).collect()
 }
