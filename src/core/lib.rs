@@ -8,6 +8,7 @@
 //! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see |
 //! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
 //! | [`ops`] | differentiable operations with exact second derivatives |
+//! | [`nn`] | layers made of them |
 //! | [`tensor`] | the glue to dfdx: dtypes, devices, tapes, parameter trees |
 //! | [`atomic`] | files that are whole or not there |
 //! | [`contract`] | checks that every implementor's tests call |
@@ -21,6 +22,7 @@ mod error;
 mod flat;
 mod key;
 mod layout;
+pub mod nn;
 pub mod ops;
 mod optimizer;
 mod task;
