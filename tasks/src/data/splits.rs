@@ -150,16 +150,15 @@ impl Splits {
             }
         };
         let n = part.len() as u64;
-        let order = at.key.named("order").fold_in(at.split as u64);
+        let order = at.key.named("order");
         let mut j = u128::from(at.step) * size as u128; // a stream may be longer than 2^64
         let mut row = 0;
         while row < size {
             let (epoch, start) = (j / u128::from(n), (j % u128::from(n)) as u64);
-            let shuffle = Permutation::new(n as u32, order.fold_in(epoch as u64));
+            let shuffle =
+                Permutation::new(n as u32, order.fold_in((epoch as u64).wrapping_mul(4) + at.split as u64));
             let run = (size - row).min((n - start) as usize);
-            for i in 0..run {
-                f(row + i, part[shuffle.index(start as u32 + i as u32) as usize] as usize);
-            }
+            shuffle.each(start as u32, run as u32, |i, p| f(row + i, part[p as usize] as usize));
             row += run;
             j += run as u128;
         }
@@ -196,11 +195,16 @@ impl Splits {
             let f = self.data.features();
             self.each(at, labels.len(), |row, i| {
                 labels[row] = self.data.labels[i];
-                for (out, x) in rows[row * f..(row + 1) * f].iter_mut().zip(self.data.image(i)) {
-                    *out = E::of(f64::from(*x));
-                }
+                widen(self.data.image(i), &mut rows[row * f..(row + 1) * f]);
             });
         });
+    }
+}
+
+/// Copies f32 numbers to another dtype.
+fn widen<E: Float>(from: &[f32], to: &mut [E]) {
+    for (to, x) in to.iter_mut().zip(from) {
+        *to = E::of(f64::from(*x));
     }
 }
 
@@ -290,5 +294,5 @@ mod tests {
         assert_eq!(s.indices(at(Split::Train, 10, 0), 4), PINNED);
         assert_eq!(s.indices(at(Split::Train, u64::MAX, 0), 2000).len(), 2000);
     }
-    const PINNED: [u32; 4] = [688, 1652, 983, 439];
+    const PINNED: [u32; 4] = [913, 116, 67, 80];
 }
