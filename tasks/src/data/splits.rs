@@ -1,7 +1,7 @@
 //! Which images belong to a split, and which of them a batch holds.
 
 use super::{digits, ImageBatch, ImageData, Permutation};
-use outerloop_core::tensor::{Backend, Dim};
+use outerloop_core::tensor::{Backend, Dim, HasShape};
 use outerloop_core::{BatchKey, Error, Float, Key, Result, Split};
 use std::sync::Arc;
 
@@ -184,20 +184,29 @@ impl Splits {
         features: F,
     ) -> ImageBatch<F, E, B> {
         assert_eq!(features.size(), self.data.features(), "{}: features per image", self.data.name);
-        let mut batch = ImageBatch::zeros(dev, size, features);
-        self.refill(at, &mut batch);
-        batch
+        let mut labels = vec![0; size];
+        let images = dev.tensor_from_vec(self.gather(at, &mut labels), (size, features));
+        ImageBatch { images, labels }
     }
 
-    /// Overwrites `batch` with the one that `at` names, of the same size; allocates nothing.
+    /// Overwrites `batch` with the one that `at` names, of the same size.
     pub fn refill<F: Dim, E: Float, B: Backend<E>>(&self, at: BatchKey, batch: &mut ImageBatch<F, E, B>) {
-        batch.fill(|rows, labels| {
-            let f = self.data.features();
-            self.each(at, labels.len(), |row, i| {
-                labels[row] = self.data.labels[i];
-                widen(self.data.image(i), &mut rows[row * f..(row + 1) * f]);
-            });
+        let shape = *batch.images.shape();
+        // The pixels are moved into the tensor: copying 32 kB into the old one costs up to 11 us when
+        // the two buffers are neighbours (4 kB aliasing in memcpy), an allocation 0.1 us.
+        let pixels = self.gather(at, &mut batch.labels);
+        batch.images = batch.images.device().tensor_from_vec(pixels, shape);
+    }
+
+    /// The pixels of the batch that `at` names, `[labels.len(), features]`, and its labels.
+    fn gather<E: Float>(&self, at: BatchKey, labels: &mut [u32]) -> Vec<E> {
+        let f = self.data.features();
+        let mut pixels = vec![E::of(0.0); labels.len() * f];
+        self.each(at, labels.len(), |row, i| {
+            labels[row] = self.data.labels[i];
+            widen(self.data.image(i), &mut pixels[row * f..(row + 1) * f]);
         });
+        pixels
     }
 }
 
