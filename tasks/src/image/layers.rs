@@ -1,16 +1,12 @@
-//! Layers that are made of dfdx operations: nonlinearities, norms, the squared error.
+//! What lies between the linear layers, and the squared error.
 
-use dfdx::prelude::{leakyrelu, BroadcastTo, MeanTo, PutTape};
-use outerloop_core::ops::Activation;
-use outerloop_core::tensor::{Axis, Backend, HasShape, Mode, Rank0, Tensor};
+use outerloop_core::ops::{self, Activation};
+use outerloop_core::tensor::{Backend, HasShape, Mode, Rank0, Shape, Tensor};
 use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
 
 /// Activations and their batch, `[N, C]`.
 pub(super) type Rows<E, B, M> = Tensor<(usize, usize), E, B, M>;
-
-/// The epsilon of both norms: haiku's default.
-const NORM_EPS: f64 = 1e-5;
 
 /// The nonlinearities that the reference's families sample from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -79,65 +75,23 @@ impl Nonlinearity {
     }
 
     /// Applies it element by element.
-    pub(super) fn apply<E: Float, B: Backend<E>, M: Mode<E, B>>(self, z: Rows<E, B, M>) -> Rows<E, B, M> {
+    pub(super) fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+        self,
+        z: Tensor<S, E, B, M>,
+    ) -> Tensor<S, E, B, M> {
         match self {
-            Self::Relu => z.relu(),
-            Self::Relu6 => z.clamp(0.0, 6.0),
-            Self::Selu => {
-                let (lambda, alpha) = (1.0507009873554805, 1.6732632423543772);
-                let below = (z.clone().clamp(f64::NEG_INFINITY, 0.0).exp() - E::of(1.0)) * E::of(alpha);
-                (z.relu() + below) * E::of(lambda)
-            }
-            Self::Tanh => z.tanh(),
-            Self::Cos => z.cos(),
-            Self::Sin => z.sin(),
-            Self::Sigmoid => z.sigmoid(),
-            Self::Silu => z.clone().sigmoid() * z,
-            Self::Gelu => z.fast_gelu(),
-            Self::LeakyRelu => leakyrelu(z, E::of(-0.5)),
+            Self::Relu => ops::relu(z),
+            Self::Relu6 => ops::relu6(z),
+            Self::Selu => ops::selu(z),
+            Self::Tanh => ops::tanh(z),
+            Self::Cos => ops::cos(z),
+            Self::Sin => ops::sin(z),
+            Self::Sigmoid => ops::sigmoid(z),
+            Self::Silu => ops::silu(z),
+            Self::Gelu => ops::gelu(z),
+            Self::LeakyRelu => ops::leaky_relu(z, -0.5),
         }
     }
-}
-
-/// `y scale + offset`, row by row; `scale` and `offset` `[C]`.
-fn affine<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    y: Rows<E, B, M>,
-    scale: &Tensor<(usize,), E, B>,
-    offset: &Tensor<(usize,), E, B>,
-) -> Rows<E, B, M> {
-    let shape = *y.shape();
-    let rows =
-        |t: &Tensor<(usize,), E, B>| t.clone().put_tape(M::default()).broadcast_like::<_, Axis<0>>(&shape);
-    y * rows(scale) + rows(offset)
-}
-
-/// Layer norm over the last axis: `(x − mean) / sqrt(var + eps) · scale + offset`.
-pub(super) fn layer_norm<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    x: Rows<E, B, M>,
-    scale: &Tensor<(usize,), E, B>,
-    offset: &Tensor<(usize,), E, B>,
-) -> Rows<E, B, M> {
-    affine(x.normalize::<Axis<1>>(NORM_EPS), scale, offset)
-}
-
-/// Batch norm with the batch's own statistics; also returns its means and biased variances `[C]`.
-pub(super) fn batch_norm<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    x: Rows<E, B, M>,
-    scale: &Tensor<(usize,), E, B>,
-    offset: &Tensor<(usize,), E, B>,
-) -> (Rows<E, B, M>, Vec<E>, Vec<E>) {
-    let (rows, cols) = *x.shape();
-    let (mut mean, mut var) = (vec![E::of(0.0); cols], vec![E::of(0.0); cols]);
-    let values = x.as_vec();
-    let n = E::of(rows as f64);
-    let each = |out: &mut [E], f: &dyn Fn(usize, E) -> E| {
-        for row in values.chunks_exact(cols.max(1)) {
-            row.iter().enumerate().for_each(|(j, v)| out[j] += f(j, *v) / n);
-        }
-    };
-    each(&mut mean, &|_, v| v);
-    each(&mut var, &|j, v| (v - mean[j]) * (v - mean[j]));
-    (affine(x.normalize::<Axis<0>>(NORM_EPS), scale, offset), mean, var)
 }
 
 /// Mean over rows and classes of `(logit − onehot)²`.
@@ -151,5 +105,5 @@ pub(super) fn one_hot_mse<E: Float, B: Backend<E>, M: Mode<E, B>>(
         row[label as usize] = E::of(1.0);
     }
     let target = logits.device().tensor_from_vec(target, (rows, classes));
-    (logits - target).square().mean()
+    ops::mse(logits, &target)
 }

@@ -1,10 +1,10 @@
 //! MLPs whose shapes are known at run time only.
 
-use super::layers::{batch_norm, layer_norm, one_hot_mse, Nonlinearity, Rows};
-use super::{fill_truncated_normal, normalize_cross_entropy, normalize_mse};
+use super::layers::{one_hot_mse, Nonlinearity, Rows};
+use super::{normalize_cross_entropy, normalize_mse};
 use crate::data::{ImageBatch, Splits};
 use dfdx::prelude::PutTape;
-use outerloop_core::ops::{linear, softmax_cross_entropy, Activation};
+use outerloop_core::ops::{batch_norm, layer_norm, linear, softmax_cross_entropy, Activation};
 use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, Rank0, Tensor};
 use outerloop_core::{BatchKey, Error, Float, Key, Layout, Result, Task};
 use serde::{Deserialize, Serialize};
@@ -218,7 +218,8 @@ impl<E: Float, B: Backend<E>> Task<E, B> for MlpTask {
         for (i, entry) in self.layout.entries().iter().enumerate() {
             let out = &mut flat[entry.range()];
             if let [fan_in, _] = entry.shape[..] {
-                fill_truncated_normal(key.fold_in(i as u64), fan_in, self.config.init_scale, out);
+                let sigma = self.config.init_scale / (fan_in as f64).sqrt();
+                key.fold_in(i as u64).fill_truncated_normal(out, sigma);
             } else if entry.name.starts_with("scale") {
                 out.fill(E::of(1.0));
             }
