@@ -12,6 +12,7 @@
 //! | [`theta`] | theta as a file |
 //! | [`dual`] | numbers that carry derivatives, for elementwise rules written once |
 
+mod adafac_mlp;
 pub mod dual;
 pub mod features;
 pub mod hand;
@@ -19,14 +20,24 @@ pub mod kernel;
 pub mod learnable;
 #[cfg(test)]
 mod learned_golden;
+mod lstm;
 mod mlp;
 mod mlp_lopt;
+mod nn_adam;
+mod nominal_mlp;
 pub mod registry;
 mod tape;
 mod taped;
 pub mod theta;
+mod velo;
 
+pub use adafac_mlp::AdafacMlp;
 pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 pub use mlp_lopt::MlpLopt;
+pub use nn_adam::NnAdam;
+pub use nominal_mlp::{NominalGradient, NominalMlp};
+#[doc(hidden)]
+pub use outerloop_core;
 pub use tape::{Tape, Var};
-pub use taped::{StepVars, Taped, Theta, UpdateRule};
+pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};
+pub use velo::Velo;

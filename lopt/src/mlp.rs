@@ -68,6 +68,30 @@ impl MlpShape {
     }
 }
 
+/// One dense layer `y = Wᵀ x + b` from theta's tensors `{name}/w` `[in, out]` and `{name}/b` `[out]`;
+/// `x` `[in, n]`.
+pub(crate) fn dense<E: Float>(theta: &Theta<E>, name: &str, x: &Var<E>) -> Var<E> {
+    let b = theta.get(&format!("{name}/b"));
+    let inputs = theta.get(&format!("{name}/w")).len() / b.len();
+    x.linear(&theta.get(&format!("{name}/w")), b.len()) + b.expand_axis([b.len(), x.len() / inputs, 1])
+}
+
+/// Names and shapes of a [`dense`] layer.
+pub(crate) fn dense_tensors(name: &str, inputs: usize, outputs: usize) -> [(String, Vec<usize>); 2] {
+    [(format!("{name}/w"), vec![inputs, outputs]), (format!("{name}/b"), vec![outputs])]
+}
+
+/// Initial theta of [`dense`] layers and other tensors: tensors named `.../w` are truncated normal
+/// with σ = 1/√inputs, all others 0.
+pub(crate) fn init_dense<E: Float>(layout: &Layout, key: Key) -> Vec<E> {
+    let mut theta = vec![E::of(0.0); layout.len()];
+    for entry in layout.entries().iter().filter(|e| e.name.ends_with("/w")) {
+        let std = 1.0 / (entry.shape[0] as f64).sqrt();
+        truncated_normal(key.named(&entry.name), std, &mut theta[entry.range()]);
+    }
+    theta
+}
+
 /// Normal numbers of standard deviation `std` (before truncation), redrawn outside ±2 `std`.
 pub fn truncated_normal<E: Float>(key: Key, std: f64, out: &mut [E]) {
     let mut rng = key.rng();

@@ -1,10 +1,11 @@
 //! [`MlpLopt`]: a small network per parameter, on gradient, parameter, six momenta and the time.
 
-use crate::features::{momenta, normalize, time};
+use crate::features::{adafac, averages, normalize, time};
 use crate::kernel::{self, MlpKernel};
 use crate::mlp::{sorted_layout, MlpShape};
-use crate::{StepVars, Taped, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params};
+use crate::taped::{zero_slots, Slots};
+use crate::{learned_optimizer, StepVars, Taped, Theta, UpdateRule, Var};
+use outerloop_core::{Float, Key, Layout, Optimizer};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -68,47 +69,38 @@ impl UpdateRule for MlpLopt {
         Arc::new(sorted_layout(self.network().tensors()))
     }
 
-    fn init<E: Float>(&self, _: &Theta<E>, params: &Params<E>, num_steps: Option<u64>) -> OptState<E> {
-        OptState::new(params, num_steps).with_slot("momentum", DECAYS.len() * params.data.len(), E::of(0.0))
+    fn init_theta<E: Float>(&self, key: Key) -> Vec<E> {
+        let layout = self.theta_layout();
+        let mut theta = vec![E::of(0.0); layout.len()];
+        self.network().init(&layout, &mut theta, key);
+        theta
+    }
+
+    fn init_slots<E: Float>(&self, _: &Theta<E>, layout: &Layout, _: Option<u64>) -> Slots<E> {
+        zero_slots([("momentum", DECAYS.len() * layout.len())])
     }
 
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>) {
-        let len = now.params.len();
-        let momentum = momenta::update(&now.slots[0], &now.grad, &DECAYS);
+        let momentum = averages::update(&now.slots[0], &now.grad, &averages::fixed_rates(&DECAYS));
         let network = self.network();
         let next = now.tensors().map(|(_, at)| {
             let n = at.len();
             let mut features = vec![now.grad.slice(at.clone()), now.params.slice(at.clone())];
-            features.extend((0..DECAYS.len()).map(|k| momentum.slice(k * len + at.start..k * len + at.end)));
+            features.extend(adafac::tensor_rows(&momentum, DECAYS.len(), &at));
             let out = network.forward(theta, Self::inputs(&features, now.step));
             let (direction, magnitude) = (out.row(0, n), out.row(1, n));
             &features[1] - (direction * magnitude.scale(self.exp_mult).exp()).scale(self.step_mult)
         });
         (Var::concat(&next.collect::<Vec<_>>()), vec![momentum])
     }
-}
 
-impl<E: Float> LearnedOptimizer<E> for MlpLopt {
-    fn name(&self) -> String {
-        UpdateRule::name(self)
-    }
-    fn architecture(&self) -> String {
-        crate::registry::architecture("MLPLOpt", self)
-    }
-    fn theta_layout(&self) -> Arc<Layout> {
-        UpdateRule::theta_layout(self)
-    }
-    fn init(&self, key: Key) -> Vec<E> {
-        let layout = UpdateRule::theta_layout(self);
-        let mut theta = vec![E::of(0.0); layout.len()];
-        self.network().init(&layout, &mut theta, key);
-        theta
-    }
-    fn opt_fn(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
+    fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
         kernel::in_f32(theta, |theta| MlpKernel::new(self.clone(), theta, kernel::Path::best()))
             .unwrap_or_else(|| Box::new(Taped::new(self.clone(), theta)))
     }
 }
+
+learned_optimizer!(MlpLopt);
 
 #[cfg(test)]
 mod tests {
@@ -140,7 +132,11 @@ mod tests {
             for t in [0, 4] {
                 let (state, _) = golden.run::<f64>(&config, t);
                 let grad = Var::constant(golden.grad(t));
-                let momentum = momenta::update(&Var::constant(state.slots[0].data.clone()), &grad, &DECAYS);
+                let momentum = averages::update(
+                    &Var::constant(state.slots[0].data.clone()),
+                    &grad,
+                    &averages::fixed_rates(&DECAYS),
+                );
                 let len = state.params.len();
                 for e in golden.layout.entries() {
                     let n = e.numel();

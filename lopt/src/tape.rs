@@ -243,9 +243,9 @@ impl<E: Float> Var<E> {
         let c = E::of(c);
         self.map(move |x| x + c, |_, _| E::ONE)
     }
-    /// The elementwise larger one; a tie belongs to `self`.
+    /// The elementwise larger one, NaN if one is NaN; a tie belongs to `self`.
     pub fn max(&self, other: &Self) -> Self {
-        let pick = |a: E, b: E| b > a;
+        let pick = |a: E, b: E| b > a || (num_traits::Float::is_nan(b) && !num_traits::Float::is_nan(a));
         self.zip(
             other,
             move |a, b| if pick(a, b) { b } else { a },
@@ -253,7 +253,7 @@ impl<E: Float> Var<E> {
             move |a, b| if pick(a, b) { E::ONE } else { E::of(0.0) },
         )
     }
-    /// The elementwise smaller one; a tie belongs to `self`.
+    /// The elementwise smaller one, NaN if one is NaN; a tie belongs to `self`.
     pub fn min(&self, other: &Self) -> Self {
         -(-self).max(&-other)
     }
@@ -266,6 +266,38 @@ impl<E: Float> Var<E> {
     pub fn sum(&self) -> Self {
         let total = self.value.iter().copied().sum();
         self.unary(vec![total], |adj, out| out.iter_mut().for_each(|o| *o += adj[0]))
+    }
+
+    /// The mean of the squared distances from `center` (length 1), length 1.
+    pub fn spread(&self, center: &Self) -> Self {
+        (self - center).square().mean()
+    }
+    /// The Euclidean norm, length 1; slope 0 at the origin.
+    pub fn norm(&self) -> Self {
+        let norm = self.value.iter().map(|x| *x * *x).sum::<E>().sqrt();
+        let x = self.value.clone();
+        self.unary(vec![norm], move |adj, out| {
+            if norm != E::of(0.0) {
+                axpy(adj[0] / norm, &x, out);
+            }
+        })
+    }
+    /// The largest element, length 1; NaN if there is one.
+    ///
+    /// # Panics
+    /// If there are no elements.
+    pub fn largest(&self) -> Self {
+        (1..self.len()).fold(self.slice(0..1), |a, i| a.max(&self.slice(i..i + 1)))
+    }
+
+    /// `[rows, cols]` to `[cols, rows]`.
+    pub fn transpose(&self, rows: usize, cols: usize) -> Self {
+        let value = (0..rows * cols).map(|i| self.value[i % rows * cols + i / rows]).collect();
+        self.unary(value, move |adj, out| {
+            for (i, a) in adj.iter().enumerate() {
+                out[i % rows * cols + i / rows] += *a;
+            }
+        })
     }
 
     /// `[outer, axis, inner]` to `[outer, inner]`: the mean over the middle axis.
@@ -449,7 +481,11 @@ mod tests {
         Key::new(4).fill_normal(&mut x);
         let positive: Vec<f64> = x.iter().map(|x| x.abs() + 0.1).collect();
         type Op = fn(&Var<f64>) -> Var<f64>;
-        let anywhere: [(&str, Op); 21] = [
+        let anywhere: [(&str, Op); 25] = [
+            ("spread", |x| x.spread(&x.slice(2..3))),
+            ("norm", |x| x.norm()),
+            ("largest", |x| x.largest()),
+            ("transpose", |x| x.transpose(4, 6).row(1, 8)),
             ("exp", |x| x.exp()),
             ("tanh", |x| x.tanh()),
             ("sigmoid", |x| x.sigmoid()),
@@ -492,8 +528,12 @@ mod tests {
     }
 
     #[test]
-    fn relu_and_clip_keep_nan() {
+    fn selections_keep_nan() {
         let x = Var::constant(vec![f64::NAN]);
         assert!(x.relu().data()[0].is_nan() && x.clip(-1.0, 1.0).data()[0].is_nan());
+        let one = Var::scalar(1.0);
+        for y in [x.max(&one), one.max(&x), x.min(&one), one.min(&x)] {
+            assert!(y.data()[0].is_nan());
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! [`Taped`]: an optimizer, with its derivative, from one update written in [`Tape`] operations.
 
 use crate::{Tape, Var};
-use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Slot, UpdateAdjoint, UpdateVjp};
 use std::{ops::Range, sync::Arc};
 
 /// Meta-parameters as tape variables.
@@ -54,16 +54,61 @@ impl<E: Float> StepVars<E> {
     }
 }
 
+/// Named initial slots of an optimizer.
+pub type Slots<E> = Vec<(&'static str, Var<E>)>;
+
 /// A learned update rule, written once for every dtype, for values and for derivatives.
-pub trait UpdateRule: Clone + Send + Sync + 'static {
-    /// Short name for reports.
+/// [`learned_optimizer!`](crate::learned_optimizer) makes it a
+/// [`LearnedOptimizer`](outerloop_core::LearnedOptimizer).
+pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
+    /// Short name for reports and files.
     fn name(&self) -> String;
     /// Names and shapes of theta.
     fn theta_layout(&self) -> Arc<Layout>;
-    /// The state before the first update.
-    fn init<E: Float>(&self, theta: &Theta<E>, params: &Params<E>, num_steps: Option<u64>) -> OptState<E>;
+    /// Initial theta.
+    fn init_theta<E: Float>(&self, key: Key) -> Vec<E>;
+    /// The slots before the first update of parameters of this layout.
+    fn init_slots<E: Float>(&self, theta: &Theta<E>, layout: &Layout, num_steps: Option<u64>) -> Slots<E>;
     /// One update: the next `params` and `slots` (the other fields are ignored).
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>);
+    /// The optimizer at `theta`; override it to use a kernel.
+    fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
+        Box::new(Taped::new(self.clone(), theta))
+    }
+    /// The name with all hyperparameters as JSON; [`crate::registry::from_architecture`] reads it back.
+    fn architecture(&self) -> String {
+        crate::registry::architecture(&self.name(), self)
+    }
+}
+
+/// Implements [`LearnedOptimizer`](outerloop_core::LearnedOptimizer) for an
+/// [`UpdateRule`](crate::UpdateRule).
+#[macro_export]
+macro_rules! learned_optimizer {
+    ($rule:ty) => {
+        impl<E: $crate::outerloop_core::Float> $crate::outerloop_core::LearnedOptimizer<E> for $rule {
+            fn name(&self) -> String {
+                $crate::UpdateRule::name(self)
+            }
+            fn architecture(&self) -> String {
+                $crate::UpdateRule::architecture(self)
+            }
+            fn theta_layout(&self) -> ::std::sync::Arc<$crate::outerloop_core::Layout> {
+                $crate::UpdateRule::theta_layout(self)
+            }
+            fn init(&self, key: $crate::outerloop_core::Key) -> Vec<E> {
+                $crate::UpdateRule::init_theta(self, key)
+            }
+            fn opt_fn(&self, theta: &[E]) -> Box<dyn $crate::outerloop_core::Optimizer<E>> {
+                $crate::UpdateRule::optimizer(self, theta)
+            }
+        }
+    };
+}
+
+/// Slots of zeros.
+pub(crate) fn zero_slots<E: Float>(lens: impl IntoIterator<Item = (&'static str, usize)>) -> Slots<E> {
+    lens.into_iter().map(|(name, len)| (name, Var::constant(vec![E::of(0.0); len]))).collect()
 }
 
 /// An [`UpdateRule`] with its theta, as an optimizer.
@@ -119,7 +164,12 @@ impl<R: UpdateRule, E: Float> Optimizer<E> for Taped<R, E> {
         self.rule.name()
     }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, _key: Key) -> OptState<E> {
-        self.rule.init(&self.theta(), params, num_steps)
+        let slots = self.rule.init_slots(&self.theta(), &params.layout, num_steps);
+        let mut state = OptState::new(params, num_steps);
+        for (name, value) in slots {
+            state.slots.push(Slot { name: name.into(), data: value.data().to_vec() });
+        }
+        state
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, _key: Key) {
         assert_eq!(grad.len(), state.params.len(), "{}: length of the gradient", self.rule.name());
@@ -165,5 +215,15 @@ impl<R: UpdateRule, E: Float> UpdateVjp<E> for Taped<R, E> {
             slot.data = next();
         }
         UpdateAdjoint { state, grad, loss }
+    }
+
+    fn init_vjp(&self, start: &OptState<E>, adjoint: &OptState<E>, theta: &mut [E]) {
+        let tape = Tape::default();
+        let flat = tape.leaf(&self.theta);
+        let leaf = Theta::new(self.layout.clone(), flat.clone());
+        let slots = self.rule.init_slots(&leaf, &start.layout, start.num_steps);
+        let seeds: Vec<_> = slots.iter().zip(&adjoint.slots).map(|((_, v), s)| (v, &s.data[..])).collect();
+        let pulled = tape.pull_back(&seeds, &[&flat]).remove(0);
+        theta.iter_mut().zip(pulled).for_each(|(t, a)| *t += a);
     }
 }

@@ -24,6 +24,29 @@ fn hand_designed<E: Float>() -> Vec<Box<dyn Optimizer<E>>> {
         Box::new(Clip::new(ClipRule::GlobalNorm(1e3), adam())),
         Box::new(WeightDecay::new(0.1, LossTerm::Proper, adam())),
         Box::new(Accumulate::new(2, Box::new(Clip::new(ClipRule::Value(0.5), adam())))),
+        Box::new(AdaBelief { epsilon: 1e-8, epsilon_root: 1e-8, ..AdaBelief::default() }),
+        Box::new(Yogi::default()),
+        Box::new(RAdam::default()),
+        Box::new(RAdam { beta2: 0.9, epsilon_root: 1e-8, threshold: 4.0, ..RAdam::default() }),
+        Box::new(AdaGrad::default()),
+        Box::new(Lion { learning_rate: 0.01.into(), ..Lion::default() }),
+        Box::new(ScheduleFreeAdamW { warmup_steps: 3, weight_decay: 0.1, ..ScheduleFreeAdamW::default() }),
+        Box::new(Lamb { weight_decay: 0.1, epsilon_root: 1e-8, ..Lamb::default() }),
+        Box::new(Lars { weight_decay: 0.1, trust_coefficient: 0.1, ..Lars::default() }),
+        Box::new(Lars { kind: MomentumKind::Nesterov, epsilon: 1e-3, ..Lars::default() }),
+        Box::new(Fromage::default()),
+        Box::new(Sm3::default()),
+        Box::new(Sm3 { beta2: 0.9, momentum: 0.5, ..Sm3::default() }),
+        Box::new(Adafactor { factoring: Factoring::From(2), ..Adafactor::default() }),
+        Box::new(Adafactor {
+            momentum: Some(0.9),
+            weight_decay_rate: Some(0.01),
+            step_size: StepSize::Absolute,
+            clipping_threshold: None,
+            epsilon: 1e-8,
+            ..Adafactor::default()
+        }),
+        Box::new(Graft::new(Box::new(Momentum::new(0.1, 0.9)), adam())),
         Box::new(Accumulate::new(3, Box::new(Accumulate::new(1, adam())))),
     ]
 }
@@ -51,7 +74,12 @@ fn every_optimizer_keeps_the_contract() {
 
 #[test]
 fn every_derivative_agrees_with_differences() {
-    for i in 0..hand_designed::<f64>().len() {
+    for (i, opt) in hand_designed::<f64>().iter().enumerate() {
+        // SM3's accumulators tie by construction, so no difference along one of them exists; its
+        // own test moves them together.
+        if opt.name() == "sm3" {
+            continue;
+        }
         check_update_vjp(|_| hand_designed().swap_remove(i), &[]).unwrap();
     }
     for lopt in learned::<f64>() {

@@ -105,7 +105,7 @@ pub struct Sweep<E> {
     pub window: Window,
     /// `Σₜ wₜ N(mₜ)`.
     pub loss: f64,
-    /// Its gradient by theta; the state at the start is a constant.
+    /// Its gradient by theta.
     pub grad: Vec<E>,
     /// Raw training loss before every update; NaN for a reset.
     pub train_loss: Vec<E>,
@@ -125,10 +125,17 @@ struct Step<E: Float> {
     after: Option<(Vec<E>, Vec<E>)>,
 }
 
+/// What a call did, for the backward sweep.
+enum Replayed<E: Float> {
+    /// A new run, from this state.
+    Reset(OptState<E>),
+    Trained(Step<E>),
+}
+
 impl<E: Float> TruncatedStep<E> {
     /// [`Self::window`] with the exact gradient of the meta-objective by theta. Advances the
-    /// trajectory as `window` does, to the same bits. A reset cuts the chain: what follows does not
-    /// depend on what was before.
+    /// trajectory as `window` does, to the same bits. The state at the start is a constant, unless it
+    /// is the fresh state of a run; a reset cuts the chain.
     ///
     /// Errors if the optimizer has no [`outerloop_core::UpdateVjp`].
     #[allow(clippy::too_many_arguments)] // as `window`
@@ -149,6 +156,7 @@ impl<E: Float> TruncatedStep<E> {
                 "its update has no derivative; implement `Optimizer::update_vjp` or use an ES estimator";
             Error::invalid(format!("optimizer {}", opt.name()), why)
         })?;
+        let fresh_start = (!clock.is_done && trajectory.opt.step == 0).then(|| trajectory.opt.clone());
         // Forward, with a state remembered every k calls.
         let bytes = size_of::<E>() * (2 * trajectory.opt.params.len()) + trajectory.opt.slot_bytes();
         let every = config.memory.every(steps, bytes);
@@ -183,9 +191,13 @@ impl<E: Float> TruncatedStep<E> {
             let segment = self.replay(&*opt, lane, &mut clock, &mut trajectory, calls, outer_step, worker);
             for (t, step) in segment.into_iter().enumerate().rev() {
                 match step {
-                    // The new run's start depends neither on theta nor on the old run.
-                    None => adjoint = None,
-                    Some(step) => {
+                    // The new run's start does not depend on the old run, only on theta through `init`.
+                    Replayed::Reset(start) => {
+                        if let Some(a) = adjoint.take() {
+                            vjp.init_vjp(&start, &a, &mut grad);
+                        }
+                    }
+                    Replayed::Trained(step) => {
                         let (w, m) = (weights[first + t], metas[first + t]);
                         let slope = if w == 0.0 { 0.0 } else { w * normalizer_slope(&*step.task, m) };
                         let a = adjoint.take().unwrap_or_else(|| step.before.zeros_like());
@@ -198,10 +210,14 @@ impl<E: Float> TruncatedStep<E> {
                 }
             }
         }
+        // A window that begins with a fresh run depends on theta through that run's `init`, too.
+        if let (Some(a), Some(start)) = (adjoint, fresh_start) {
+            vjp.init_vjp(&start, &a, &mut grad);
+        }
         Ok(Sweep { window, loss, grad, train_loss })
     }
 
-    /// Runs `calls` calls again, remembering what [`Self::step_back`] needs; `None` for a reset.
+    /// Runs `calls` calls again, remembering what [`Self::step_back`] needs.
     #[allow(clippy::too_many_arguments)] // as `window`
     fn replay(
         &self,
@@ -212,14 +228,14 @@ impl<E: Float> TruncatedStep<E> {
         calls: usize,
         outer_step: u64,
         worker: &mut Worker<E>,
-    ) -> Vec<Option<Step<E>>> {
+    ) -> Vec<Replayed<E>> {
         let mut place = self.place(lane, clock);
         let mut steps = Vec::with_capacity(calls);
         for _ in 0..calls {
             if clock.is_done {
                 (place.task, *clock, *t) = self.start(opt, lane, clock.episode + 1, outer_step);
                 place.keys = EpisodeKeys::new(lane, clock.episode);
-                steps.push(None);
+                steps.push(Replayed::Reset(t.opt.clone()));
                 continue;
             }
             let (before, model_state) = (t.opt.clone(), t.model_state.clone());
@@ -231,7 +247,16 @@ impl<E: Float> TruncatedStep<E> {
             clock.is_done = clock.length.is_some_and(|n| clock.inner_step >= n);
             let after = self.meta_loss.batch(at).map(|_| (t.opt.params.clone(), t.model_state.clone()));
             let task = place.task.clone();
-            steps.push(Some(Step { task, before, model_state, at, key, loss, grad: grad.to_vec(), after }));
+            steps.push(Replayed::Trained(Step {
+                task,
+                before,
+                model_state,
+                at,
+                key,
+                loss,
+                grad: grad.to_vec(),
+                after,
+            }));
         }
         steps
     }

@@ -163,6 +163,13 @@ pub trait UpdateVjp<E: Float>: Send + Sync {
         after: &OptState<E>,
         theta: &mut [E],
     ) -> UpdateAdjoint<E>;
+
+    /// **Adds** to `theta` its adjoint through [`Optimizer::init`]: `start` is the state that `init`
+    /// gave, `adjoint` the adjoint of its slots. By default nothing: most optimizers start from slots
+    /// that do not depend on theta.
+    fn init_vjp(&self, start: &OptState<E>, adjoint: &OptState<E>, theta: &mut [E]) {
+        let _ = (start, adjoint, theta);
+    }
 }
 
 /// A family of optimizers, indexed by meta-parameters theta. Learning lives outside the optimizer.

@@ -2,10 +2,18 @@
 //!
 //! | module | features | count |
 //! |---|---|---|
-//! | [`momenta`] | running averages of the gradient | one per decay |
+//! | [`averages`] | momenta and RMS averages | one per decay |
+//! | [`factored`] | Adafactor's row and column means | three per decay |
+//! | [`adafac`] | all accumulators of the Adafactor family | [`adafac::column_count`] |
 //! | [`time`] | the step number, squashed at eleven time scales | [`time::COUNT`] |
+//! | [`loss`] | averages of the loss against their own past | [`loss::COUNT`] |
+//! | [`stats`] | logarithmic magnitudes and signs of a tensor's mean and variance | as many as asked for |
 //! | [`normalize`] | scales a feature by its second moment over the tensor | as many as given |
 
-pub mod momenta;
+pub mod adafac;
+pub mod averages;
+pub mod factored;
+pub mod loss;
 pub mod normalize;
+pub mod stats;
 pub mod time;

@@ -24,6 +24,15 @@ impl At {
     }
 }
 
+/// The start of a slot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    /// The same number everywhere.
+    Constant(f64),
+    /// A copy of the parameters.
+    Params,
+}
+
 /// `[T; N]` with its length behind a type parameter.
 pub trait Array<T>: AsRef<[T]> + AsMut<[T]> {
     /// The length.
@@ -81,10 +90,10 @@ pub trait Elementwise: Send + Sync {
     /// Short name for reports.
     fn name(&self) -> String;
 
-    /// The value that fills a slot at the start.
-    fn initial(&self, slot: usize) -> f64 {
+    /// What fills a slot at the start; zeros by default.
+    fn initial(&self, slot: usize) -> Initial {
         let _ = slot;
-        0.0
+        Initial::Constant(0.0)
     }
 
     /// The meta-parameters this rule was built from; empty for a hand-designed one.
@@ -140,9 +149,15 @@ fn store<E: Float>(block: &[E; BLOCK], x: &mut [E], start: usize) {
 /// `Optimizer::init` of a rule.
 pub fn init<E: Float, R: Elementwise>(rule: &R, params: &Params<E>, num_steps: Option<u64>) -> OptState<E> {
     let n = params.data.len();
-    R::SLOTS.iter().enumerate().fold(OptState::new(params, num_steps), |s, (k, name)| {
-        s.with_slot(*name, n, <E as Float>::of(rule.initial(k)))
-    })
+    let mut state = OptState::new(params, num_steps);
+    for (k, name) in R::SLOTS.iter().enumerate() {
+        let data = match rule.initial(k) {
+            Initial::Constant(x) => vec![<E as Float>::of(x); n],
+            Initial::Params => params.data.clone(),
+        };
+        state.slots.push(Slot { name: name.to_string(), data });
+    }
+    state
 }
 
 /// `Optimizer::update` of a rule.

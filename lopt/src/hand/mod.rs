@@ -13,24 +13,41 @@
 //! ```
 
 mod accumulate;
+mod adafactor;
 mod adam;
+mod adam_kin;
 mod clip;
 pub mod elementwise;
+mod graft;
+pub mod graph;
+mod layerwise;
+mod lion;
 mod nadamw;
 mod rmsprop;
 mod schedule;
+mod schedule_free;
 mod sgd;
+mod sm3;
+pub mod tensorwise;
 mod weight_decay;
 
 pub use accumulate::Accumulate;
+pub use adafactor::{Adafactor, Factoring, StepSize};
 pub(crate) use adam::{adam_coeffs, adam_direction};
 pub use adam::{Adam, AdamW};
+pub use adam_kin::{AdaBelief, AdaGrad, RAdam, Yogi};
 pub use clip::{Clip, ClipRule};
-pub use elementwise::{Array, At, Elementwise};
+pub use elementwise::{Array, At, Elementwise, Initial};
+pub use graft::Graft;
+pub use layerwise::{Fromage, Lamb, Lars};
+pub use lion::Lion;
 pub use nadamw::{L2Sign, NAdamW};
 pub use rmsprop::RmsProp;
 pub use schedule::{Cosine, Schedule, WarmUp};
+pub use schedule_free::ScheduleFreeAdamW;
 pub use sgd::{Momentum, MomentumKind, Sgd};
+pub use sm3::Sm3;
+pub use tensorwise::Tensorwise;
 pub use weight_decay::{LossTerm, WeightDecay};
 
 use outerloop_core::{Float, Optimizer, UpdateVjp};

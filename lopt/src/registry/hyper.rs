@@ -45,6 +45,15 @@ impl<'a> Hyper<'a> {
         }
     }
 
+    pub fn optional_num(&mut self, key: &'static str, default: Option<f64>) -> Result<Option<f64>> {
+        self.read.insert(key);
+        match self.map.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(None),
+            Some(v) => v.as_f64().map(Some).ok_or_else(|| self.bad(key, "a number or null", v)),
+        }
+    }
+
     pub fn count(&mut self, key: &'static str, default: u64) -> Result<u64> {
         match self.get(key) {
             None => Ok(default),

@@ -5,7 +5,7 @@ mod hyper;
 
 use crate::hand::*;
 use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
-use crate::MlpLopt;
+use crate::{AdafacMlp, MlpLopt, NnAdam, NominalMlp, Velo};
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
@@ -15,23 +15,43 @@ use serde_json::Value;
 type Boxed<E> = Box<dyn Optimizer<E>>;
 
 /// The class names that [`hand_designed`] knows.
-pub const HAND_DESIGNED: [&str; 12] = [
+pub const HAND_DESIGNED: [&str; 23] = [
+    "AdaBelief",
+    "AdaGrad",
+    "Adafactor",
     "Adam",
     "AdamExpDecayLR",
     "AdamSqrtDecayLR",
     "AdamW",
+    "Fromage",
     "GradientAccumulator",
     "GradientClipOptimizer",
+    "GraftedOptimizer",
+    "Lamb",
+    "Lars",
     "NAdamW",
+    "OptList",
     "PiecewiseLinearAdam",
+    "RAdam",
     "RMSProp",
     "SGD",
     "SGDM",
+    "SM3",
     "WeightDecayWrapper",
+    "Yogi",
 ];
 
-/// The class names that [`learned`] knows.
-pub const LEARNED: [&str; 4] = ["LearnableAdam", "LearnableSGD", "LearnableSGDM", "MLPLOpt"];
+/// The class names that [`learned`] knows; our own names of the same things work too.
+pub const LEARNED: [&str; 8] = [
+    "AdafacMLPLOpt",
+    "HyperV2",
+    "LearnableAdam",
+    "LearnableSGD",
+    "LearnableSGDM",
+    "MLPLOpt",
+    "MLPNomLOpt",
+    "NNAdam",
+];
 
 fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
     Error::Unknown { what, got: class.into(), allowed: known.iter().map(|c| c.to_string()).collect() }
@@ -102,6 +122,56 @@ pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
             let learning_rate = h.schedule("learning_rate", 1e-4)?;
             Box::new(nadamw(&mut h, learning_rate)?)
         }
+        "OptList" => {
+            h.get("idx");
+            h.get("num_steps");
+            Box::new(opt_list(h.required("config")?)?)
+        }
+        "AdaBelief" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-16)?, h.num("eps_root", 1e-16)?);
+            Box::new(AdaBelief { learning_rate, beta1, beta2, epsilon, epsilon_root })
+        }
+        "Yogi" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            Box::new(Yogi { learning_rate, beta1, beta2, epsilon: h.num("eps", 1e-3)? })
+        }
+        "RAdam" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-8)?, h.num("eps_root", 0.0)?);
+            let threshold = h.num("threshold", 5.0)?;
+            Box::new(RAdam { learning_rate, beta1, beta2, epsilon, epsilon_root, threshold })
+        }
+        "Lamb" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-6)?, h.num("eps_root", 0.0)?);
+            let weight_decay = h.num("weight_decay", 0.0)?;
+            Box::new(Lamb { learning_rate, beta1, beta2, epsilon, epsilon_root, weight_decay })
+        }
+        "Lars" => Box::new(Lars {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            weight_decay: h.num("weight_decay", 0.0)?,
+            trust_coefficient: h.num("trust_coefficient", 0.001)?,
+            epsilon: h.num("eps", 0.0)?,
+            momentum: h.num("momentum", 0.9)?,
+            kind: h.momentum_kind("nesterov", false)?,
+        }),
+        "Fromage" => Box::new(Fromage {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            min_norm: h.num("min_norm", 1e-6)?,
+        }),
+        "AdaGrad" => Box::new(AdaGrad {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            initial_accumulator: h.num("initial_accumulator_value", 0.1)?,
+            epsilon: h.num("eps", 1e-7)?,
+        }),
+        "SM3" => Box::new(Sm3 {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            momentum: h.num("momentum", 0.9)?,
+            beta2: h.num("b2", 1.0)?,
+        }),
+        "Adafactor" => Box::new(adafactor(&mut h)?),
+        "GraftedOptimizer" => Box::new(Graft::new(inner(&mut h, "magnitude")?, inner(&mut h, "direction")?)),
         "GradientClipOptimizer" => {
             Box::new(Clip::new(ClipRule::Value(h.num("grad_clip", 3.0)?), inner(&mut h, "inner")?))
         }
@@ -151,6 +221,35 @@ fn nadamw(h: &mut Hyper, learning_rate: Schedule) -> Result<NAdamW> {
     })
 }
 
+fn rate_and_betas(h: &mut Hyper) -> Result<(Schedule, [f64; 2])> {
+    Ok((h.schedule("learning_rate", 0.01)?, [h.num("b1", 0.9)?, h.num("b2", 0.999)?]))
+}
+
+/// One configuration of the ordered list: NAdamW whose rate is a cosine over the run.
+fn opt_list(config: &Value) -> Result<NAdamW> {
+    let mut h = Hyper::new("OptList: config", config)?;
+    let learning_rate = hyper::cosine(&mut h)?.into();
+    let opt = nadamw(&mut h, learning_rate)?;
+    h.finish()?;
+    Ok(opt)
+}
+
+fn adafactor(h: &mut Hyper) -> Result<Adafactor> {
+    let least = h.count("min_dim_size_to_factor", 128)? as usize;
+    let relative = h.flag("multiply_by_parameter_scale", true)?;
+    Ok(Adafactor {
+        learning_rate: h.schedule("learning_rate", 0.01)?,
+        factoring: if h.flag("factored", true)? { Factoring::From(least) } else { Factoring::Never },
+        decay_rate: h.num("decay_rate", 0.8)?,
+        decay_offset: h.num("decay_offset", 0.0)?,
+        step_size: if relative { StepSize::Relative } else { StepSize::Absolute },
+        clipping_threshold: h.optional_num("clipping_threshold", Some(1.0))?,
+        momentum: h.optional_num("momentum", None)?,
+        weight_decay_rate: h.optional_num("weight_decay_rate", None)?,
+        epsilon: h.num("eps", 1e-30)?,
+    })
+}
+
 /// A learned optimizer; theta comes from its `init` or from a file.
 ///
 /// # Errors
@@ -160,7 +259,11 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
         "LearnableSGD" => configured::<LearnableSgd, E>(class, hyper)?,
         "LearnableSGDM" => configured::<LearnableSgdm, E>(class, hyper)?,
         "LearnableAdam" => configured::<LearnableAdam, E>(class, hyper)?,
-        "MLPLOpt" => configured::<MlpLopt, E>(class, hyper)?,
+        "MLPLOpt" | "MlpLopt" => configured::<MlpLopt, E>(class, hyper)?,
+        "AdafacMLPLOpt" | "AdafacMlp" => configured::<AdafacMlp, E>(class, hyper)?,
+        "MLPNomLOpt" | "NominalMlp" => configured::<NominalMlp, E>(class, hyper)?,
+        "NNAdam" | "NnAdam" => configured::<NnAdam, E>(class, hyper)?,
+        "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
 }
@@ -175,7 +278,7 @@ where
 }
 
 /// The text that [`LearnedOptimizer::architecture`] gives: class and hyperparameters, as
-/// `MLPLOpt {"exp_mult":0.001,...}`.
+/// `MlpLopt {"exp_mult":0.001,...}`.
 pub(crate) fn architecture(class: &str, config: &impl Serialize) -> String {
     let hyper = serde_json::to_string(config).expect("plain numbers have a JSON form");
     format!("{class} {hyper}")

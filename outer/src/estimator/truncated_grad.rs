@@ -4,7 +4,7 @@ use super::{
     masked_mean, reduce, start_lanes, trained_steps, Contribution, Estimate, EstimatorState,
     GradientEstimator,
 };
-use crate::adjoint::{Sweep, SweepConfig};
+use crate::adjoint::{StepWeights, Sweep, SweepConfig};
 use crate::unroll::TruncatedStep;
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, Result};
@@ -39,6 +39,11 @@ impl TruncatedGrad {
         check(&step, num_tasks, &sweep)?;
         if trunc_length == 0 {
             return Err(Error::invalid("trunc_length", "must be at least 1"));
+        }
+        if let StepWeights::Given(w) = &sweep.weights {
+            if w.len() != trunc_length {
+                return Err(Error::mismatch("step weights", trunc_length, w.len()));
+            }
         }
         Ok(TruncatedGrad { step, num_tasks, trunc_length, sweep })
     }

@@ -192,10 +192,9 @@ where
     let problem = Arc::new(GoldenProblem::of_estimator_case(&case.json));
     let state = EstimatorState { key: Key::new(RUN_KEY), lanes: vec![] };
     let mut map: HashMap<Key, Arc<dyn FlatTask<E>>> = HashMap::new();
-    for lane in 0..tasks {
+    for (lane, &start) in initial.iter().enumerate() {
         for episode in 0..EPISODES {
             let keys = EpisodeKeys::new(state.lane_key(lane), episode);
-            let start = initial[lane];
             let recompute = keys.data.named("recompute");
             let place = move |at: BatchKey| {
                 if at.key == recompute {
@@ -253,7 +252,6 @@ pub fn end_to_end(case: &Case) -> Outcome {
         };
     let layout = lopt.theta_layout();
     let window = number(case.get("trunc_length")) as usize;
-    let tasks = number(case.get("num_tasks")) as usize;
     let length = number(get(case.get("truncation_schedule"), "ConstantTruncationSchedule")) as u64;
     let initial: Vec<u64> = numbers(case.get("initial_inner_step")).into_iter().map(|x| x as u64).collect();
     let meta_loss = match case.get("meta_loss_split").as_str() {
@@ -262,7 +260,7 @@ pub fn end_to_end(case: &Case) -> Outcome {
         Some("outer_valid") => MetaLoss::Fresh(Split::OuterValid),
         Some(other) => return Outcome::fail(format!("unknown meta_loss_split {other}")),
     };
-    let family = Arc::new(family(case, tasks, &initial, length, window));
+    let family = Arc::new(family(case, &initial, length, window));
     let step = TruncatedStep::new(family, lopt, TruncationSchedule::Constant(length))
         .expect("a valid schedule")
         .with_meta_loss(meta_loss);
@@ -330,7 +328,7 @@ pub fn full(case: &Case) -> Outcome {
     let layout = lopt.theta_layout();
     let length = number(case.get("length")) as u64;
     let tasks = number(case.get("num_tasks")) as usize;
-    let family = Arc::new(family(case, tasks, &vec![0; tasks], length, 0));
+    let family = Arc::new(family(case, &vec![0; tasks], length, 0));
     let step =
         TruncatedStep::new(family, lopt, TruncationSchedule::Constant(length)).expect("a valid schedule");
     let common = antithetic(case, given(&case.json, false, &layout), 1);

@@ -119,7 +119,7 @@ where
     let length = number(get(case.get("truncation_schedule"), "ConstantTruncationSchedule")) as u64;
     let initial: Vec<u64> = numbers(case.get("initial_inner_step")).into_iter().map(|x| x as u64).collect();
     let layout = lopt.theta_layout();
-    let family = Arc::new(family::<E>(case, tasks, &initial, length, window));
+    let family = Arc::new(family::<E>(case, &initial, length, window));
     let step = TruncatedStep::new(family, lopt.into(), TruncationSchedule::Constant(length))
         .expect("a valid schedule");
     let state = EstimatorState { key: Key::new(RUN_KEY), lanes: vec![] };

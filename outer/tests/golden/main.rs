@@ -15,8 +15,10 @@ use fixture::{Case, Outcome};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+type Check = fn(&Case) -> Outcome;
+
 /// Kinds by file name prefix, longest first where one contains another.
-const KINDS: &[(&str, fn(&Case) -> Outcome)] = &[
+const KINDS: &[(&str, Check)] = &[
     ("B_schedules", optimizers::schedules),
     ("B_opt_", optimizers::hand_designed),
     ("C_lopt_init_theta_simple", optimizers::initial_theta),
