@@ -1,9 +1,10 @@
-//! What lies between the linear layers, and the squared error.
+//! What image models are made of: dense layers, nonlinearities, initial values, the squared error.
 
 use outerloop_core::ops::{self, Activation};
-use outerloop_core::tensor::{Backend, HasShape, Mode, Rank0, Shape, Tensor};
-use outerloop_core::Float;
+use outerloop_core::tensor::{Backend, DynParams, DynTree, HasShape, Mode, Rank0, Shape, Tensor};
+use outerloop_core::{Float, Key, Layout};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Activations and their batch, `[N, C]`.
 pub(super) type Rows<E, B, M> = Tensor<(usize, usize), E, B, M>;
@@ -48,6 +49,22 @@ impl Nonlinearity {
         Self::LeakyRelu,
     ];
 
+    /// What the reference's families draw from: all, ReLU and SiLU (there also as swish) twice.
+    pub const REFERENCE: [Nonlinearity; 12] = [
+        Self::Relu,
+        Self::Relu6,
+        Self::Selu,
+        Self::Tanh,
+        Self::Cos,
+        Self::Sin,
+        Self::Sigmoid,
+        Self::Silu,
+        Self::Gelu,
+        Self::LeakyRelu,
+        Self::Relu,
+        Self::Silu,
+    ];
+
     /// Lower-case name.
     pub fn name(self) -> &'static str {
         match self {
@@ -65,12 +82,23 @@ impl Nonlinearity {
     }
 
     /// The activation that a linear layer can fuse, where there is one.
-    pub(super) fn fused(self) -> Option<Activation> {
+    fn fused(self) -> Option<Activation> {
         match self {
             Self::Relu => Some(Activation::Relu),
             Self::Tanh => Some(Activation::Tanh),
             Self::Sigmoid => Some(Activation::Sigmoid),
             _ => None,
+        }
+    }
+
+    /// Applies it to what `layer` gives, inside the layer where that can fuse it.
+    pub(super) fn after<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+        self,
+        layer: impl FnOnce(Activation) -> Tensor<S, E, B, M>,
+    ) -> Tensor<S, E, B, M> {
+        match self.fused() {
+            Some(act) => layer(act),
+            None => self.apply(layer(Activation::Identity)),
         }
     }
 
@@ -92,6 +120,41 @@ impl Nonlinearity {
             Self::LeakyRelu => ops::leaky_relu(z, -0.5),
         }
     }
+}
+
+/// A linear layer: weights `[inputs, outputs]` at `index` of the layout, biases behind them.
+pub(super) fn dense<E: Float, B: Backend<E>, M: Mode<E, B>>(
+    params: &DynParams<E, B>,
+    index: usize,
+    x: Rows<E, B, M>,
+    outputs: usize,
+    act: Activation,
+) -> Rows<E, B, M> {
+    let inputs = x.shape().1;
+    ops::linear(x, &params.get(index, (inputs, outputs)), &params.get(index + 1, (outputs,)), act)
+}
+
+/// Initial parameters: weights (names that begin with `w`) normal with standard deviation
+/// `scale / sqrt(fan_in)`, truncated at twice that, as haiku does; names that begin with `scale` 1;
+/// others 0.
+pub(super) fn initial<E: Float, B: Backend<E>>(
+    dev: &B,
+    layout: &Arc<Layout>,
+    scale: f64,
+    key: Key,
+) -> DynParams<E, B> {
+    let mut flat = vec![E::of(0.0); layout.len()];
+    for (i, entry) in layout.entries().iter().enumerate() {
+        let out = &mut flat[entry.range()];
+        if entry.name.starts_with('w') {
+            let (_, inputs) = entry.shape.split_last().expect("weights have axes");
+            let fan_in: usize = inputs.iter().product();
+            key.fold_in(i as u64).fill_truncated_normal(out, scale / (fan_in as f64).sqrt());
+        } else if entry.name.starts_with("scale") {
+            out.fill(E::of(1.0));
+        }
+    }
+    DynParams::<E, B>::new(dev, layout.clone(), &flat)
 }
 
 /// Mean over rows and classes of `(logit − onehot)²`.
