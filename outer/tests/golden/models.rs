@@ -1,19 +1,15 @@
-//! Loss, gradient and Hessian-vector product of whole models against JAX with haiku (f64 and f32).
-//!
-//! Each file in `golden` holds `params/..`, `batch/..`, `direction/..`, and the reference's `loss_*`,
-//! `grad_*/..` and `hvp_f64/..` = Hessian times direction, under haiku's names. The models are read
-//! off the names and shapes, so a file with other sizes needs no code.
+//! The language models of kind D, read off the names and shapes of a file's tensors.
 
+use crate::losses::read;
 use dfdx::prelude::PutTape;
-use outerloop_core::ops::{self, Activation, Padding};
-use outerloop_core::tensor::{
-    Backend, Cpu, DynParams, DynTree, HasShape, Host, Mode, NoneTape, Rank0, Shape, Tensor,
-};
-use outerloop_core::{BatchKey, FlatTask, Float, Key, Layout, Task, Typed};
-use safetensors::{Dtype, SafeTensors};
+use outerloop_core::ops::{self, Activation};
+use outerloop_core::tensor::{Backend, DynParams, DynTree, HasShape, Mode, NoneTape, Rank0, Shape, Tensor};
+use outerloop_core::{BatchKey, Float, Key, Layout, Task};
+use safetensors::SafeTensors;
+use serde_json::Value;
 use std::sync::Arc;
 
-use Activation::{Identity, Relu, Sigmoid, Tanh};
+use Activation::Identity;
 
 #[derive(Clone, Copy)]
 enum Core {
@@ -24,33 +20,21 @@ enum Core {
 }
 
 #[derive(Clone, Copy)]
-enum Model {
-    Mlp(Activation),
-    LayerNormMlp,
-    /// Mean squared error against one-hot labels.
-    MseMlp,
-    AutoEncoder,
-    Conv(Activation, Pool),
+enum Kind {
     Rnn(Core),
     /// Number of heads.
     Transformer(usize),
 }
 
-#[derive(Clone, Copy)]
-enum Pool {
-    Avg,
-    Max,
-}
-
-/// A task whose parameters and only batch come from a file.
-struct Golden {
-    model: Model,
+/// A language model whose only batch comes from a file.
+pub struct TextModel {
+    kind: Kind,
     layout: Arc<Layout>,
-    params: Vec<f64>,
-    images: Vec<f64>,
-    /// `[N, H, W, C]`, or `[N, T]` for text.
-    shape: Vec<usize>,
+    rows: usize,
+    steps: usize,
+    /// `[rows, steps]`
     labels: Vec<u32>,
+    /// `[rows, steps]`
     tokens: Vec<u32>,
 }
 
@@ -88,97 +72,55 @@ impl<E: Float, B: Backend<E>> Named<'_, E, B> {
         let (i, s) = self.at(name);
         ops::embedding(self.params.traced(i, (s[0], s[1]), m), ids)
     }
-    /// The layers `prefix`, or `prefix_0`, `prefix_1`, ... as haiku numbers them.
-    fn numbered(&self, prefix: &str) -> Vec<String> {
-        let names = std::iter::once(prefix.to_string()).chain((0..99).map(|i| format!("{prefix}_{i}")));
-        names.filter(|n| self.find(&format!("{n}/w")).is_some()).collect()
-    }
 }
 
-impl<E: Float, B: Backend<E>> Task<E, B> for Golden {
+impl<E: Float, B: Backend<E>> Task<E, B> for TextModel {
     type Params = DynParams<E, B>;
-    type Batch = Option<Tensor<(usize, usize, usize, usize), E, B>>;
+    type Batch = ();
 
     fn name(&self) -> String {
         "golden".into()
     }
     fn init(&self, dev: &B, _: Key) -> Self::Params {
-        let flat: Vec<E> = self.params.iter().map(|x| E::of(*x)).collect();
-        DynTree::new(dev, self.layout.clone(), &flat)
+        DynTree::new(dev, self.layout.clone(), &vec![E::of(0.0); self.layout.len()])
     }
-    fn batch(&self, dev: &B, _: BatchKey) -> Self::Batch {
-        let &[n, h, w, c] = &self.shape[..] else { return None };
-        let data = self.images.iter().map(|x| E::of(*x)).collect();
-        Some(dev.tensor_from_vec(data, (n, h, w, c)))
-    }
-    fn loss<M: Mode<E, B>>(&self, p: &Self::Params, x: &Self::Batch, m: M) -> Tensor<Rank0, E, B, M> {
+    fn batch(&self, _: &B, _: BatchKey) {}
+    fn loss<M: Mode<E, B>>(&self, p: &Self::Params, _: &(), m: M) -> Tensor<Rank0, E, B, M> {
         let p = Named { params: p, layout: &self.layout };
-        match (self.model, x) {
-            (Model::Rnn(core), _) => self.rnn(&p, core, m),
-            (Model::Transformer(heads), _) => self.transformer(&p, heads, m),
-            (model, Some(x)) => self.vision(&p, model, x.clone(), m),
-            _ => panic!("a vision model without images"),
+        match self.kind {
+            Kind::Rnn(core) => self.rnn(&p, core, m),
+            Kind::Transformer(heads) => self.transformer(&p, heads, m),
         }
     }
 }
 
-impl Golden {
-    fn vision<E: Float, B: Backend<E>, M: Mode<E, B>>(
-        &self,
-        p: &Named<'_, E, B>,
-        model: Model,
-        images: Tensor<(usize, usize, usize, usize), E, B>,
-        m: M,
-    ) -> Tensor<Rank0, E, B, M> {
-        let n = self.shape[0];
-        let flat = ops::reshape(images.clone(), (n, self.shape[1..].iter().product::<usize>()));
-        let mlp = |act: Activation, last: Activation| {
-            let layers = p.numbered("mlp/~/linear");
-            layers.iter().enumerate().fold(flat.clone().put_tape(m), |h, (i, name)| {
-                p.linear(name, h, if i + 1 < layers.len() { act } else { last })
-            })
+impl TextModel {
+    /// The model of a file; none if its parameters are those of no known model.
+    pub fn of(file: &SafeTensors<'_>, description: &str) -> Option<Self> {
+        let layout = file_layout(file);
+        let has = |name: &str| layout.entries().iter().any(|e| e.name == name);
+        let kind = if has("transformer/embed/embeddings") {
+            Kind::Transformer(heads(&layout, description))
+        } else if has("gru/w_i") {
+            Kind::Rnn(Core::Gru)
+        } else if has("lstm/linear/w") {
+            Kind::Rnn(Core::Lstm)
+        } else {
+            let relu = ["vanilla_rnn", "irnn"].into_iter();
+            Kind::Rnn(Core::Relu(relu.into_iter().find(|n| has(&format!("{n}/linear_1/w")))?))
         };
-        match model {
-            Model::Mlp(act) => ops::softmax_cross_entropy(mlp(act, Identity), &self.labels),
-            Model::MseMlp => {
-                let logits = mlp(Relu, Identity);
-                let classes = p.vector(&format!("{}/b", p.numbered("mlp/~/linear").last().expect("layers")));
-                let classes = classes.shape().0;
-                let mut one_hot = vec![E::of(0.0); n * classes];
-                self.labels
-                    .iter()
-                    .enumerate()
-                    .for_each(|(i, &l)| one_hot[i * classes + l as usize] = E::of(1.0));
-                ops::mse(logits, &images.device().tensor_from_vec(one_hot, (n, classes)))
-            }
-            Model::AutoEncoder => ops::mse(mlp(Relu, Sigmoid), &flat),
-            Model::LayerNormMlp => {
-                let layers = p.numbered("linear");
-                let h = layers.iter().enumerate().fold(flat.put_tape(m), |h, (i, name)| {
-                    let h = p.linear(name, h, Identity);
-                    if i + 1 == layers.len() {
-                        return h;
-                    }
-                    ops::relu(p.layer_norm(&name.replace("linear", "layer_norm"), h))
-                });
-                ops::softmax_cross_entropy(h, &self.labels)
-            }
-            Model::Conv(act, pool) => {
-                let layers = p.numbered("conv2_d");
-                let h = layers.iter().enumerate().fold(images.put_tape(m), |h, (i, name)| {
-                    let (at, s) = p.at(&format!("{name}/w"));
-                    let w = p.params.get(at, (s[0], s[1], s[2], s[3]));
-                    let stride = if i == 0 { 2 } else { 1 };
-                    ops::conv2d(h, &w, &p.vector(&format!("{name}/b")), [stride; 2], Padding::Same, act)
-                });
-                let h = match pool {
-                    Pool::Avg => ops::global_avg_pool(h),
-                    Pool::Max => ops::global_max_pool(h),
-                };
-                ops::softmax_cross_entropy(p.linear("linear", h, Identity), &self.labels)
-            }
-            Model::Rnn(_) | Model::Transformer(_) => unreachable!("text models"),
-        }
+        let ids = |name: &str| -> (Vec<u32>, Vec<usize>) {
+            let (ids, shape) = read(file, name).unwrap_or_else(|| panic!("the case has no `{name}`"));
+            (ids.into_iter().map(|x| x as u32).collect(), shape)
+        };
+        let ((tokens, shape), (labels, _)) = (ids("batch/obs"), ids("batch/target"));
+        let &[rows, steps] = &shape[..] else { panic!("tokens of shape {shape:?}") };
+        Some(TextModel { kind, layout: Arc::new(layout), rows, steps, labels, tokens })
+    }
+
+    /// Names and shapes of the file.
+    pub fn layout(&self) -> Arc<Layout> {
+        self.layout.clone()
     }
 
     /// Mean cross entropy where the input token is not padding (0). Rows of `logits` are `[T, N]` if
@@ -188,7 +130,7 @@ impl Golden {
         logits: Matrix<E, B, M>,
         time_major: bool,
     ) -> Tensor<Rank0, E, B, M> {
-        let (n, t) = (self.shape[0], self.shape[1]);
+        let (n, t) = (self.rows, self.steps);
         let place = |row: usize| if time_major { row % n * t + row / n } else { row };
         let labels: Vec<u32> = (0..n * t).map(|r| self.labels[place(r)]).collect();
         let mask: Vec<E> = (0..n * t).map(|r| E::of((self.tokens[place(r)] != 0).into())).collect();
@@ -201,7 +143,7 @@ impl Golden {
         core: Core,
         m: M,
     ) -> Tensor<Rank0, E, B, M> {
-        let (n, steps) = (self.shape[0], self.shape[1]);
+        let (n, steps) = (self.rows, self.steps);
         let initial = |i: usize| {
             let (at, s) = p.at(&format!("~/initial_state_{i}"));
             ops::repeat_row(p.params.traced(at, (s[1],), m), n)
@@ -255,7 +197,7 @@ impl Golden {
         heads: usize,
         m: M,
     ) -> Tensor<Rank0, E, B, M> {
-        let (n, t) = (self.shape[0], self.shape[1]);
+        let (n, t) = (self.rows, self.steps);
         let mut h = p.embed("transformer/embed/embeddings", &self.tokens, m);
         // 0 where a key may be seen: not padding, and not later than the query.
         let mut mask = vec![E::of(-1e30); n * heads * t * t];
@@ -296,126 +238,22 @@ fn traced<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(t: &Tensor<S, E, B>,
     t.clone().put_tape(m)
 }
 
-/// A tensor of the file, widened to f64.
-fn read(file: &SafeTensors<'_>, name: &str) -> Option<(Vec<f64>, Vec<usize>)> {
-    let view = file.tensor(name).ok()?;
-    let bytes = view.data();
-    let data = match view.dtype() {
-        Dtype::F32 => {
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect()
-        }
-        Dtype::I32 => {
-            bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]).into()).collect()
-        }
-        Dtype::F64 => {
-            bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
-        }
-        other => panic!("{name}: {other:?}"),
-    };
-    Some((data, view.shape().to_vec()))
-}
-
-struct Case {
-    task: Golden,
-    direction: Vec<f64>,
-    loss: f64,
-    grad: Vec<f64>,
-    hvp: Vec<f64>,
-}
-
-fn load(name: &str, model: Model) -> Case {
-    let path = format!("{}/tests/golden/D_task_{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
-    let file = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{path}: {e}"));
+/// Names and shapes of a file's parameters, sorted.
+pub fn file_layout(file: &SafeTensors<'_>) -> Layout {
     let mut names: Vec<&str> = file.names().into_iter().filter_map(|n| n.strip_prefix("params/")).collect();
     names.sort_unstable();
-    let get = |name: &str| read(&file, name).unwrap_or_else(|| panic!("{path}: no {name}"));
-    let flat =
-        |group: &str| -> Vec<f64> { names.iter().flat_map(|n| get(&format!("{group}/{n}")).0).collect() };
-    let ids = |name: &str| -> Vec<u32> {
-        read(&file, name).map_or(Vec::new(), |(x, _)| x.into_iter().map(|x| x as u32).collect())
-    };
-    let layout = Layout::new(names.iter().map(|n| (*n, get(&format!("params/{n}")).1)));
-    let (images, shape) = read(&file, "batch/image").unwrap_or_else(|| get("batch/obs"));
-    let labels = [ids("batch/label"), ids("batch/target")].concat();
-    let task = Golden {
-        model,
-        layout: Arc::new(layout),
-        params: flat("params"),
-        images,
-        shape,
-        labels,
-        tokens: ids("batch/obs"),
-    };
-    Case {
-        task,
-        direction: flat("direction"),
-        loss: get("loss_f64").0[0],
-        grad: flat("grad_f64"),
-        hvp: flat("hvp_f64"),
-    }
+    let shape = |name: &str| file.tensor(&format!("params/{name}")).map(|t| t.shape().to_vec());
+    Layout::new(names.iter().map(|n| (*n, shape(n).expect("a tensor of the file"))))
 }
 
-/// Largest difference, NaN if there is one.
-fn worst(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if m.is_nan() || d <= m { m } else { d })
-}
-
-fn evaluate<E: Float>(task: Golden, v: &[f64]) -> [Vec<f64>; 3]
-where
-    Cpu: Host<E>,
-{
-    let task: Box<dyn FlatTask<E>> = Box::new(Typed::new(task));
-    let p = task.init(Key::new(0)).data;
-    let v: Vec<E> = v.iter().map(|x| E::of(*x)).collect();
-    let (mut g, mut h, mut plain) = (p.clone(), p.clone(), p.clone());
-    let at = BatchKey::train(0, Key::new(0));
-    let mut eval = task.evaluator();
-    let loss = eval.loss_grad_hvp(&p, &[], at, &v, &mut g, &mut h);
-    let again = eval.loss_and_grad(&p, &mut [], at, &mut plain);
-    assert_eq!((loss, &g), (again, &plain), "with and without Hv");
-    let wide = |x: &[E]| x.iter().map(|x| x.f64()).collect();
-    [wide(&[loss]), wide(&g), wide(&h)]
-}
-
-/// Checks f64 to 1e-9, f32 to the reference's own tolerances: `grad` (absolute), loss 1e-6 relative,
-/// and `hvp` ten times the reference's own distance between f32 and f64.
-fn check(name: &str, model: Model, grad_f32: f64, hvp_f32: f64) {
-    let case = load(name, model);
-    let [loss, grad, hvp] = evaluate::<f64>(load(name, model).task, &case.direction);
-    let distances = [worst(&loss, &[case.loss]), worst(&grad, &case.grad), worst(&hvp, &case.hvp)];
-    assert!(distances.iter().all(|d| *d < 1e-9), "{name} in f64: loss, gradient, Hv differ by {distances:?}");
-    let [loss, grad, hvp] = evaluate::<f32>(load(name, model).task, &case.direction);
-    let distances =
-        [worst(&loss, &[case.loss]) / case.loss, worst(&grad, &case.grad), worst(&hvp, &case.hvp)];
-    let within = [1e-6, grad_f32, hvp_f32];
-    assert!(
-        distances.iter().zip(within).all(|(d, w)| *d < w),
-        "{name} in f32: {distances:?}, allowed {within:?}"
-    );
-}
-
-macro_rules! golden {
-    ($($name:ident: $model:expr, $grad:expr, $hvp:expr;)+) => {$(
-        #[test]
-        fn $name() {
-            check(stringify!($name), $model, $grad, $hvp);
-        }
-    )+};
-}
-
-golden! {
-    mlp_relu_64_32_10: Model::Mlp(Relu), 2.1e-7, 3.1e-6;
-    mlp_tanh_64_24_16_10: Model::Mlp(Tanh), 2.3e-7, 1.7e-6;
-    mlp_mse_64_16_10: Model::MseMlp, 2.1e-7, 1.3e-6;
-    mlp_ae: Model::AutoEncoder, 1.3e-8, 5.1e-8;
-    mlp_layernorm_64_12_12_10: Model::LayerNormMlp, 5.7e-7, 7.6e-6;
-    conv_relu_avg: Model::Conv(Relu, Pool::Avg), 9.1e-6, 1.7e-5;
-    conv_tanh_max: Model::Conv(Tanh, Pool::Max), 9.3e-7, 6.8e-6;
-    rnnlm_gru: Model::Rnn(Core::Gru), 2.4e-7, 1.0e-6;
-    rnnlm_lstm: Model::Rnn(Core::Lstm), 3.4e-7, 5.1e-7;
-    rnnlm_vanilla: Model::Rnn(Core::Relu("vanilla_rnn")), 1.0e-6, 2.7e-6;
-    rnnlm_irnn: Model::Rnn(Core::Relu("irnn")), 3.5e-7, 1.0e-6;
-    transformer_lm: Model::Transformer(2), 5.5e-6, 2.7e-4;
+/// The number of heads: of the configuration that the description quotes, else by the library's key
+/// size of 32.
+fn heads(layout: &Layout, description: &str) -> usize {
+    let quoted = description.find('{').zip(description.rfind('}')).map(|(from, to)| &description[from..=to]);
+    let config: Option<Value> = quoted.and_then(|text| serde_json::from_str(text).ok());
+    let named = config.and_then(|c| c["num_heads"].as_u64()).map(|n| n as usize);
+    named.unwrap_or_else(|| {
+        let query = layout.entries().iter().find(|e| e.name == "transformer/h0_attn/query/b");
+        query.map_or(1, |e| e.numel() / 32)
+    })
 }
