@@ -7,8 +7,8 @@ use outerloop_outer::adjoint::SweepConfig;
 use outerloop_outer::estimator::{Antithetic, FullLoss};
 use outerloop_outer::run::{meta_train, RunConfig, RunDir};
 use outerloop_outer::{
-    FullEs, GradientEstimator, GradientLearner, InitialOffset, TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep,
-    TruncationSchedule, Workers,
+    FullEs, GradientEstimator, GradientLearner, InitialOffset, TruncatedEs, TruncatedGrad, TruncatedPes,
+    TruncatedStep, TruncationSchedule, Workers,
 };
 use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
 use proptest::prelude::*;
@@ -115,7 +115,10 @@ fn another_configuration_is_refused() {
     run(&dir, 2, false, 1);
     let workers = Workers::new(1).unwrap();
     let error = meta_train(&learner(3), &workers, &dir, &config(true)).unwrap_err();
-    assert!(error.to_string().contains("for 3 steps") && error.to_string().contains("for 2 steps"), "{error}");
+    assert!(
+        error.to_string().contains("for 3 steps") && error.to_string().contains("for 2 steps"),
+        "{error}"
+    );
     let error = meta_train(&learner(2), &workers, &dir, &config(false)).unwrap_err();
     assert!(error.to_string().contains("holds a run already"), "{error}");
     let missing = RunDir::new(root.path().join("missing"));
@@ -128,7 +131,8 @@ fn meta_training_learns_a_better_learning_rate() {
     // LearnableAdam starts at 1e-3, far too small to cross a quadratic in 20 steps.
     let lopt = Arc::new(LearnableAdam::default());
     let schedule = TruncationSchedule::Constant(20);
-    let step = TruncatedStep::new(Arc::new(FixedDimQuadraticFamily { dim: 10 }), lopt.clone(), schedule).unwrap();
+    let step =
+        TruncatedStep::new(Arc::new(FixedDimQuadraticFamily { dim: 10 }), lopt.clone(), schedule).unwrap();
     let common = Antithetic { num_tasks: 16, trunc_length: 10, ..Antithetic::default() };
     let pes = Box::new(TruncatedPes::new(step, common).unwrap());
     let learner = GradientLearner::new(lopt.clone(), vec![pes], Box::new(Adam::new(0.03)), 300).unwrap();
@@ -141,6 +145,7 @@ fn meta_training_learns_a_better_learning_rate() {
     let mean = |l: &[f64]| l.iter().sum::<f64>() / l.len() as f64;
     let (first, last) = (mean(&losses[..20]), mean(&losses[280..]));
     assert!(last < 0.6 * first, "meta-loss {first} -> {last}");
-    let log_lr = state.theta.params[LearnedOptimizer::<f32>::theta_layout(&*lopt).entry("log_lr").unwrap().offset];
+    let log_lr =
+        state.theta.params[LearnedOptimizer::<f32>::theta_layout(&*lopt).entry("log_lr").unwrap().offset];
     assert!(log_lr > -4.0, "log_lr {log_lr}, started at -6.9");
 }
