@@ -1,1 +1,49 @@
-//! Facade.
+//! outerloop meta-trains optimizers: it learns update rules by training them over distributions of
+//! tasks, then uses, measures and exports them.
+//!
+//! This crate only re-exports the parts; [`prelude`] holds what most programs need.
+//!
+//! | crate | owns |
+//! |---|---|
+//! | [`core`] | tasks, optimizers, keys, differentiable operations |
+//! | [`tasks`] | quadratics, image tasks, data sets |
+//! | [`lopt`] | hand-designed and learned optimizers |
+//! | [`outer`] | unrolls, gradient estimators, the learner, runs, evaluation |
+//!
+#![doc = include_str!("../README.md")]
+
+pub use outerloop_core as core;
+pub use outerloop_lopt as lopt;
+pub use outerloop_outer as outer;
+pub use outerloop_tasks as tasks;
+
+/// What most programs need: `use outerloop::prelude::*;`.
+pub mod prelude {
+    pub use outerloop_core::atomic::write_atomic;
+    pub use outerloop_core::ops::{linear, softmax_cross_entropy, Activation};
+    pub use outerloop_core::tensor::{
+        Backend, Const, Cpu, DynParams, DynTree, Mode, ParamTree, Rank0, Rank1, Rank2, Rank3, Rank4, Tensor,
+    };
+    pub use outerloop_core::{
+        collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, Key, Layout, LearnedOptimizer,
+        OptState, Optimizer, Params, Result, SingleTask, Split, Task, TaskFamily, Typed,
+    };
+    pub use outerloop_lopt::hand::{
+        Adam, AdamW, Clip, ClipRule, Cosine, Momentum, NAdamW, RmsProp, Schedule, Sgd,
+    };
+    pub use outerloop_lopt::{
+        kernel, registry, theta, HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt,
+    };
+    pub use outerloop_outer::adjoint::{Memory, StepWeights, SweepConfig};
+    pub use outerloop_outer::estimator::{Antithetic, FullLoss};
+    pub use outerloop_outer::eval::{training_curve, training_curves, Curve, EvalConfig};
+    pub use outerloop_outer::plot::{Plot, Scale, Series, Style};
+    pub use outerloop_outer::run::{meta_train, RunConfig, RunDir};
+    pub use outerloop_outer::{
+        FullEs, FullGrad, GradientEstimator, GradientLearner, InitialOffset, LearnerState, MetaLoss,
+        TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
+    };
+    pub use outerloop_tasks::data::{digits, ImageData, Splits};
+    pub use outerloop_tasks::image::{ImageMlp, ImageMlpFamily, MlpConfig, MlpTask};
+    pub use outerloop_tasks::quadratics::{FixedDimQuadraticFamily, QuadraticTask};
+}

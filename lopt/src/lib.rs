@@ -1,9 +1,24 @@
-//! Hand-designed and learned optimizers.
+//! Optimizers of outerloop, hand-designed and learned.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`hand`] | SGD, momentum, Adam and their kin; schedules; wrappers |
+//! | [`learnable`] | learned optimizers whose theta is an optimizer's hyperparameters |
+//! | [`MlpLopt`], ... | learned optimizers with a network per parameter |
+//! | [`features`] | what such networks read |
+//! | [`Taped`] | an update rule written once over arrays, with its derivative for free |
+//! | [`kernel`] | fused, vectorized twins of the rules |
+//! | [`registry`] | optimizers by name and JSON hyperparameters |
+//! | [`theta`] | theta as a file |
+//! | [`dual`] | numbers that carry derivatives, for elementwise rules written once |
 
 mod adafac_mlp;
 mod celo2;
+pub mod dual;
 pub mod features;
+pub mod hand;
 pub mod kernel;
+pub mod learnable;
 #[cfg(test)]
 mod learned_golden;
 mod lstm;
@@ -11,13 +26,16 @@ mod mlp;
 mod mlp_lopt;
 mod nn_adam;
 mod nominal_mlp;
+pub mod registry;
 mod rnn_mlp;
 mod tape;
 mod taped;
+pub mod theta;
 mod velo;
 
 pub use adafac_mlp::AdafacMlp;
 pub use celo2::{Celo2, Orthogonalize};
+pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 pub use mlp_lopt::MlpLopt;
 pub use nn_adam::NnAdam;
 pub use nominal_mlp::{NominalGradient, NominalMlp};

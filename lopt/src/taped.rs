@@ -75,15 +75,9 @@ pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
     fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
         Box::new(Taped::new(self.clone(), theta))
     }
-    /// The name with all hyperparameters: `name(key=value, ...)`, keys in order.
+    /// The name with all hyperparameters as JSON; [`crate::registry::from_architecture`] reads it back.
     fn architecture(&self) -> String {
-        let fields = match serde_json::to_value(self) {
-            Ok(serde_json::Value::Object(fields)) => fields,
-            _ => serde_json::Map::new(),
-        };
-        let mut pairs: Vec<String> = fields.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        pairs.sort();
-        format!("{}({})", self.name(), pairs.join(", "))
+        crate::registry::architecture(&self.name(), self)
     }
 }
 

@@ -1,1 +1,37 @@
-//! outerloop: outer
+//! The outer loop: truncated unrolls, gradient estimators, the learner, checkpoints and evaluation.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`truncation`] | how long inner training runs last |
+//! | [`unroll`] | trajectories and windows of inner steps |
+//! | [`adjoint`] | the exact gradient of an unroll |
+//! | [`estimator`] | meta-gradient estimators, one file each |
+//! | [`learner`] | the outer update of theta |
+//! | [`workers`] | threads; results do not depend on their number |
+//! | [`eval`] | training curves of any optimizer on any task |
+//! | [`run`] | a whole run on disk: metrics, checkpoints, stop and resume |
+//! | [`checkpoint`], [`metrics`], [`plot`], [`progress`], [`interrupt`] | what a run writes and shows |
+//!
+//! Nothing here knows tensors or tapes: tasks are flat buffers ([`outerloop_core::FlatTask`]).
+
+pub mod adjoint;
+pub mod checkpoint;
+pub mod estimator;
+pub mod eval;
+pub mod interrupt;
+pub mod learner;
+pub mod metrics;
+pub mod plot;
+pub mod progress;
+pub mod run;
+pub mod truncation;
+pub mod unroll;
+pub mod workers;
+
+pub use estimator::{
+    Estimate, EstimatorState, FullEs, FullGrad, GradientEstimator, TruncatedEs, TruncatedGrad, TruncatedPes,
+};
+pub use learner::{GradientLearner, LearnerState};
+pub use truncation::TruncationSchedule;
+pub use unroll::{InitialOffset, MetaLoss, TruncatedStep};
+pub use workers::Workers;

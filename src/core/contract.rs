@@ -132,7 +132,7 @@ pub fn check_optimizer<E: Float>(opt: &dyn Optimizer<E>) -> Result<()> {
         for t in 0..5 {
             key.named("grad").fold_in(t).fill_normal(&mut grad);
             grad[0] = E::of(0.0);
-            opt.update(&mut s, &grad, E::of(1.0 / (1.0 + t as f64)), key.fold_in(t));
+            opt.update(&mut s, &grad, E::of(1.0 / (1.0 + t as f64)), key);
         }
         s
     };
@@ -170,4 +170,94 @@ pub fn check_learned_optimizer<E: Float>(lopt: &dyn LearnedOptimizer<E>) -> Resu
         return Err(broken(&name, "init is not a pure function of its key"));
     }
     check_optimizer(&*lopt.opt_fn(&theta))
+}
+
+/// All inputs of an update that have derivatives.
+#[derive(Clone)]
+struct Inputs {
+    state: OptState<f64>,
+    grad: Vec<f64>,
+    loss: Vec<f64>,
+    theta: Vec<f64>,
+}
+
+impl Inputs {
+    /// Parameters, slots, gradient, loss, theta.
+    fn buffers(&mut self) -> Vec<(String, &mut Vec<f64>)> {
+        let mut all = vec![("parameters".to_string(), &mut self.state.params)];
+        all.extend(self.state.slots.iter_mut().map(|s| (format!("slot `{}`", s.name), &mut s.data)));
+        all.push(("gradient".into(), &mut self.grad));
+        all.push(("loss".into(), &mut self.loss));
+        all.push(("theta".into(), &mut self.theta));
+        all
+    }
+}
+
+/// Checks [`UpdateVjp`](crate::UpdateVjp) against central differences in f64, 1e-6 relative.
+///
+/// `build(theta)` makes the optimizer; `theta` is empty for a hand-designed one. On
+/// [`awkward_params`], after 0 to 4 updates, along random directions in each of: parameters, every
+/// slot, gradient, loss, theta. Slots and gradient move in proportion to their value, so zeros
+/// (where roots have no derivative) stay zero.
+pub fn check_update_vjp(build: impl Fn(&[f64]) -> Box<dyn Optimizer<f64>>, theta: &[f64]) -> Result<()> {
+    let opt = build(theta);
+    let name = opt.name();
+    let vjp = opt.update_vjp().ok_or_else(|| broken(&name, "has no `update_vjp`"))?;
+    let key = Key::new(21);
+    let state = opt.init(&awkward_params::<f64>(key.named("params")), Some(20), key);
+    let grad = vec![0.0; state.params.len()];
+    let mut at = Inputs { state, grad, loss: vec![0.0], theta: theta.to_vec() };
+    for t in 0..5 {
+        let key = key.fold_in(t);
+        key.named("grad").fill_normal(&mut at.grad);
+        at.grad[0] = 0.0;
+        at.loss[0] = 1.0 / (1.0 + t as f64);
+        // A random adjoint of the state after the update.
+        let mut after = at.state.zeros_like();
+        key.named("adjoint").fill_normal(&mut after.params);
+        for (i, s) in after.slots.iter_mut().enumerate() {
+            key.named("adjoint").fold_in(i as u64).fill_normal(&mut s.data);
+        }
+        // The adjoint times the state after the update.
+        let value = |x: &Inputs| {
+            let mut s = x.state.clone();
+            build(&x.theta).update(&mut s, &x.grad, x.loss[0], key);
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let slots = after.slots.iter().zip(&s.slots).map(|(a, s)| dot(&a.data, &s.data));
+            dot(&after.params, &s.params) + slots.sum::<f64>()
+        };
+        let mut theta_adjoint = vec![0.0; theta.len()];
+        let a = vjp.vjp(&at.state, &at.grad, at.loss[0], key, &after, &mut theta_adjoint);
+        let mut adjoint = Inputs { state: a.state, grad: a.grad, loss: vec![a.loss], theta: theta_adjoint };
+        for (i, (what, adjoint)) in adjoint.buffers().into_iter().enumerate() {
+            let here = at.clone().buffers()[i].1.clone();
+            if adjoint.len() != here.len() {
+                let why = format!("adjoint of {what}: expected length {}, got {}", here.len(), adjoint.len());
+                return Err(broken(&name, why));
+            }
+            let mut direction = vec![0.0; here.len()];
+            key.named("direction").fold_in(i as u64).fill_normal(&mut direction);
+            if what.starts_with("slot") || what == "gradient" {
+                direction.iter_mut().zip(&here).for_each(|(d, x)| *d *= x);
+            }
+            // Truncation h² and rounding 1e-16/h are both far below the tolerance.
+            let h = 1e-5;
+            let moved = |h: f64| {
+                let mut x = at.clone();
+                x.buffers()[i].1.iter_mut().zip(&direction).for_each(|(x, d)| *x += h * d);
+                value(&x)
+            };
+            let slope = (moved(h) - moved(-h)) / (2.0 * h);
+            let parts: Vec<f64> = adjoint.iter().zip(&direction).map(|(a, d)| a * d).collect();
+            let (dot, scale) = parts.iter().fold((0.0, 1e-3), |(s, m): (f64, f64), x| (s + x, m + x.abs()));
+            // NaN must fail too.
+            if (slope - dot).abs().partial_cmp(&(1e-6 * scale)) != Some(std::cmp::Ordering::Less) {
+                let why =
+                    format!("adjoint of {what} after {t} updates gives slope {dot:e}, differences {slope:e}");
+                return Err(broken(&name, why));
+            }
+        }
+        opt.update(&mut at.state, &at.grad, at.loss[0], key);
+    }
+    Ok(())
 }

@@ -8,17 +8,21 @@
 //! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see |
 //! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
 //! | [`ops`] | differentiable operations with exact second derivatives |
+//! | [`nn`] | layers made of them |
 //! | [`tensor`] | the glue to dfdx: dtypes, devices, tapes, parameter trees |
+//! | [`atomic`] | files that are whole or not there |
 //! | [`contract`] | checks that every implementor's tests call |
 //!
 //! Users write a [`Task`] with shapes checked at compile time; everything else works on one flat
 //! buffer plus a [`Layout`].
 
+pub mod atomic;
 pub mod contract;
 mod error;
 mod flat;
 mod key;
 mod layout;
+pub mod nn;
 pub mod ops;
 mod optimizer;
 mod task;

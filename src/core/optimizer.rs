@@ -119,11 +119,17 @@ pub trait Optimizer<E: Float = f32>: Send + Sync {
     /// The state before the first update. `num_steps`: planned number of updates, if known.
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E>;
 
-    /// One update in place. `loss`: the loss that `grad` belongs to. `key`: this step's randomness.
+    /// One update in place. `loss`: the loss that `grad` belongs to. `key`: the training run's key,
+    /// the same at every step; a rule that draws numbers folds in `state.step`.
     ///
     /// # Panics
     /// If `grad` and `state.params` differ in length.
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key);
+
+    /// Tells the rule a validation loss at the current parameters. Ignored by default.
+    fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
+        let _ = (state, loss);
+    }
 
     /// The derivative of `update`, if it is known. Needed by unrolled gradients only.
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {

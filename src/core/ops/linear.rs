@@ -1,8 +1,9 @@
 //! `act(x w + b)` as one operation.
 
 use super::gemm::{add_matmul, Mat};
-use super::{apply, flat, Primal, RawOp, Tangent};
-use crate::tensor::{Cpu, Dim, Float, Host, Mode, NoneTape, Tensor};
+use super::math::vectorize;
+use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use crate::tensor::{Backend, Dim, Float, Mode, Tensor};
 use dfdx::prelude::HasShape;
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,8 @@ impl Activation {
                     z
                 }
             }
-            Activation::Tanh => z.tanh(),
-            Activation::Sigmoid => E::of(1.0) / (E::of(1.0) + (-z).exp()),
+            Activation::Tanh => z.fast_tanh(),
+            Activation::Sigmoid => z.fast_sigmoid(),
         }
     }
     /// First derivative, from the value `y`.
@@ -90,7 +91,7 @@ impl<E: Float> RawOp<E> for Linear {
         add_matmul(y, Mat::new(x, self.n, self.i), Mat::new(w, self.i, self.o));
         if self.act != Activation::Identity {
             let act = self.act;
-            y.iter_mut().for_each(|v| *v = act.value(*v));
+            vectorize(|| y.iter_mut().for_each(|v| *v = act.value(*v)));
         }
     }
 
@@ -164,15 +165,13 @@ impl<E: Float> RawOp<E> for Linear {
     }
 }
 
-pub(crate) fn cpu_linear<E: Float, N: Dim, I: Dim, O: Dim, M: Mode<E, Cpu>>(
-    x: Tensor<(N, I), E, Cpu, M>,
-    w: &Tensor<(I, O), E, Cpu>,
-    b: &Tensor<(O,), E, Cpu>,
+/// [`super::linear`] by our kernels.
+pub(crate) fn raw_linear<E: Float, B: Backend<E>, N: Dim, I: Dim, O: Dim, M: Mode<E, B>>(
+    x: Tensor<(N, I), E, B, M>,
+    w: &Tensor<(I, O), E, B>,
+    b: &Tensor<(O,), E, B>,
     act: Activation,
-) -> Tensor<(N, O), E, Cpu, M>
-where
-    Cpu: Host<E>,
-{
+) -> Tensor<(N, O), E, B, M> {
     let (n, i) = *x.shape();
     let o = b.shape().0;
     assert_eq!(
@@ -181,6 +180,5 @@ where
         "linear: w must be [inputs of x, length of b]"
     );
     let op = Linear { n: n.size(), i: i.size(), o: o.size(), act };
-    let inputs = vec![flat(x), flat::<_, E, NoneTape>(w.clone()), flat::<_, E, NoneTape>(b.clone())];
-    apply(op, inputs, (n, o), M::default())
+    apply(op, vec![flat(x), flat(w.clone()), flat(b.clone())], (n, o), M::default())
 }

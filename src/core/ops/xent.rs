@@ -1,84 +1,89 @@
 //! Softmax cross entropy against integer labels as one operation.
 
-use super::{apply, flat, Primal, RawOp, Tangent};
-use crate::tensor::{Cpu, Dim, Float, Host, Mode, Rank0, Tensor};
+use super::math::vectorize;
+use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Tensor};
 use dfdx::prelude::HasShape;
 
+/// `Σᵢ wᵢ (−ln softmax(zᵢ)[labelᵢ])`, with weights that sum to 1.
 struct Xent<E> {
     classes: usize,
     labels: Vec<u32>,
+    weights: Vec<E>,
     /// Softmax probabilities, `[n, classes]`; filled by `forward`.
     probs: Vec<E>,
+}
+
+impl<E: Float> Xent<E> {
+    /// Rows of probabilities with their label and weight.
+    fn rows(&self) -> impl Iterator<Item = (&[E], usize, E)> {
+        let labels = self.labels.iter().zip(&self.weights);
+        self.probs.chunks_exact(self.classes.max(1)).zip(labels).map(|(p, (&l, &w))| (p, l as usize, w))
+    }
 }
 
 impl<E: Float> RawOp<E> for Xent<E> {
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         self.probs.extend_from_slice(x[0]);
+        let c = self.classes.max(1);
         let mut loss = E::of(0.0);
-        for (row, &label) in self.probs.chunks_exact_mut(self.classes).zip(&self.labels) {
+        for ((row, &label), &w) in self.probs.chunks_exact_mut(c).zip(&self.labels).zip(&self.weights) {
+            // −ln softmax = max − z_label + ln Σ e^(z−max); the logarithm follows below.
             let max = row.iter().fold(row[0], |a, &b| if b > a { b } else { a });
-            let own = row[label as usize];
-            let mut sum = E::of(0.0);
-            for v in row.iter_mut() {
-                *v = (*v - max).exp();
-                sum += *v;
-            }
-            // −ln softmax = ln Σ e^(z−max) + max − z_label
-            loss += sum.ln() + max - own;
+            row.iter_mut().for_each(|v| *v -= max);
+            loss -= w * row[label as usize];
+        }
+        let probs = &mut self.probs;
+        vectorize(|| probs.iter_mut().for_each(|v| *v = v.fast_exp()));
+        for (row, &w) in self.probs.chunks_exact_mut(c).zip(&self.weights) {
+            let sum: E = row.iter().copied().sum();
+            loss += w * num_traits::Float::ln(sum);
             let inv = E::of(1.0) / sum;
             row.iter_mut().for_each(|v| *v *= inv);
         }
-        y[0] = loss / E::of(self.labels.len() as f64);
+        y[0] = loss;
     }
 
     fn vjp(&self, _: &[&[E]], _: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]) {
         let Some(dx) = &mut dx[0] else { return };
-        let c = dy[0] / E::of(self.labels.len() as f64);
-        let rows = dx.chunks_exact_mut(self.classes).zip(self.probs.chunks_exact(self.classes));
-        for ((dx, p), &label) in rows.zip(&self.labels) {
-            // dz = (p − onehot) dy / n
-            for (d, p) in dx.iter_mut().zip(p) {
-                *d += c * *p;
-            }
-            dx[label as usize] -= c;
+        for (dx, (p, label, w)) in dx.chunks_exact_mut(self.classes.max(1)).zip(self.rows()) {
+            // dz = w (p − onehot) dy
+            let c = w * dy[0];
+            dx.iter_mut().zip(p).for_each(|(d, p)| *d += c * *p);
+            dx[label] -= c;
         }
     }
 
     fn jvp(&self, _: &[&[E]], _: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
         let Some(tx) = tx[0] else { return };
-        let mut sum = E::of(0.0);
-        let rows = tx.chunks_exact(self.classes).zip(self.probs.chunks_exact(self.classes));
-        for ((t, p), &label) in rows.zip(&self.labels) {
-            for (t, p) in t.iter().zip(p) {
-                sum += *t * *p;
-            }
-            sum -= t[label as usize];
+        for (t, (p, label, w)) in tx.chunks_exact(self.classes.max(1)).zip(self.rows()) {
+            let dot: E = p.iter().zip(t).map(|(p, t)| *p * *t).sum();
+            ty[0] += w * (dot - t[label]);
         }
-        ty[0] = sum / E::of(self.labels.len() as f64);
     }
 
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
         self.vjp(p.x, p.y, t.ddy, ddx);
         let (Some(ddx), Some(tx)) = (&mut ddx[0], t.tx[0]) else { return };
-        let c = p.dy[0] / E::of(self.labels.len() as f64);
-        let rows = ddx.chunks_exact_mut(self.classes).zip(tx.chunks_exact(self.classes));
-        for ((dd, t), p) in rows.zip(self.probs.chunks_exact(self.classes)) {
+        let c = self.classes.max(1);
+        for ((dd, t), (probs, _, w)) in ddx.chunks_exact_mut(c).zip(tx.chunks_exact(c)).zip(self.rows()) {
             // ṗ = p ⊙ (ż − p·ż)
-            let dot: E = p.iter().zip(t).map(|(p, t)| *p * *t).sum();
-            for ((d, p), t) in dd.iter_mut().zip(p).zip(t) {
+            let dot: E = probs.iter().zip(t).map(|(p, t)| *p * *t).sum();
+            let c = w * p.dy[0];
+            for ((d, p), t) in dd.iter_mut().zip(probs).zip(t) {
                 *d += c * *p * (*t - dot);
             }
         }
     }
 }
 
-pub(crate) fn cpu_softmax_cross_entropy<E: Float, N: Dim, C: Dim, M: Mode<E, Cpu>>(
-    logits: Tensor<(N, C), E, Cpu, M>,
+/// [`super::softmax_cross_entropy`] by our kernels, weighted; the weights sum to 1.
+#[track_caller]
+pub(crate) fn raw_softmax_cross_entropy<E: Float, B: Backend<E>, N: Dim, C: Dim, M: Mode<E, B>>(
+    logits: Tensor<(N, C), E, B, M>,
     labels: &[u32],
-) -> Tensor<Rank0, E, Cpu, M>
-where
-    Cpu: Host<E>,
-{
+    weights: Vec<E>,
+) -> Tensor<Rank0, E, B, M> {
     let (n, c) = (logits.shape().0.size(), logits.shape().1.size());
     assert_eq!(n, labels.len(), "softmax_cross_entropy: one label per row");
     assert!(
@@ -86,6 +91,24 @@ where
         "softmax_cross_entropy: labels must be below {c}, got {:?}",
         labels.iter().max()
     );
-    let op = Xent { classes: c, labels: labels.to_vec(), probs: Vec::with_capacity(n * c) };
+    let op = Xent { classes: c, labels: labels.to_vec(), weights, probs: Vec::with_capacity(n * c) };
     apply(op, vec![flat(logits)], (), M::default())
+}
+
+/// Softmax cross entropy in nats averaged with weights: `Σ wᵢ lossᵢ / Σ wᵢ`. With weights 0 and 1 it
+/// is the masked mean of language models; 0 if all weights are 0. Shapes: `logits` `[N, C]`,
+/// `labels` and `weights` `[N]`.
+///
+/// # Panics
+/// If the numbers of labels or weights differ from `N`, or a label is `C` or more.
+#[track_caller]
+pub fn weighted_softmax_cross_entropy<E: Float, B: Backend<E>, N: Dim, C: Dim, M: Mode<E, B>>(
+    logits: Tensor<(N, C), E, B, M>,
+    labels: &[u32],
+    weights: &[E],
+) -> Tensor<Rank0, E, B, M> {
+    assert_eq!(logits.shape().0.size(), weights.len(), "weighted_softmax_cross_entropy: one weight per row");
+    let sum: E = weights.iter().copied().sum();
+    let inv = if sum == E::of(0.0) { sum } else { E::of(1.0) / sum };
+    raw_softmax_cross_entropy(logits, labels, weights.iter().map(|w| *w * inv).collect())
 }

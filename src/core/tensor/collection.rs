@@ -6,25 +6,35 @@
 ///     /// A linear model.
 ///     pub struct Line<E, B> { pub w: Tensor<Rank2<4, 2>, E, B>, pub b: Tensor<Rank1<2>, E, B> }
 /// }
+/// collection! {
+///     /// One of any size.
+///     pub struct Lines<const I: usize, const O: usize; E, B> { pub w: Tensor<Rank2<I, O>, E, B> }
+/// }
 /// ```
 #[macro_export]
 macro_rules! collection {
-    ($(#[$m:meta])* $v:vis struct $name:ident<$E:ident, $B:ident> {
+    ($(#[$m:meta])* $v:vis struct $name:ident<$(const $C:ident: usize),+; $E:ident, $B:ident> $fields:tt) => {
+        $crate::collection!(@ [$(#[$m])*] $v $name [$($C)+] $E $B $fields);
+    };
+    ($(#[$m:meta])* $v:vis struct $name:ident<$E:ident, $B:ident> $fields:tt) => {
+        $crate::collection!(@ [$(#[$m])*] $v $name [] $E $B $fields);
+    };
+    (@ [$(#[$m:meta])*] $v:vis $name:ident [$($C:ident)*] $E:ident $B:ident {
         $($(#[$fm:meta])* $fv:vis $f:ident : $t:ty),+ $(,)?
     }) => {
         $(#[$m])* #[derive(Clone, Debug)]
-        $v struct $name<$E: $crate::tensor::Dtype, $B: $crate::tensor::Device<$E>> {
+        $v struct $name<$(const $C: usize,)* $E: $crate::tensor::Dtype, $B: $crate::tensor::Device<$E>> {
             $($(#[$fm])* $fv $f: $t),+
         }
-        impl<$E, $B> $crate::tensor::TensorCollection<$E, $B> for $name<$E, $B>
+        impl<$(const $C: usize,)* $E, $B> $crate::tensor::TensorCollection<$E, $B> for $name<$($C,)* $E, $B>
         where
             $E: $crate::Float,
             $B: $crate::tensor::Backend<$E>,
         {
-            type To<E2: $crate::tensor::Dtype, D2: $crate::tensor::Device<E2>> = $name<E2, D2>;
-            fn iter_tensors<V: $crate::tensor::ModuleVisitor<Self, $E, $B>>(
-                v: &mut V,
-            ) -> ::std::result::Result<::std::option::Option<Self::To<V::E2, V::D2>>, V::Err> {
+            type To<E2: $crate::tensor::Dtype, D2: $crate::tensor::Device<E2>> = $name<$($C,)* E2, D2>;
+            fn iter_tensors<Visitor: $crate::tensor::ModuleVisitor<Self, $E, $B>>(
+                v: &mut Visitor,
+            ) -> ::std::result::Result<::std::option::Option<Self::To<Visitor::E2, Visitor::D2>>, Visitor::Err> {
                 v.visit_fields(
                     ($(Self::module(stringify!($f), |s| &s.$f, |s| &mut s.$f),)+),
                     |($($f,)+)| $name { $($f),+ },

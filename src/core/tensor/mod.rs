@@ -13,9 +13,11 @@ pub use dfdx::prelude::{
 pub use dfdx::prelude::{ModuleVisitor, TensorOptions};
 pub use params::{DynParams, DynTensors, DynTree, ParamTree};
 pub use rec::{record, record_hvp, Mode, Rec, Recorded};
-pub(crate) use rec::{unique_id, with_recording};
+pub(crate) use rec::{unique_id, with_recording, Tangents};
 
+use crate::ops::{self, math, Activation};
 use crate::Key;
+use std::borrow::Cow;
 
 /// A floating dtype: f32 in use, f64 as the oracle.
 pub trait Float:
@@ -32,10 +34,16 @@ pub trait Float:
     fn of(x: f64) -> Self;
     /// Widens to f64.
     fn f64(self) -> f64;
+    /// `e^x`: for f32 a polynomial that vectorizes, within 2e-7 relative; for f64 libm's.
+    fn fast_exp(self) -> Self;
+    /// `tanh x`, likewise.
+    fn fast_tanh(self) -> Self;
+    /// `1 / (1 + e^-x)`, likewise.
+    fn fast_sigmoid(self) -> Self;
 }
 
 macro_rules! float {
-    ($t:ty) => {
+    ($t:ty, $exp:expr, $tanh:expr, $sigmoid:expr) => {
         impl Float for $t {
             #[inline(always)]
             fn of(x: f64) -> Self {
@@ -45,16 +53,29 @@ macro_rules! float {
             fn f64(self) -> f64 {
                 self as f64
             }
+            #[inline(always)]
+            fn fast_exp(self) -> Self {
+                $exp(self)
+            }
+            #[inline(always)]
+            fn fast_tanh(self) -> Self {
+                $tanh(self)
+            }
+            #[inline(always)]
+            fn fast_sigmoid(self) -> Self {
+                $sigmoid(self)
+            }
         }
     };
 }
-float!(f32);
-float!(f64);
+float!(f32, math::exp_f32, math::tanh_f32, math::sigmoid_f32);
+float!(f64, f64::exp, f64::tanh, |x: f64| 1.0 / (1.0 + (-x).exp()));
 
-/// A device for a dtype: dfdx's `Device` plus explicit sampling, buffer access and our fused ops.
+/// A device for a dtype: dfdx's `Device` plus explicit sampling and buffer access.
 ///
-/// The fused operations ([`crate::ops`]) call these hooks; their default bodies are dfdx
-/// operations, so any dfdx device works, and [`Cpu`] overrides them with our kernels.
+/// Our operations ([`crate::ops`]) run on host slices, which [`Self::host`] and [`Self::with_grads`]
+/// lend them: [`Cpu`] its own buffers, another device copies. Operations worth a kernel of their own
+/// on a device are hooks here whose default is the host's.
 pub trait Backend<E: Float>: Device<E> + Send + Sync {
     /// See [`DynParams`].
     type DynParams: DynTree<E, Self>;
@@ -75,19 +96,37 @@ pub trait Backend<E: Float>: Device<E> + Send + Sync {
     /// Copies a storage buffer to the host.
     fn read_vec(&self, v: &<Self as Storage<E>>::Vec, out: &mut [E]);
 
+    /// The elements of a contiguous tensor in host memory, in row-major order.
+    fn host<S: Shape, T>(t: &Tensor<S, E, Self, T>) -> Cow<'_, [E]>;
+
+    /// Calls `f(dy, dx)` with the gradient of `y` and those of the inputs `x` that are active (the
+    /// others are `None`), to be added to. Inputs may repeat; `y` is none of them.
+    fn with_grads(
+        grads: &mut Gradients<E, Self>,
+        y: &Tensor<(usize,), E, Self>,
+        x: &[Tensor<(usize,), E, Self>],
+        active: &[bool],
+        f: impl FnOnce(&[E], &mut [Option<&mut [E]>]),
+    ) -> Result<(), Self::Err>;
+
     /// See [`crate::ops::linear`].
     fn linear<N: Dim, I: Dim, O: Dim, M: Mode<E, Self>>(
         x: Tensor<(N, I), E, Self, M>,
         w: &Tensor<(I, O), E, Self>,
         b: &Tensor<(O,), E, Self>,
-        act: crate::ops::Activation,
-    ) -> Tensor<(N, O), E, Self, M>;
+        act: Activation,
+    ) -> Tensor<(N, O), E, Self, M> {
+        ops::raw_linear(x, w, b, act)
+    }
 
     /// See [`crate::ops::softmax_cross_entropy`].
     fn softmax_cross_entropy<N: Dim, C: Dim, M: Mode<E, Self>>(
         logits: Tensor<(N, C), E, Self, M>,
         labels: &[u32],
-    ) -> Tensor<Rank0, E, Self, M>;
+    ) -> Tensor<Rank0, E, Self, M> {
+        let n = labels.len();
+        ops::raw_softmax_cross_entropy(logits, labels, vec![E::of(1.0 / n as f64); n])
+    }
 }
 
 /// A backend whose buffers are host memory: [`Cpu`].
@@ -115,25 +154,61 @@ macro_rules! cpu {
             fn read_vec(&self, v: &<Self as Storage<$t>>::Vec, out: &mut [$t]) {
                 out.copy_from_slice(v);
             }
-            fn linear<N: Dim, I: Dim, O: Dim, M: Mode<$t, Self>>(
-                x: Tensor<(N, I), $t, Self, M>,
-                w: &Tensor<(I, O), $t, Self>,
-                b: &Tensor<(O,), $t, Self>,
-                act: crate::ops::Activation,
-            ) -> Tensor<(N, O), $t, Self, M> {
-                crate::ops::cpu_linear(x, w, b, act)
+            fn host<S: Shape, T>(t: &Tensor<S, $t, Self, T>) -> Cow<'_, [$t]> {
+                Cow::Borrowed(host_data(t))
             }
-            fn softmax_cross_entropy<N: Dim, C: Dim, M: Mode<$t, Self>>(
-                logits: Tensor<(N, C), $t, Self, M>,
-                labels: &[u32],
-            ) -> Tensor<Rank0, $t, Self, M> {
-                crate::ops::cpu_softmax_cross_entropy(logits, labels)
+            fn with_grads(
+                grads: &mut Gradients<$t, Self>,
+                y: &Tensor<(usize,), $t, Self>,
+                x: &[Tensor<(usize,), $t, Self>],
+                active: &[bool],
+                f: impl FnOnce(&[$t], &mut [Option<&mut [$t]>]),
+            ) -> Result<(), Self::Err> {
+                with_host_grads(grads, y, x, active, f)
             }
         }
     };
 }
 cpu!(f32);
 cpu!(f64);
+
+/// [`Backend::with_grads`] where gradients lie in host memory: no copies.
+fn with_host_grads<E: Float, B: Host<E>>(
+    grads: &mut Gradients<E, B>,
+    y: &Tensor<(usize,), E, B>,
+    x: &[Tensor<(usize,), E, B>],
+    active: &[bool],
+    f: impl FnOnce(&[E], &mut [Option<&mut [E]>]),
+) -> Result<(), B::Err> {
+    let ids: Vec<_> = x.iter().map(unique_id).collect();
+    let y_id = unique_id(y);
+    assert!(!ids.contains(&y_id), "an operation's output is not its input");
+    let first = |i: usize| ids[..i].iter().position(|id| *id == ids[i]).filter(|&j| active[j]);
+    let dy: *const [E] = B::slice(grads.get_or_alloc_mut(y)?);
+    // Repeated inputs (x * x) add to a buffer of their own.
+    let mut repeats: Vec<(usize, Vec<E>)> = Vec::new();
+    let mut dx: Vec<Option<*mut [E]>> = Vec::with_capacity(x.len());
+    for i in 0..x.len() {
+        let own = active[i] && first(i).is_none();
+        dx.push(if own { Some(B::slice_mut(grads.get_or_alloc_mut(&x[i])?) as *mut [E]) } else { None });
+        if active[i] && !own {
+            repeats.push((i, vec![E::of(0.0); x[i].shape().num_elements()]));
+        }
+    }
+    // SAFETY: the pointers are to heap buffers of `grads`, which stay in place when more are
+    // allocated and live until the end of its borrow; all have different ids, so none overlap.
+    let (dy, mut views): (&[E], Vec<Option<&mut [E]>>) =
+        unsafe { (&*dy, dx.into_iter().map(|p| p.map(|p| &mut *p)).collect()) };
+    for (i, buffer) in &mut repeats {
+        views[*i] = Some(buffer);
+    }
+    f(dy, &mut views);
+    for (i, buffer) in &repeats {
+        let target = B::slice_mut(grads.get_or_alloc_mut(&x[*i])?);
+        target.iter_mut().zip(buffer).for_each(|(t, b)| *t += *b);
+    }
+    Ok(())
+}
 
 /// The elements of a contiguous host tensor.
 ///

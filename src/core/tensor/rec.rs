@@ -4,7 +4,13 @@
 use super::{Backend, Float, Gradients, NoneTape, Rank0, Storage, Tape, Tensor};
 use dfdx::prelude::{Backward, Merge, OwnedTape, SplitTape, UniqueId};
 use dfdx::tensor::PutTape;
-use std::{any::Any, cell::RefCell, collections::HashMap, marker::PhantomData, rc::Rc};
+use std::{
+    any::Any,
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    marker::PhantomData,
+    rc::Rc,
+};
 
 thread_local! {
     static CURRENT: RefCell<Option<Box<dyn Any>>> = const { RefCell::new(None) };
@@ -57,7 +63,7 @@ pub(crate) struct Tangents<E> {
 pub(crate) struct Recording<E, D: Storage<E>> {
     tape: OwnedTape<E, D>,
     /// Tensors that depend on a parameter; others are data, and get no gradient.
-    active: Vec<UniqueId>,
+    active: HashSet<UniqueId>,
     /// An operation of dfdx itself took part: exact tangents are not available.
     foreign: bool,
     pub tangents: Option<Rc<RefCell<Tangents<E>>>>,
@@ -74,7 +80,7 @@ impl<E: 'static, D: Storage<E>> Recording<E, D> {
     where
         F: 'static + FnOnce(&mut Gradients<E, D>) -> Result<(), D::Err>,
     {
-        self.active.push(out);
+        self.active.insert(out);
         self.tape.add_backward_op(op);
     }
 }
@@ -105,6 +111,9 @@ pub struct Recorded<E: Float, B: Backend<E>> {
     /// Hv per parameter tensor, in the order of the ids given; `None` if an operation without
     /// tangent rule took part.
     pub hvp: Option<Vec<Option<Vec<E>>>>,
+    /// The derivative of the scalar along the direction `v` (it equals gradient · v), under the same
+    /// condition.
+    pub slope: Option<E>,
 }
 
 /// Runs `f` on a fresh tape and back-propagates its scalar. `params`: ids of the tensors to
@@ -141,7 +150,7 @@ fn run<E: Float, B: Backend<E>>(
     }
     let fresh = Recording::<E, B> {
         tape: OwnedTape::default(),
-        active: params.to_vec(),
+        active: params.iter().copied().collect(),
         foreign: false,
         tangents: tangents.clone(),
     };
@@ -155,9 +164,14 @@ fn run<E: Float, B: Backend<E>>(
     std::mem::forget(restore);
     let recording = *recording;
     let grads = value.clone().put_tape(recording.tape).backward();
-    let hvp = tangents.filter(|_| !recording.foreign).map(|t| {
+    let tangents = tangents.filter(|_| !recording.foreign);
+    let slope = tangents.as_ref().map(|t| {
+        let t = t.borrow();
+        t.value.get(&unique_id(&value)).map_or(E::of(0.0), |t| t[0])
+    });
+    let hvp = tangents.map(|t| {
         let mut t = t.borrow_mut();
         params.iter().map(|id| t.adjoint.remove(id)).collect()
     });
-    Recorded { value, grads, hvp }
+    Recorded { value, grads, hvp, slope }
 }

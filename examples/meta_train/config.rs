@@ -1,0 +1,218 @@
+//! What to meta-train and how: command line, and the file that a resumed run reads back.
+
+use clap::{Args, Parser, ValueEnum};
+use outerloop::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Meta-train a learned optimizer and compare it with hand-designed ones.
+#[derive(Parser)]
+pub struct Options {
+    #[command(flatten)]
+    config: Config,
+    /// Worker threads; 0: one per core. Results do not depend on it.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Where everything is written [default: the next free runs/meta_train-N].
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+    /// Continue the run in --run-dir [default: the newest]; its saved configuration is used.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The learned optimizer.
+    #[arg(long, value_enum, default_value_t = Lopt::Mlp)]
+    lopt: Lopt,
+    /// What it is trained on.
+    #[arg(long, value_enum, default_value_t = TaskName::DigitsMlp)]
+    task: TaskName,
+    /// How the meta-gradient is estimated.
+    #[arg(long, value_enum, default_value_t = Estimator::Pes)]
+    estimator: Estimator,
+    /// Root of all randomness.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Outer steps.
+    #[arg(long, default_value_t = 1500)]
+    pub outer_steps: u64,
+    /// Tasks trained side by side.
+    #[arg(long, default_value_t = 16)]
+    num_tasks: usize,
+    /// Inner steps per outer step.
+    #[arg(long, default_value_t = 50)]
+    trunc_length: usize,
+    /// Shortest inner run, in steps; lengths are log-uniform.
+    #[arg(long, default_value_t = 100)]
+    min_length: u64,
+    /// Longest inner run, in steps.
+    #[arg(long, default_value_t = 500)]
+    pub max_length: u64,
+    /// Standard deviation of the perturbations of theta.
+    #[arg(long, default_value_t = 0.01)]
+    std: f32,
+    /// Learning rate of the outer Adam, decayed to a tenth along a cosine.
+    #[arg(long, default_value_t = 3e-3)]
+    outer_lr: f64,
+    /// Meta-gradients are clipped to this, element by element.
+    #[arg(long, default_value_t = 3.0)]
+    clip: f64,
+    /// Scale of the learned optimizer's direction (mlp only).
+    #[arg(long, default_value_t = 0.01)]
+    step_mult: f64,
+    /// Scale of the learned optimizer's log magnitude (mlp only).
+    #[arg(long, default_value_t = 0.01)]
+    exp_mult: f64,
+    /// Width of the learned optimizer's network (mlp only).
+    #[arg(long, default_value_t = 32)]
+    hidden_size: usize,
+    /// Outer steps between checkpoints.
+    #[arg(long, default_value_t = 100)]
+    pub checkpoint_every: u64,
+    /// Steps of the final comparison.
+    #[arg(long, default_value_t = 500)]
+    pub eval_steps: u64,
+    /// Fresh starts per optimizer in the final comparison.
+    #[arg(long, default_value_t = 10)]
+    pub eval_seeds: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Lopt {
+    LearnableSgd,
+    LearnableSgdm,
+    LearnableAdam,
+    Mlp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum TaskName {
+    /// The tutorial's 64-32-10 ReLU MLP on 8x8 digits, batch 128.
+    DigitsMlp,
+    /// Digits MLPs of random width, depth, activation, initial scale and batch size.
+    DigitsMlpFamily,
+    /// Quadratics in 10 dimensions with random centers.
+    Quadratics,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Estimator {
+    /// Persistent evolution strategies.
+    Pes,
+    /// Truncated evolution strategies.
+    Es,
+    /// Evolution strategies over whole runs.
+    FullEs,
+    /// Backpropagation through truncated unrolls.
+    Grad,
+    /// Backpropagation through whole runs.
+    FullGrad,
+}
+
+impl Options {
+    /// The run directory and the configuration: from the command line, or the saved one on resume.
+    pub fn settle(&self) -> Result<(RunDir, Config)> {
+        let numbered = |n: u32| PathBuf::from(format!("runs/meta_train-{n}"));
+        let free = (1..).find(|&n| !numbered(n).exists()).unwrap_or(1);
+        let path = match (&self.run_dir, self.resume) {
+            (Some(path), _) => path.clone(),
+            (None, true) => numbered(free.max(2) - 1),
+            (None, false) => numbered(free),
+        };
+        let dir = RunDir::new(path);
+        let file = dir.file("config.toml");
+        if self.resume {
+            let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+            let config = toml::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
+            return Ok((dir, config));
+        }
+        // Refuses a directory with a run before anything in it is touched.
+        dir.create()?;
+        write_atomic(&file, self.config.to_toml()?.as_bytes())?;
+        Ok((dir, self.config.clone()))
+    }
+}
+
+impl Config {
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|e| Error::invalid("configuration", e.to_string()))
+    }
+
+    pub fn learned_optimizer(&self) -> Result<Arc<dyn LearnedOptimizer>> {
+        Ok(match self.lopt {
+            Lopt::LearnableSgd => Arc::new(LearnableSgd::default()),
+            Lopt::LearnableSgdm => Arc::new(LearnableSgdm::default()),
+            Lopt::LearnableAdam => Arc::new(LearnableAdam::default()),
+            Lopt::Mlp => Arc::new(MlpLopt {
+                exp_mult: self.exp_mult,
+                step_mult: self.step_mult,
+                hidden_size: self.hidden_size,
+                ..MlpLopt::default()
+            }),
+        })
+    }
+
+    /// The tasks, for meta-training and for the final comparison (which uses other keys).
+    pub fn family(&self) -> Result<Arc<dyn FlatFamily>> {
+        Ok(match self.task {
+            TaskName::DigitsMlp => Arc::new(SingleTask::new(ImageMlp::digits())),
+            TaskName::DigitsMlpFamily => Arc::new(ImageMlpFamily::new(Splits::digits())),
+            TaskName::Quadratics => Arc::new(FixedDimQuadraticFamily { dim: 10 }),
+        })
+    }
+
+    pub fn learner(&self, lopt: Arc<dyn LearnedOptimizer>) -> Result<GradientLearner> {
+        let schedule = TruncationSchedule::LogUniform { min: self.min_length, max: self.max_length };
+        let step = TruncatedStep::new(self.family()?, lopt.clone(), schedule)?;
+        let common = Antithetic {
+            num_tasks: self.num_tasks,
+            trunc_length: self.trunc_length,
+            std: self.std,
+            ..Antithetic::default()
+        };
+        let sweep = SweepConfig::default();
+        let estimator: Box<dyn GradientEstimator> = match self.estimator {
+            // Lanes start at random points of their runs, so that every outer step sees all ages.
+            Estimator::Pes => {
+                Box::new(TruncatedPes::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
+            }
+            Estimator::Es => {
+                Box::new(TruncatedEs::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
+            }
+            Estimator::FullEs => Box::new(FullEs::new(step, common, FullLoss::Mean)?),
+            Estimator::Grad => Box::new(TruncatedGrad::new(step, self.num_tasks, self.trunc_length, sweep)?),
+            Estimator::FullGrad => Box::new(FullGrad::new(step, self.num_tasks, sweep)?),
+        };
+        let lr = Cosine {
+            peak: self.outer_lr,
+            min_mult: 0.1,
+            constant_fraction: 0.0,
+            warmup_fraction: 0.0,
+            ..Cosine::default()
+        };
+        let outer = Clip::new(ClipRule::Value(self.clip), Box::new(Adam::new(lr)));
+        Ok(GradientLearner::new(lopt, vec![estimator], Box::new(outer), self.outer_steps)?
+            .with_note(format!("{self:?}; kernel={}", kernel::path())))
+    }
+
+    pub fn summary(&self, lopt: &dyn LearnedOptimizer, threads: usize) -> String {
+        format!(
+            "meta-training {} ({} meta-parameters) on {:?} by {:?}: {} tasks x {} steps x {} outer steps, {threads} threads, {} kernels",
+            lopt.name(),
+            lopt.theta_layout().len(),
+            self.task,
+            self.estimator,
+            self.num_tasks,
+            self.trunc_length,
+            self.outer_steps,
+            kernel::path(),
+        )
+    }
+}

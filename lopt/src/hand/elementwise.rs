@@ -1,0 +1,362 @@
+//! Update rules that treat every parameter alone, each written once; the update and its exact
+//! derivative follow from it.
+
+use crate::dual::{Dual, Scalar};
+use outerloop_core::{Float, OptState, Params, Slot, UpdateAdjoint};
+use pulp::{Arch, Simd, WithSimd};
+
+/// The place of an update in its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    /// Updates done before this one.
+    pub step: u64,
+    /// The planned number of updates, if known.
+    pub num_steps: Option<u64>,
+}
+
+impl At {
+    pub(crate) fn of<E>(state: &OptState<E>) -> Self {
+        At { step: state.step, num_steps: state.num_steps }
+    }
+    /// The number of this update, counted from 1.
+    pub fn t(self) -> f64 {
+        (self.step + 1) as f64
+    }
+}
+
+/// The start of a slot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Initial {
+    /// The same number everywhere.
+    Constant(f64),
+    /// A copy of the parameters.
+    Params,
+}
+
+/// `[T; N]` with its length behind a type parameter.
+pub trait Array<T>: AsRef<[T]> + AsMut<[T]> {
+    /// The length.
+    const LEN: usize;
+    /// Element `i` is `f(i)`.
+    fn from_fn(f: impl FnMut(usize) -> T) -> Self;
+}
+
+impl<T, const N: usize> Array<T> for [T; N] {
+    const LEN: usize = N;
+    #[inline(always)]
+    fn from_fn(f: impl FnMut(usize) -> T) -> Self {
+        std::array::from_fn(f)
+    }
+}
+
+/// An update rule for one parameter `p` with gradient `g` and a few slots of its own.
+///
+/// [`elementwise_optimizer!`](crate::elementwise_optimizer) makes an
+/// [`Optimizer`](outerloop_core::Optimizer) with an exact
+/// [`UpdateVjp`](outerloop_core::UpdateVjp) of it: [`Self::step`] runs on [`Dual`] numbers with
+/// one direction for each of p, slots, g and theta, four at a time. Coefficients are computed in
+/// f64 once per step and rounded to the dtype, so nothing cancels in f32.
+///
+/// ```
+/// use outerloop_lopt::dual::Scalar;
+/// use outerloop_lopt::hand::{At, Elementwise};
+///
+/// /// v ← μ v + g;  p ← p − lr v
+/// #[derive(Clone)]
+/// struct Momentum { lr: f64, mu: f64 }
+///
+/// impl Elementwise for Momentum {
+///     type Slots<T> = [T; 1];
+///     type Coeffs<T> = [T; 2];
+///     const SLOTS: &'static [&'static str] = &["momentum"];
+///     fn name(&self) -> String { "momentum".into() }
+///     fn coeffs<S: Scalar>(&self, _theta: &[S], _at: At) -> [S; 2] { [S::of(self.lr), S::of(self.mu)] }
+///     #[inline(always)]
+///     fn step<S: Scalar>(&self, &[lr, mu]: &[S; 2], p: S, [v]: [S; 1], g: S) -> (S, [S; 1]) {
+///         let v = mu * v + g;
+///         (p - lr * v, [v])
+///     }
+/// }
+/// outerloop_lopt::elementwise_optimizer!(Momentum);
+/// ```
+pub trait Elementwise: Send + Sync {
+    /// `[T; number of slots]`.
+    type Slots<T>: Array<T>;
+    /// `[T; number of coefficients]`.
+    type Coeffs<T>: Array<T>;
+    /// The slots' names.
+    const SLOTS: &'static [&'static str];
+
+    /// Short name for reports.
+    fn name(&self) -> String;
+
+    /// What fills a slot at the start; zeros by default.
+    fn initial(&self, slot: usize) -> Initial {
+        let _ = slot;
+        Initial::Constant(0.0)
+    }
+
+    /// The meta-parameters this rule was built from; empty for a hand-designed one.
+    fn theta(&self) -> &[f64] {
+        &[]
+    }
+
+    /// What [`Self::step`] needs besides the parameter's own numbers: learning rate, decays, bias
+    /// corrections. `theta` is [`Self::theta`], as numbers that may carry derivatives.
+    fn coeffs<S: Scalar>(&self, theta: &[S], at: At) -> Self::Coeffs<S>;
+
+    /// The new parameter and slots. Mark it `#[inline(always)]`: the driver vectorizes it.
+    fn step<S: Scalar>(
+        &self,
+        coeffs: &Self::Coeffs<S>,
+        p: S,
+        slots: Self::Slots<S>,
+        g: S,
+    ) -> (S, Self::Slots<S>);
+}
+
+/// Elements per block. Blocks are copied to the stack, so that the compiler sees buffers that do
+/// not overlap and vectorizes the loop over them.
+const BLOCK: usize = 64;
+/// Directions per pass of the derivative.
+const WIDTH: usize = 4;
+
+fn rounded<E: Float, R: Elementwise>(c: &R::Coeffs<f64>) -> R::Coeffs<E> {
+    R::Coeffs::from_fn(|k| <E as Float>::of(c.as_ref()[k]))
+}
+
+/// A block of `x` from `start` on, padded with zeros.
+#[inline(always)]
+fn load<E: Float>(x: &[E], start: usize) -> [E; BLOCK] {
+    let mut out = [<E as Float>::of(0.0); BLOCK];
+    match x[start..].first_chunk() {
+        Some(full) => out = *full,
+        None => out[..x.len() - start].copy_from_slice(&x[start..]),
+    }
+    out
+}
+
+/// Writes a block of `x` from `start` on, without the padding.
+#[inline(always)]
+fn store<E: Float>(block: &[E; BLOCK], x: &mut [E], start: usize) {
+    let x = &mut x[start..];
+    match x.first_chunk_mut() {
+        Some(full) => *full = *block,
+        None => x.copy_from_slice(&block[..x.len()]),
+    }
+}
+
+/// `Optimizer::init` of a rule.
+pub fn init<E: Float, R: Elementwise>(rule: &R, params: &Params<E>, num_steps: Option<u64>) -> OptState<E> {
+    let n = params.data.len();
+    let mut state = OptState::new(params, num_steps);
+    for (k, name) in R::SLOTS.iter().enumerate() {
+        let data = match rule.initial(k) {
+            Initial::Constant(x) => vec![<E as Float>::of(x); n],
+            Initial::Params => params.data.clone(),
+        };
+        state.slots.push(Slot { name: name.to_string(), data });
+    }
+    state
+}
+
+/// `Optimizer::update` of a rule.
+///
+/// # Panics
+/// If `grad` and the parameters differ in length.
+#[track_caller]
+pub fn update<E: Float, R: Elementwise>(rule: &R, state: &mut OptState<E>, grad: &[E]) {
+    assert_eq!(grad.len(), state.params.len(), "update: length of the gradient");
+    let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), At::of(state)));
+    Arch::new().dispatch(Update { rule, coeffs: &coeffs, state, grad });
+    state.step += 1;
+}
+
+/// A loop that `pulp` compiles for every instruction set. Rust never contracts a product and a sum,
+/// so all of them give the same bits.
+struct Update<'a, E, R: Elementwise> {
+    rule: &'a R,
+    coeffs: &'a R::Coeffs<E>,
+    state: &'a mut OptState<E>,
+    grad: &'a [E],
+}
+
+impl<E: Float, R: Elementwise> WithSimd for Update<'_, E, R> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, _: V) {
+        let Update { rule, coeffs, state, grad } = self;
+        for start in (0..grad.len()).step_by(BLOCK) {
+            let mut p = load(&state.params, start);
+            let mut slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&state.slots[k].data, start));
+            let g = load(grad, start);
+            for i in 0..BLOCK {
+                let s = R::Slots::<E>::from_fn(|k| slots.as_ref()[k][i]);
+                let (new, s) = rule.step(coeffs, p[i], s, g[i]);
+                p[i] = new;
+                for k in 0..R::Slots::<E>::LEN {
+                    slots.as_mut()[k][i] = s.as_ref()[k];
+                }
+            }
+            store(&p, &mut state.params, start);
+            for (k, s) in slots.as_ref().iter().enumerate() {
+                store(s, &mut state.slots[k].data, start);
+            }
+        }
+    }
+}
+
+/// `UpdateVjp::vjp` of a rule: forward mode, contracted with the adjoint `after` on the fly.
+pub fn vjp<E: Float, R: Elementwise>(
+    rule: &R,
+    before: &OptState<E>,
+    grad: &[E],
+    after: &OptState<E>,
+    theta: &mut [E],
+) -> UpdateAdjoint<E> {
+    let n = grad.len();
+    let num_slots = R::Slots::<E>::LEN;
+    let at = At::of(before);
+    let values = rule.theta();
+    assert_eq!(theta.len(), values.len(), "vjp: length of theta's adjoint");
+    let coeffs = rounded::<E, R>(&rule.coeffs(values, at));
+    // d coeffs / d theta
+    let slopes: Vec<R::Coeffs<E>> = (0..values.len())
+        .map(|i| {
+            let theta: Vec<Dual<f64, 1>> = values
+                .iter()
+                .enumerate()
+                .map(|(j, &v)| Dual::variable(v, if i == j { 0 } else { 1 }))
+                .collect();
+            let c = rule.coeffs(&theta, at);
+            R::Coeffs::from_fn(|k| <E as Float>::of(c.as_ref()[k].d[0]))
+        })
+        .collect();
+    // The inputs in order: p, slots, g, theta. One buffer of adjoints [n] for each.
+    let num_inputs = num_slots + 2 + values.len();
+    let mut adjoints: Vec<Vec<E>> = (0..num_inputs).map(|_| vec![<E as Float>::of(0.0); n]).collect();
+    for (pass, out) in adjoints.chunks_mut(WIDTH).enumerate() {
+        let first = pass * WIDTH;
+        let coeffs = R::Coeffs::<Dual<E, WIDTH>>::from_fn(|k| {
+            let d = std::array::from_fn(|j| match (first + j).checked_sub(num_slots + 2) {
+                Some(i) if i < slopes.len() => slopes[i].as_ref()[k],
+                _ => <E as Float>::of(0.0),
+            });
+            Dual { value: coeffs.as_ref()[k], d }
+        });
+        Arch::new().dispatch(Pass { rule, coeffs: &coeffs, first, before, grad, after, out });
+    }
+    let mut adjoints = adjoints.into_iter();
+    let mut next = || adjoints.next().expect("one buffer for each input");
+    let mut state = OptState { params: next(), slots: Vec::new(), layout: before.layout.clone(), ..*before };
+    for slot in &before.slots {
+        state.slots.push(Slot { name: slot.name.clone(), data: next() });
+    }
+    let grad = next();
+    for (t, parts) in theta.iter_mut().zip(adjoints) {
+        *t += <E as Float>::of(sum_f64(&parts));
+    }
+    UpdateAdjoint { state, grad, loss: <E as Float>::of(0.0) }
+}
+
+/// One pass of [`vjp`]: the adjoints of the inputs `first..first + WIDTH`.
+struct Pass<'a, E, R: Elementwise> {
+    rule: &'a R,
+    coeffs: &'a R::Coeffs<Dual<E, WIDTH>>,
+    first: usize,
+    before: &'a OptState<E>,
+    grad: &'a [E],
+    after: &'a OptState<E>,
+    out: &'a mut [Vec<E>],
+}
+
+impl<E: Float, R: Elementwise> WithSimd for Pass<'_, E, R> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, _: V) {
+        let Pass { rule, coeffs, first, before, grad, after, out } = self;
+        let num_slots = R::Slots::<E>::LEN;
+        // Direction of an input within this pass; WIDTH or more if it is not in this pass.
+        let variable = |value: E, input: usize| {
+            Dual::<E, WIDTH>::variable(value, if input >= first { input - first } else { WIDTH })
+        };
+        for start in (0..grad.len()).step_by(BLOCK) {
+            let (p, g) = (load(&before.params, start), load(grad, start));
+            let slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&before.slots[k].data, start));
+            let a_p = load(&after.params, start);
+            let a_slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&after.slots[k].data, start));
+            let mut sums = [[<E as Float>::of(0.0); BLOCK]; WIDTH];
+            for i in 0..BLOCK {
+                let s = R::Slots::<Dual<E, WIDTH>>::from_fn(|k| variable(slots.as_ref()[k][i], k + 1));
+                let (new, s) = rule.step(coeffs, variable(p[i], 0), s, variable(g[i], num_slots + 1));
+                for (j, sums) in sums.iter_mut().enumerate() {
+                    let mut sum = a_p[i] * new.d[j];
+                    for k in 0..R::Slots::<E>::LEN {
+                        sum += a_slots.as_ref()[k][i] * s.as_ref()[k].d[j];
+                    }
+                    sums[i] = sum;
+                }
+            }
+            for (out, sums) in out.iter_mut().zip(&sums) {
+                store(sums, out, start);
+            }
+        }
+    }
+}
+
+/// The sum in f64, always in the same order: eight interleaved partial sums, then those in order.
+pub(crate) fn sum_f64<E: Float>(x: &[E]) -> f64 {
+    let mut sums = [0.0; 8];
+    for chunk in x.chunks(8) {
+        for (s, x) in sums.iter_mut().zip(chunk) {
+            *s += x.f64();
+        }
+    }
+    sums.iter().sum()
+}
+
+/// Makes an [`Optimizer`](outerloop_core::Optimizer) and its
+/// [`UpdateVjp`](outerloop_core::UpdateVjp) of an [`Elementwise`] rule.
+#[macro_export]
+macro_rules! elementwise_optimizer {
+    ($rule:ty) => {
+        impl<E: outerloop_core::Float> outerloop_core::Optimizer<E> for $rule {
+            fn name(&self) -> String {
+                $crate::hand::Elementwise::name(self)
+            }
+            fn init(
+                &self,
+                params: &outerloop_core::Params<E>,
+                num_steps: Option<u64>,
+                _key: outerloop_core::Key,
+            ) -> outerloop_core::OptState<E> {
+                $crate::hand::elementwise::init(self, params, num_steps)
+            }
+            fn update(
+                &self,
+                state: &mut outerloop_core::OptState<E>,
+                grad: &[E],
+                _loss: E,
+                _key: outerloop_core::Key,
+            ) {
+                $crate::hand::elementwise::update(self, state, grad)
+            }
+            fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
+                Some(self)
+            }
+        }
+        impl<E: outerloop_core::Float> outerloop_core::UpdateVjp<E> for $rule {
+            fn vjp(
+                &self,
+                before: &outerloop_core::OptState<E>,
+                grad: &[E],
+                _loss: E,
+                _key: outerloop_core::Key,
+                after: &outerloop_core::OptState<E>,
+                theta: &mut [E],
+            ) -> outerloop_core::UpdateAdjoint<E> {
+                $crate::hand::elementwise::vjp(self, before, grad, after, theta)
+            }
+        }
+    };
+}

@@ -1,0 +1,58 @@
+//! Hand-designed optimizers, learning rate schedules and wrappers.
+//!
+//! A rule that treats every parameter alone is an [`Elementwise`]: written once, it gives the
+//! update and its exact derivative. Every learning rate is a [`Schedule`]; a number converts.
+//!
+//! ```
+//! use outerloop_core::Optimizer;
+//! use outerloop_lopt::hand::{Adam, Clip, ClipRule, Cosine};
+//!
+//! let adam = Adam::new(Cosine { peak: 3e-3, ..Cosine::default() });
+//! let clipped: Box<dyn Optimizer> = Box::new(Clip::new(ClipRule::GlobalNorm(1.0), Box::new(adam)));
+//! assert_eq!(clipped.name(), "norm_clip(adam)");
+//! ```
+
+mod accumulate;
+mod adafactor;
+mod adam;
+mod adam_kin;
+mod clip;
+pub mod elementwise;
+mod graft;
+pub mod graph;
+mod layerwise;
+mod lion;
+mod nadamw;
+mod rmsprop;
+mod schedule;
+mod schedule_free;
+mod sgd;
+mod sm3;
+pub mod tensorwise;
+mod weight_decay;
+
+pub use accumulate::Accumulate;
+pub use adafactor::{Adafactor, Factoring, StepSize};
+pub(crate) use adam::{adam_coeffs, adam_direction};
+pub use adam::{Adam, AdamW};
+pub use adam_kin::{AdaBelief, AdaGrad, RAdam, Yogi};
+pub use clip::{Clip, ClipRule};
+pub use elementwise::{Array, At, Elementwise, Initial};
+pub use graft::Graft;
+pub use layerwise::{Fromage, Lamb, Lars};
+pub use lion::Lion;
+pub use nadamw::{L2Sign, NAdamW};
+pub use rmsprop::RmsProp;
+pub use schedule::{Cosine, Schedule, WarmUp};
+pub use schedule_free::ScheduleFreeAdamW;
+pub use sgd::{Momentum, MomentumKind, Sgd};
+pub use sm3::Sm3;
+pub use tensorwise::Tensorwise;
+pub use weight_decay::{LossTerm, WeightDecay};
+
+use outerloop_core::{Float, Optimizer, UpdateVjp};
+
+/// The inner optimizer's derivative; a wrapper offers its own only if there is one.
+fn vjp_of<E: Float>(inner: &dyn Optimizer<E>) -> &dyn UpdateVjp<E> {
+    inner.update_vjp().expect("a wrapper's `update_vjp` is `None` if the inner optimizer's is")
+}

@@ -1,0 +1,309 @@
+//! Optimizers by name: from the class names and hyperparameters of learned_optimization, as in its
+//! configurations and in the golden cases, with that library's conventions and defaults.
+
+mod hyper;
+
+use crate::hand::*;
+use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
+use crate::{AdafacMlp, Celo2, MlpLopt, NnAdam, NominalMlp, RnnMlp, Velo};
+pub use hyper::schedule;
+use hyper::{piecewise_linear, single_entry, Hyper};
+use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
+use serde::{de::DeserializeOwned, Serialize};
+use serde_json::Value;
+
+type Boxed<E> = Box<dyn Optimizer<E>>;
+
+/// The class names that [`hand_designed`] knows.
+pub const HAND_DESIGNED: [&str; 23] = [
+    "AdaBelief",
+    "AdaGrad",
+    "Adafactor",
+    "Adam",
+    "AdamExpDecayLR",
+    "AdamSqrtDecayLR",
+    "AdamW",
+    "Fromage",
+    "GradientAccumulator",
+    "GradientClipOptimizer",
+    "GraftedOptimizer",
+    "Lamb",
+    "Lars",
+    "NAdamW",
+    "OptList",
+    "PiecewiseLinearAdam",
+    "RAdam",
+    "RMSProp",
+    "SGD",
+    "SGDM",
+    "SM3",
+    "WeightDecayWrapper",
+    "Yogi",
+];
+
+/// The class names that [`learned`] knows; our own names of the same things work too.
+pub const LEARNED: [&str; 10] = [
+    "AdafacMLPLOpt",
+    "Celo2",
+    "HyperV2",
+    "LearnableAdam",
+    "LearnableSGD",
+    "LearnableSGDM",
+    "MLPLOpt",
+    "MLPNomLOpt",
+    "NNAdam",
+    "RNNMLPLOpt",
+];
+
+fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
+    Error::Unknown { what, got: class.into(), allowed: known.iter().map(|c| c.to_string()).collect() }
+}
+
+/// A hand-designed optimizer. Missing hyperparameters have the library's defaults; a wrapper's
+/// class may carry its argument, `GradientClipOptimizer(SGDM)`, and has the hyperparameter
+/// `inner: {class: {...}}`.
+///
+/// ```
+/// use outerloop_core::Optimizer;
+/// use outerloop_lopt::registry::hand_designed;
+/// use serde_json::json;
+///
+/// let opt = hand_designed::<f32>("Adam", &json!({"learning_rate": 3e-4, "beta1": 0.8}))?;
+/// assert_eq!(opt.name(), "adam");
+/// let error = hand_designed::<f32>("Adam", &json!({"lr": 3e-4})).err().expect("lr is no such key");
+/// assert!(error.to_string().contains("learning_rate"));
+/// # Ok::<(), outerloop_core::Error>(())
+/// ```
+///
+/// # Errors
+/// Unknown classes and hyperparameters; the message lists the known ones.
+pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
+    let class = class.split_once('(').map_or(class, |(class, _)| class);
+    let mut h = Hyper::new(class, hyper)?;
+    let opt: Boxed<E> = match class {
+        "SGD" => Box::new(Sgd { learning_rate: h.schedule("learning_rate", 0.01)? }),
+        "SGDM" => Box::new(Momentum {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            momentum: h.num("momentum", 0.9)?,
+            kind: MomentumKind::Polyak,
+        }),
+        "Adam" => {
+            let learning_rate = h.schedule("learning_rate", 0.01)?;
+            Box::new(adam(&mut h, learning_rate)?)
+        }
+        "PiecewiseLinearAdam" => {
+            let learning_rate = piecewise_linear(h.numbers("times")?, h.numbers("lrs")?)?;
+            Box::new(adam(&mut h, learning_rate)?)
+        }
+        "AdamSqrtDecayLR" => Box::new(Adam::new(Schedule::RampUpSqrtDecay {
+            peak: h.num("learning_rate", 0.01)?,
+            warmup_steps: 1000.0,
+        })),
+        "AdamExpDecayLR" => {
+            Box::new(Adam::new(Schedule::Exponential { initial: h.num("learning_rate", 0.01)?, decay: 7e-5 }))
+        }
+        "AdamW" => Box::new(AdamW {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            beta1: h.num("b1", 0.9)?,
+            beta2: h.num("b2", 0.999)?,
+            epsilon: h.num("eps", 1e-8)?,
+            epsilon_root: h.num("eps_root", 0.0)?,
+            weight_decay: h.num("weight_decay", 1e-4)?,
+        }),
+        "RMSProp" => Box::new(RmsProp {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            decay: h.num("decay", 0.9)?,
+            epsilon: h.num("epsilon", 1e-8)?,
+            momentum: h.num("momentum", 0.0)?,
+            kind: h.momentum_kind("nesterov", false)?,
+        }),
+        "NAdamW" => {
+            // The library sets bias correction whatever this says; `num_steps` belongs to `init`.
+            h.flag("use_bias_correction", true)?;
+            h.get("num_steps");
+            let learning_rate = h.schedule("learning_rate", 1e-4)?;
+            Box::new(nadamw(&mut h, learning_rate)?)
+        }
+        "OptList" => {
+            h.get("idx");
+            h.get("num_steps");
+            Box::new(opt_list(h.required("config")?)?)
+        }
+        "AdaBelief" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-16)?, h.num("eps_root", 1e-16)?);
+            Box::new(AdaBelief { learning_rate, beta1, beta2, epsilon, epsilon_root })
+        }
+        "Yogi" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            Box::new(Yogi { learning_rate, beta1, beta2, epsilon: h.num("eps", 1e-3)? })
+        }
+        "RAdam" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-8)?, h.num("eps_root", 0.0)?);
+            let threshold = h.num("threshold", 5.0)?;
+            Box::new(RAdam { learning_rate, beta1, beta2, epsilon, epsilon_root, threshold })
+        }
+        "Lamb" => {
+            let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
+            let (epsilon, epsilon_root) = (h.num("eps", 1e-6)?, h.num("eps_root", 0.0)?);
+            let weight_decay = h.num("weight_decay", 0.0)?;
+            Box::new(Lamb { learning_rate, beta1, beta2, epsilon, epsilon_root, weight_decay })
+        }
+        "Lars" => Box::new(Lars {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            weight_decay: h.num("weight_decay", 0.0)?,
+            trust_coefficient: h.num("trust_coefficient", 0.001)?,
+            epsilon: h.num("eps", 0.0)?,
+            momentum: h.num("momentum", 0.9)?,
+            kind: h.momentum_kind("nesterov", false)?,
+        }),
+        "Fromage" => Box::new(Fromage {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            min_norm: h.num("min_norm", 1e-6)?,
+        }),
+        "AdaGrad" => Box::new(AdaGrad {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            initial_accumulator: h.num("initial_accumulator_value", 0.1)?,
+            epsilon: h.num("eps", 1e-7)?,
+        }),
+        "SM3" => Box::new(Sm3 {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            momentum: h.num("momentum", 0.9)?,
+            beta2: h.num("b2", 1.0)?,
+        }),
+        "Adafactor" => Box::new(adafactor(&mut h)?),
+        "GraftedOptimizer" => Box::new(Graft::new(inner(&mut h, "magnitude")?, inner(&mut h, "direction")?)),
+        "GradientClipOptimizer" => {
+            Box::new(Clip::new(ClipRule::Value(h.num("grad_clip", 3.0)?), inner(&mut h, "inner")?))
+        }
+        "GradientAccumulator" => {
+            let num_average = h.count("num_average", 1)?;
+            if num_average == 0 {
+                return Err(Error::invalid("GradientAccumulator: num_average", "must be positive"));
+            }
+            Box::new(Accumulate::new(num_average, inner(&mut h, "inner")?))
+        }
+        "WeightDecayWrapper" => {
+            let loss_term = if h.flag("add_to_loss", true)? { LossTerm::Reference } else { LossTerm::None };
+            Box::new(WeightDecay::new(h.num("weight_decay", 0.0)?, loss_term, inner(&mut h, "inner")?))
+        }
+        _ => return Err(unknown("optimizer", class, &HAND_DESIGNED)),
+    };
+    h.finish()?;
+    Ok(opt)
+}
+
+fn inner<E: Float>(h: &mut Hyper, key: &'static str) -> Result<Boxed<E>> {
+    let v = h.required(key)?;
+    let (class, hyper) = single_entry(v).ok_or_else(|| Error::mismatch(key, "{class: {...}}", v))?;
+    hand_designed(class, hyper)
+}
+
+fn adam(h: &mut Hyper, learning_rate: Schedule) -> Result<Adam> {
+    Ok(Adam {
+        learning_rate,
+        beta1: h.num("beta1", 0.9)?,
+        beta2: h.num("beta2", 0.999)?,
+        epsilon: h.num("epsilon", 1e-8)?,
+        epsilon_root: h.num("epsilon_root", 1e-8)?,
+    })
+}
+
+fn nadamw(h: &mut Hyper, learning_rate: Schedule) -> Result<NAdamW> {
+    Ok(NAdamW {
+        learning_rate,
+        beta1: h.num("beta1", 0.9)?,
+        beta2: h.num("beta2", 0.999)?,
+        epsilon: h.num("epsilon", 1e-8)?,
+        weight_decay: h.num("adamw_weight_decay", 0.0)?,
+        l2: h.num("l2_weight_decay", 0.0)?,
+        l2_sign: L2Sign::Reference,
+        kind: h.momentum_kind("use_nesterov", true)?,
+    })
+}
+
+fn rate_and_betas(h: &mut Hyper) -> Result<(Schedule, [f64; 2])> {
+    Ok((h.schedule("learning_rate", 0.01)?, [h.num("b1", 0.9)?, h.num("b2", 0.999)?]))
+}
+
+/// One configuration of the ordered list: NAdamW whose rate is a cosine over the run.
+fn opt_list(config: &Value) -> Result<NAdamW> {
+    let mut h = Hyper::new("OptList: config", config)?;
+    let learning_rate = hyper::cosine(&mut h)?.into();
+    let opt = nadamw(&mut h, learning_rate)?;
+    h.finish()?;
+    Ok(opt)
+}
+
+fn adafactor(h: &mut Hyper) -> Result<Adafactor> {
+    let least = h.count("min_dim_size_to_factor", 128)? as usize;
+    let relative = h.flag("multiply_by_parameter_scale", true)?;
+    Ok(Adafactor {
+        learning_rate: h.schedule("learning_rate", 0.01)?,
+        factoring: if h.flag("factored", true)? { Factoring::From(least) } else { Factoring::Never },
+        decay_rate: h.num("decay_rate", 0.8)?,
+        decay_offset: h.num("decay_offset", 0.0)?,
+        step_size: if relative { StepSize::Relative } else { StepSize::Absolute },
+        clipping_threshold: h.optional_num("clipping_threshold", Some(1.0))?,
+        momentum: h.optional_num("momentum", None)?,
+        weight_decay_rate: h.optional_num("weight_decay_rate", None)?,
+        epsilon: h.num("eps", 1e-30)?,
+    })
+}
+
+/// A learned optimizer; theta comes from its `init` or from a file.
+///
+/// # Errors
+/// Unknown classes and hyperparameters; the message lists the known ones.
+pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>> {
+    Ok(match class {
+        "LearnableSGD" => configured::<LearnableSgd, E>(class, hyper)?,
+        "LearnableSGDM" => configured::<LearnableSgdm, E>(class, hyper)?,
+        "LearnableAdam" => configured::<LearnableAdam, E>(class, hyper)?,
+        "MLPLOpt" | "MlpLopt" => configured::<MlpLopt, E>(class, hyper)?,
+        "AdafacMLPLOpt" | "AdafacMlp" => configured::<AdafacMlp, E>(class, hyper)?,
+        "MLPNomLOpt" | "NominalMlp" => configured::<NominalMlp, E>(class, hyper)?,
+        "NNAdam" | "NnAdam" => configured::<NnAdam, E>(class, hyper)?,
+        "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
+        "RNNMLPLOpt" | "RnnMlp" => configured::<RnnMlp, E>(class, hyper)?,
+        "Celo2" => configured::<Celo2, E>(class, hyper)?,
+        _ => return Err(unknown("learned optimizer", class, &LEARNED)),
+    })
+}
+
+/// A learned optimizer whose fields are its hyperparameters.
+fn configured<L, E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>>
+where
+    L: LearnedOptimizer<E> + DeserializeOwned + 'static,
+{
+    let lopt: L = serde_json::from_value(hyper.clone()).map_err(|e| Error::invalid(class, e.to_string()))?;
+    Ok(Box::new(lopt))
+}
+
+/// The text that [`LearnedOptimizer::architecture`] gives: class and hyperparameters, as
+/// `MlpLopt {"exp_mult":0.001,...}`.
+pub(crate) fn architecture(class: &str, config: &impl Serialize) -> String {
+    let hyper = serde_json::to_string(config).expect("plain numbers have a JSON form");
+    format!("{class} {hyper}")
+}
+
+/// The learned optimizer that an architecture's text describes, e.g. that of a theta file.
+///
+/// ```
+/// use outerloop_core::LearnedOptimizer;
+/// use outerloop_lopt::{registry::from_architecture, MlpLopt};
+/// let small = MlpLopt { hidden_size: 4, ..MlpLopt::default() };
+/// let text = LearnedOptimizer::<f32>::architecture(&small);
+/// assert_eq!(from_architecture::<f32>(&text)?.architecture(), text);
+/// # Ok::<(), outerloop_core::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`learned`], and text of another form.
+pub fn from_architecture<E: Float>(text: &str) -> Result<Box<dyn LearnedOptimizer<E>>> {
+    let (class, hyper) = text.split_once(' ').unwrap_or((text, "{}"));
+    let hyper = serde_json::from_str(hyper)
+        .map_err(|e| Error::invalid(format!("architecture `{text}`"), e.to_string()))?;
+    learned(class, &hyper)
+}

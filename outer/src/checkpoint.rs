@@ -1,0 +1,160 @@
+//! Checkpoint files: versioned, checksummed, atomic.
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..8 | magic: not ASCII, with line ends, so that text-mode copies break it |
+//! | 8..12 | format version |
+//! | 12..16 | [`Kind`] |
+//! | 16..24 | payload length in bytes |
+//! | 24..32 | XXH3-64 of bytes 8..24 and the payload |
+//! | 32.. | payload: bincode 2, fixed width |
+//!
+//! Integers are little endian. bincode stores no field names: a change of any saved struct needs a
+//! new format version.
+
+use outerloop_core::{atomic::write_atomic, Error, Result};
+use serde::{de::DeserializeOwned, Serialize};
+use std::{fmt, fs, path::Path};
+use xxhash_rust::xxh3::Xxh3;
+
+const MAGIC: [u8; 8] = *b"\x89OUTL\r\n\x1a";
+const VERSION: u32 = 1;
+const HEADER: usize = 32;
+
+/// What a file holds: four readable bytes, so that a wrong file can be named.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kind(pub [u8; 4]);
+
+impl Kind {
+    /// A whole meta-training run.
+    pub const TRAINING: Kind = Kind(*b"TRNG");
+    /// One inner training run.
+    pub const INNER: Kind = Kind(*b"INNR");
+    /// Evaluation results.
+    pub const EVALUATION: Kind = Kind(*b"EVAL");
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.0.escape_ascii())
+    }
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kind({self})")
+    }
+}
+
+/// The codec, and nothing else in the crate knows it.
+mod codec {
+    use super::{DeserializeOwned, Serialize};
+
+    macro_rules! config {
+        () => {
+            bincode::config::standard().with_little_endian().with_fixed_int_encoding()
+        };
+    }
+
+    /// Appends the encoded value.
+    pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
+        bincode::serde::encode_into_std_write(value, out, config!()).map(drop).map_err(|e| e.to_string())
+    }
+
+    /// Decodes a value that fills `bytes` exactly.
+    pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+        // A length in a hostile payload must not allocate much more than the payload itself, and
+        // bincode's limit is a constant: pick the smallest that fits.
+        macro_rules! below {
+            ($($limit:expr),*) => {
+                match bytes.len() as u64 {
+                    $(len if len <= $limit => bincode::serde::decode_from_slice(
+                        bytes, config!().with_limit::<{ $limit as usize }>()),)*
+                    len => return Err(format!("{len} bytes are more than this build decodes")),
+                }
+            };
+        }
+        let (value, used) =
+            below!(1u64 << 16, 1u64 << 24, 1u64 << 30, 1u64 << 36).map_err(|e| e.to_string())?;
+        match bytes.len() - used {
+            0 => Ok(value),
+            rest => Err(format!("{rest} bytes are left over")),
+        }
+    }
+}
+
+fn checksum(fields: &[u8], payload: &[u8]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(fields);
+    hash.update(payload);
+    hash.digest()
+}
+
+/// Saves a value; a crash leaves the old file or the new one (see [`write_atomic`]).
+///
+/// The value's `Serialize` must be symmetric: no `flatten`, `skip_serializing_if` or untagged
+/// enums, and no hash maps where the bytes should repeat.
+pub fn save<T: Serialize>(path: impl AsRef<Path>, kind: Kind, value: &T) -> Result<()> {
+    let path = path.as_ref();
+    let mut file = Vec::from(MAGIC);
+    file.extend(VERSION.to_le_bytes());
+    file.extend(kind.0);
+    file.resize(HEADER, 0);
+    codec::encode(value, &mut file).map_err(|e| Error::format(path, format!("cannot encode: {e}")))?;
+    let len = (file.len() - HEADER) as u64;
+    file[16..24].copy_from_slice(&len.to_le_bytes());
+    let sum = checksum(&file[8..24], &file[HEADER..]);
+    file[24..32].copy_from_slice(&sum.to_le_bytes());
+    write_atomic(path, &file)
+}
+
+/// Loads what [`save`] wrote.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is foreign, truncated, has
+/// trailing bytes, comes from a newer version, fails its checksum, holds another kind, or does not
+/// decode as `T`.
+pub fn load<T: DeserializeOwned>(path: impl AsRef<Path>, kind: Kind) -> Result<T> {
+    let path = path.as_ref();
+    let file = fs::read(path).map_err(|e| Error::io(path, e))?;
+    parse(&file, kind).map_err(|why| Error::format(path, why))
+}
+
+fn parse<T: DeserializeOwned>(file: &[u8], kind: Kind) -> std::result::Result<T, String> {
+    let magic = &file[..file.len().min(MAGIC.len())];
+    if !MAGIC.starts_with(magic) {
+        return Err(format!("not a checkpoint: it starts with \"{}\"", magic.escape_ascii()));
+    }
+    let Some((header, payload)) = file.split_first_chunk::<HEADER>() else {
+        return Err(format!("truncated: a checkpoint has a header of {HEADER} bytes, got {}", file.len()));
+    };
+    let u64_at = |i: usize| u64::from_le_bytes(std::array::from_fn(|k| header[i + k]));
+    let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+    if version > VERSION {
+        return Err(format!(
+            "checkpoint format version {version}, but this build reads version {VERSION}: upgrade outerloop"
+        ));
+    }
+    if version != VERSION {
+        return Err(format!("checkpoint format version {version}, expected {VERSION}"));
+    }
+    let (len, have) = (u64_at(16), payload.len() as u64);
+    if have < len {
+        return Err(format!("truncated: expected {len} bytes of payload, got {have}"));
+    }
+    if have > len {
+        return Err(format!("{} unexpected bytes after the payload of {len}", have - len));
+    }
+    let (stored, computed) = (u64_at(24), checksum(&header[8..24], payload));
+    if stored != computed {
+        return Err(format!("corrupt: the checksum is {computed:016x}, expected {stored:016x}"));
+    }
+    let found = Kind([header[12], header[13], header[14], header[15]]);
+    if found != kind {
+        return Err(format!("holds {found}, expected {kind}"));
+    }
+    codec::decode(payload).map_err(|e| format!("the payload of {kind} does not decode: {e}"))
+}
+
+#[cfg(test)]
+mod tests;

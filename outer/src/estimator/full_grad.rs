@@ -1,0 +1,89 @@
+//! Backpropagation through whole runs.
+
+use super::truncated_grad::{check, contribution};
+use super::{reduce, Estimate, EstimatorState, GradientEstimator};
+use crate::adjoint::{StepWeights, SweepConfig};
+use crate::truncation::TruncationSchedule;
+use crate::unroll::{fresh, Clock, EpisodeKeys, TruncatedStep};
+use crate::workers::Workers;
+use outerloop_core::{Error, Key, Result};
+
+/// Exact gradients of whole runs from fresh parameters, by an adjoint sweep.
+///
+/// `g = 1/N Σᵢ ∇θ Lᵢ`, `Lᵢ` the meta-objective over a whole run; the length is drawn once per
+/// estimate from `step.schedule`.
+///
+/// Bias: none. Variance: that of tasks, starts and batches only, but exploding where inner training
+/// is chaotic. Cost: as [`super::TruncatedGrad`], over the whole run.
+///
+/// Reference: Andrychowicz et al. 2016, arXiv:1606.04474; Maclaurin et al. 2015, arXiv:1502.03492.
+pub struct FullGrad {
+    step: TruncatedStep,
+    num_tasks: usize,
+    sweep: SweepConfig,
+}
+
+impl FullGrad {
+    /// `num_tasks` runs per estimate. Errors if runs never end, step weights are given for a length that
+    /// varies, or the update rule has no derivative.
+    pub fn new(step: TruncatedStep, num_tasks: usize, sweep: SweepConfig) -> Result<Self> {
+        check(&step, num_tasks, &sweep)?;
+        match (&step.schedule, &sweep.weights) {
+            (TruncationSchedule::NeverEnding, _) => {
+                Err(Error::invalid("schedule of full gradients", "runs must end"))
+            }
+            (TruncationSchedule::Constant(n), StepWeights::Given(w)) if w.len() as u64 == *n => Ok(()),
+            (schedule, StepWeights::Given(w)) => {
+                Err(Error::mismatch("step weights", format!("as many as steps, {schedule:?}"), w.len()))
+            }
+            _ => Ok(()),
+        }?;
+        Ok(FullGrad { step, num_tasks, sweep })
+    }
+}
+
+impl GradientEstimator for FullGrad {
+    fn name(&self) -> String {
+        "full-grad".into()
+    }
+
+    fn describe(&self) -> String {
+        format!("full-grad(num_tasks={}, {:?}, {})", self.num_tasks, self.sweep, self.step.describe())
+    }
+
+    fn init(&self, _: &[f32], key: Key, _: &Workers) -> EstimatorState {
+        EstimatorState { key, lanes: Vec::new() }
+    }
+
+    fn estimate(
+        &self,
+        theta: &[f32],
+        state: &mut EstimatorState,
+        outer_step: u64,
+        workers: &Workers,
+    ) -> Estimate {
+        let length = self.step.schedule.length(outer_step, state.key.named("length").fold_in(outer_step));
+        let steps = length.expect("checked by the constructor") as usize;
+        let mut lanes: Vec<usize> = (0..self.num_tasks).collect();
+        let contributions = workers.map(&mut lanes, |worker, _, &mut i| {
+            // Each estimate is a run of its own, numbered by the outer step.
+            let lane = state.lane_key(i);
+            let keys = EpisodeKeys::new(lane, outer_step);
+            let task = self.step.family.sample_task(keys.task);
+            let mut run = fresh(&*task, &*self.step.lopt.opt_fn(theta), keys, length);
+            let mut clock = Clock { episode: outer_step, inner_step: 0, length, is_done: false };
+            let sweep = self.step.window_and_grad(
+                theta,
+                lane,
+                &mut clock,
+                &mut run,
+                steps,
+                outer_step,
+                worker,
+                &self.sweep,
+            );
+            contribution(sweep.expect("the constructor checked the settings"))
+        });
+        reduce(theta.len(), 1.0, contributions)
+    }
+}

@@ -1,0 +1,321 @@
+//! Meta-gradient estimators behind one trait, one file each. Each states its equation, bias,
+//! variance and cost, and is tested against an exact expectation.
+//!
+//! Shared notation: N lanes (tasks), antithetic perturbations `ε ~ N(0, σ²I)` of theta per lane,
+//! `L⁺` and `L⁻` the losses at `θ + ε` and `θ − ε`, with every key shared between the two.
+
+mod full_es;
+mod full_grad;
+mod pes;
+mod truncated_es;
+mod truncated_grad;
+
+pub use full_es::{FullEs, FullLoss};
+pub use full_grad::FullGrad;
+pub use pes::{NextAccumulator, PesTerms, TerminalWeight, TruncatedPes};
+pub use truncated_es::TruncatedEs;
+pub use truncated_grad::TruncatedGrad;
+
+use crate::unroll::{Clock, Trajectory, TruncatedStep, Window};
+use crate::workers::{Worker, Workers};
+use outerloop_core::Key;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// An estimator of the meta-gradient. Stateless: everything that persists between estimates lives in
+/// [`EstimatorState`], so saving it resumes exactly.
+pub trait GradientEstimator: Send + Sync {
+    /// Short name for reports.
+    fn name(&self) -> String;
+
+    /// Everything that a resumed run must have in common with the saved one.
+    fn describe(&self) -> String;
+
+    /// The state before the first estimate.
+    fn init(&self, theta: &[f32], key: Key, workers: &Workers) -> EstimatorState;
+
+    /// One estimate at `theta`, advancing the state. A pure function of its arguments, whatever the
+    /// number of workers. `outer_step` counts estimates.
+    fn estimate(
+        &self,
+        theta: &[f32],
+        state: &mut EstimatorState,
+        outer_step: u64,
+        workers: &Workers,
+    ) -> Estimate;
+}
+
+/// A meta-gradient estimate with what a progress display needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimate {
+    /// Estimated gradient of the meta-loss, `[theta]`.
+    pub grad: Vec<f32>,
+    /// Normalized loss, averaged over steps, signs and healthy lanes; NaN if there is none.
+    pub mean_loss: f64,
+    /// Inner steps (loss, gradient and update) that were computed.
+    pub inner_steps: u64,
+    /// Lanes that took part.
+    pub lanes: usize,
+    /// Lanes whose raw loss became non-finite in this window; they were reset.
+    pub diverged: usize,
+    /// Lanes left out of `grad` because even their normalized loss was non-finite.
+    pub masked: usize,
+}
+
+/// What an estimator keeps between estimates.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EstimatorState {
+    /// Root of all its keys.
+    pub key: Key,
+    /// One entry per task; empty for estimators that start anew each time.
+    pub lanes: Vec<Lane>,
+}
+
+/// One task in progress.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Shared by the trajectories.
+    pub clock: Clock,
+    /// One trajectory, or an antithetic pair (positive first).
+    pub trajectories: Vec<Trajectory>,
+    /// Sum of the perturbations that act on the current run (PES); empty elsewhere.
+    pub accumulator: Vec<f32>,
+}
+
+impl EstimatorState {
+    /// The root key of a lane: its runs are `key.fold_in(episode)`.
+    pub fn lane_key(&self, lane: usize) -> Key {
+        self.key.named("lane").fold_in(lane as u64)
+    }
+}
+
+/// Which perturbation is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoiseIndex {
+    /// The estimate.
+    pub outer_step: u64,
+    /// The lane.
+    pub lane: usize,
+    /// Its key.
+    pub key: Key,
+}
+
+/// Writes the perturbation of an index.
+pub type NoiseFn = dyn Fn(NoiseIndex, &mut [f32]) + Send + Sync;
+
+/// Where perturbations of theta come from: Gaussian in use, given ones in tests.
+#[derive(Clone)]
+pub enum Noise {
+    /// `ε ~ N(0, σ² I)`.
+    Gaussian,
+    /// Writes the perturbation of the given index.
+    Given(Arc<NoiseFn>),
+}
+
+impl std::fmt::Debug for Noise {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Noise::Gaussian => "Gaussian",
+            Noise::Given(_) => "Given",
+        })
+    }
+}
+
+impl Noise {
+    fn draw(&self, std: f32, index: NoiseIndex, len: usize) -> Vec<f32> {
+        let mut eps = vec![0.0; len];
+        match self {
+            Noise::Gaussian => {
+                index.key.fill_normal(&mut eps);
+                eps.iter_mut().for_each(|e| *e *= std);
+            }
+            Noise::Given(f) => f(index, &mut eps),
+        }
+        eps
+    }
+}
+
+/// How a window's losses become one number per lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WindowLoss {
+    /// `Σ mask·loss / Σ mask`: the reference library's convention. A window that contains a reset
+    /// has one step less, so its steps weigh slightly more.
+    #[default]
+    Mean,
+    /// `Σ mask·loss`: the paper's convention; every step weighs the same.
+    Sum,
+}
+
+impl WindowLoss {
+    fn divisor(self, mask: &[bool]) -> f64 {
+        match self {
+            WindowLoss::Sum => 1.0,
+            WindowLoss::Mean => mask.iter().filter(|m| **m).count().max(1) as f64,
+        }
+    }
+}
+
+/// What the persistent antithetic estimators have in common.
+#[derive(Clone, Debug)]
+pub struct Antithetic {
+    /// Number of lanes N.
+    pub num_tasks: usize,
+    /// Inner steps per estimate.
+    pub trunc_length: usize,
+    /// Standard deviation σ of the perturbations.
+    pub std: f32,
+    /// Mean or sum over the window.
+    pub window_loss: WindowLoss,
+    /// `Some(c)`: every loss difference is replaced by `c` times the sign of its mean, which makes
+    /// the estimate independent of the loss scale (and biased).
+    pub sign: Option<f64>,
+    /// Source of perturbations.
+    pub noise: Noise,
+}
+
+impl Default for Antithetic {
+    /// 16 tasks, 50 steps, σ = 0.01, mean loss, no sign, Gaussian.
+    fn default() -> Self {
+        Antithetic {
+            num_tasks: 16,
+            trunc_length: 50,
+            std: 0.01,
+            window_loss: WindowLoss::Mean,
+            sign: None,
+            noise: Noise::Gaussian,
+        }
+    }
+}
+
+impl Antithetic {
+    fn validate(&self) -> outerloop_core::Result<()> {
+        let bad = |what: &str, why: String| Err(outerloop_core::Error::invalid(what, why));
+        if self.num_tasks == 0 {
+            return bad("num_tasks", "must be at least 1".into());
+        }
+        if self.trunc_length == 0 {
+            return bad("trunc_length", "must be at least 1".into());
+        }
+        if !(self.std.is_finite() && self.std > 0.0) {
+            return bad("std", format!("must be positive and finite, got {}", self.std));
+        }
+        Ok(())
+    }
+
+    /// `1 / (2 σ²)`: what turns loss differences times perturbations into a gradient.
+    fn factor(&self) -> f64 {
+        let std = f64::from(self.std);
+        1.0 / (2.0 * std * std)
+    }
+
+    /// The perturbation of a lane, and theta moved by plus and minus it.
+    fn perturb(&self, theta: &[f32], index: NoiseIndex) -> (Vec<f32>, [Vec<f32>; 2]) {
+        let eps = self.noise.draw(self.std, index, theta.len());
+        let plus = theta.iter().zip(&eps).map(|(t, e)| t + e).collect();
+        let minus = theta.iter().zip(&eps).map(|(t, e)| t - e).collect();
+        (eps, [plus, minus])
+    }
+}
+
+fn noise_index(state: &EstimatorState, outer_step: u64, lane: usize) -> NoiseIndex {
+    let key = state.key.named("noise").fold_in(outer_step).fold_in(lane as u64);
+    NoiseIndex { outer_step, lane, key }
+}
+
+/// The lanes at their start, with `trajectories` copies of the first trajectory each.
+fn start_lanes(
+    step: &TruncatedStep,
+    num_tasks: usize,
+    trajectories: usize,
+    accumulator: usize,
+    theta: &[f32],
+    key: Key,
+    workers: &Workers,
+) -> EstimatorState {
+    let mut state = EstimatorState { key, lanes: Vec::new() };
+    let mut keys: Vec<Key> = (0..num_tasks).map(|i| state.lane_key(i)).collect();
+    state.lanes = workers.map(&mut keys, |worker, _, key| {
+        let (clock, t) = step.start_lane(theta, *key, worker);
+        Lane { clock, trajectories: vec![t; trajectories], accumulator: vec![0.0; accumulator] }
+    });
+    state
+}
+
+/// One lane's contribution: `grad += Σₖ coefficientₖ · directionₖ`, and its share of the metrics.
+struct Contribution {
+    /// `(coefficient, direction)` pairs.
+    terms: Vec<(f64, Vec<f32>)>,
+    mean_loss: f64,
+    inner_steps: u64,
+    diverged: bool,
+}
+
+/// Adds contributions in lane order: `grad = factor/N Σᵢ Σₖ cᵢₖ dᵢₖ`.
+fn reduce(theta_len: usize, factor: f64, contributions: Vec<Contribution>) -> Estimate {
+    let lanes = contributions.len();
+    let scale = factor / lanes as f64;
+    let mut grad = vec![0.0f64; theta_len];
+    let (mut loss, mut healthy, mut inner_steps, mut diverged, mut masked) = (0.0, 0usize, 0, 0, 0);
+    for c in contributions {
+        inner_steps += c.inner_steps;
+        diverged += usize::from(c.diverged);
+        if c.mean_loss.is_finite() {
+            loss += c.mean_loss;
+            healthy += 1;
+        }
+        // A lane without a finite difference says nothing: it counts as a zero difference.
+        if c.terms.iter().any(|(c, _)| !c.is_finite()) {
+            masked += 1;
+            continue;
+        }
+        for (c, d) in &c.terms {
+            for (g, d) in grad.iter_mut().zip(d) {
+                *g += c * f64::from(*d);
+            }
+        }
+    }
+    Estimate {
+        grad: grad.into_iter().map(|g| (g * scale) as f32).collect(),
+        mean_loss: loss / healthy as f64,
+        inner_steps,
+        lanes,
+        diverged,
+        masked,
+    }
+}
+
+/// Masked mean of a window's losses.
+fn masked_mean(w: &Window) -> f64 {
+    let sum: f64 = w.loss.iter().zip(&w.mask).filter(|(_, m)| **m).map(|(l, _)| l).sum();
+    sum / WindowLoss::Mean.divisor(&w.mask)
+}
+
+fn trained_steps(w: &Window) -> u64 {
+    w.mask.iter().filter(|m| **m).count() as u64
+}
+
+/// Advances an antithetic pair from the given starts under one clock.
+#[allow(clippy::too_many_arguments)] // both signs of `TruncatedStep::window`
+fn run_pair(
+    step: &TruncatedStep,
+    thetas: &[Vec<f32>; 2],
+    key: Key,
+    clock: &mut Clock,
+    pair: [&mut Trajectory; 2],
+    steps: usize,
+    outer_step: u64,
+    worker: &mut Worker,
+) -> [Window; 2] {
+    let start = clock.clone();
+    let mut ends = [start.clone(), start];
+    let [plus, minus] = pair;
+    let mut run = |i: usize, t: &mut Trajectory| {
+        let opt = step.lopt.opt_fn(&thetas[i]);
+        step.window(&*opt, key, &mut ends[i], t, steps, outer_step, worker)
+    };
+    let windows = [run(0, plus), run(1, minus)];
+    *clock = ends[0].clone();
+    // A diverged run is over, for both signs: they must stay on the same clock.
+    clock.is_done |= windows[0].diverged || windows[1].diverged;
+    windows
+}

@@ -1,0 +1,127 @@
+//! Truncated backpropagation through the unroll.
+
+use super::{
+    masked_mean, reduce, start_lanes, trained_steps, Contribution, Estimate, EstimatorState,
+    GradientEstimator,
+};
+use crate::adjoint::{StepWeights, Sweep, SweepConfig};
+use crate::unroll::TruncatedStep;
+use crate::workers::Workers;
+use outerloop_core::{Error, Key, Result};
+
+/// Exact gradients of windows of an unroll, by an adjoint sweep.
+///
+/// `g = 1/N Σᵢ ∇θ Lᵢ`, where `Lᵢ` is lane i's meta-objective over the next K steps and the state at
+/// the start of the window is a constant.
+///
+/// Bias: truncation bias (short-sighted), none within the window. Variance: that of tasks and
+/// batches only, but exploding where inner training is chaotic (see [`SweepConfig::clip`]).
+/// Cost: per lane K inner steps forward, and backward one Hessian-vector product and one update
+/// derivative per step, plus the recomputation that [`crate::adjoint::Memory`] asks for.
+///
+/// Reference: Werbos 1990, doi:10.1109/5.58337; Metz et al. 2019, arXiv:1810.10180.
+pub struct TruncatedGrad {
+    step: TruncatedStep,
+    num_tasks: usize,
+    trunc_length: usize,
+    sweep: SweepConfig,
+}
+
+impl TruncatedGrad {
+    /// `num_tasks` lanes, `trunc_length` steps per estimate. Errors if either is 0 or the update rule
+    /// has no derivative.
+    pub fn new(
+        step: TruncatedStep,
+        num_tasks: usize,
+        trunc_length: usize,
+        sweep: SweepConfig,
+    ) -> Result<Self> {
+        check(&step, num_tasks, &sweep)?;
+        if trunc_length == 0 {
+            return Err(Error::invalid("trunc_length", "must be at least 1"));
+        }
+        if let StepWeights::Given(w) = &sweep.weights {
+            if w.len() != trunc_length {
+                return Err(Error::mismatch("step weights", trunc_length, w.len()));
+            }
+        }
+        Ok(TruncatedGrad { step, num_tasks, trunc_length, sweep })
+    }
+}
+
+/// What both gradient estimators need.
+pub(super) fn check(step: &TruncatedStep, num_tasks: usize, sweep: &SweepConfig) -> Result<()> {
+    if num_tasks == 0 {
+        return Err(Error::invalid("num_tasks", "must be at least 1"));
+    }
+    if sweep.clip.is_some_and(|c| !(c > 0.0 && c.is_finite())) {
+        return Err(Error::invalid(
+            "adjoint clip",
+            format!("must be positive and finite, got {:?}", sweep.clip),
+        ));
+    }
+    let opt = step.lopt.opt_fn(&step.lopt.init(Key::new(0)));
+    if opt.update_vjp().is_none() {
+        let why = "its update has no derivative; implement `Optimizer::update_vjp` or use an ES estimator";
+        return Err(Error::invalid(format!("optimizer {}", opt.name()), why));
+    }
+    Ok(())
+}
+
+/// One lane's share of a mean of gradients; a non-finite one is masked.
+pub(super) fn contribution(sweep: Sweep<f32>) -> Contribution {
+    let finite = sweep.loss.is_finite() && sweep.grad.iter().all(|g| g.is_finite());
+    Contribution {
+        mean_loss: masked_mean(&sweep.window),
+        inner_steps: trained_steps(&sweep.window),
+        diverged: sweep.window.diverged,
+        terms: vec![(if finite { 1.0 } else { f64::NAN }, sweep.grad)],
+    }
+}
+
+impl GradientEstimator for TruncatedGrad {
+    fn name(&self) -> String {
+        "grad".into()
+    }
+
+    fn describe(&self) -> String {
+        format!(
+            "grad(num_tasks={}, trunc_length={}, {:?}, {})",
+            self.num_tasks,
+            self.trunc_length,
+            self.sweep,
+            self.step.describe()
+        )
+    }
+
+    fn init(&self, theta: &[f32], key: Key, workers: &Workers) -> EstimatorState {
+        start_lanes(&self.step, self.num_tasks, 1, 0, theta, key, workers)
+    }
+
+    fn estimate(
+        &self,
+        theta: &[f32],
+        state: &mut EstimatorState,
+        outer_step: u64,
+        workers: &Workers,
+    ) -> Estimate {
+        let mut lanes = std::mem::take(&mut state.lanes);
+        let contributions = workers.map(&mut lanes, |worker, i, lane| {
+            let sweep = self.step.window_and_grad(
+                theta,
+                state.lane_key(i),
+                &mut lane.clock,
+                &mut lane.trajectories[0],
+                self.trunc_length,
+                outer_step,
+                worker,
+                &self.sweep,
+            );
+            let c = contribution(sweep.expect("the constructor checked the settings"));
+            lane.clock.is_done |= c.diverged;
+            c
+        });
+        state.lanes = lanes;
+        reduce(theta.len(), 1.0, contributions)
+    }
+}

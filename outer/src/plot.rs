@@ -1,0 +1,201 @@
+//! Pictures of a run: lines with bands on linear or logarithmic axes, as SVG or PNG.
+
+mod axis;
+mod draw;
+#[cfg(not(feature = "png"))]
+#[path = "plot/png_disabled.rs"]
+mod png;
+#[cfg(feature = "png")]
+#[path = "plot/png_enabled.rs"]
+mod png;
+mod trace;
+
+use axis::Axis;
+use outerloop_core::{atomic::write_atomic, Error, Result};
+use std::path::Path;
+
+/// How an axis maps numbers to places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scale {
+    /// Equal differences, equal distances.
+    #[default]
+    Linear,
+    /// Equal ratios, equal distances; values that are not positive have no place.
+    Log,
+}
+
+/// How a series is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Style {
+    /// Points joined by a line.
+    #[default]
+    Line,
+    /// Points joined by a broken line.
+    Dashed,
+    /// Points only.
+    Points,
+}
+
+/// One line of a plot, with an entry in the legend.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Series {
+    /// Text in the legend.
+    pub name: String,
+    /// `(x, y)` in drawing order. A point that is not finite, not positive on a logarithmic axis,
+    /// or outside `y_range` interrupts the line. Of more than 1000 points, the lowest and the
+    /// highest of each of 500 runs are drawn.
+    pub points: Vec<(f64, f64)>,
+    /// `(x, low, high)`: a shaded band, e.g. mean ± standard deviation.
+    pub band: Option<Vec<(f64, f64, f64)>>,
+    /// Line or points; a line by default.
+    pub style: Style,
+}
+
+impl Series {
+    /// A line without a band.
+    pub fn line(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
+        Series { name: name.into(), points, ..Self::default() }
+    }
+
+    /// Adds a band of `(x, low, high)`.
+    #[must_use]
+    pub fn with_band(mut self, band: Vec<(f64, f64, f64)>) -> Self {
+        self.band = Some(band);
+        self
+    }
+}
+
+/// A plot of any number of series.
+///
+/// Colours are Okabe and Ito's, distinguishable with colour-blind eyes; from the eighth series on
+/// they repeat with broken lines. The legend stands beside the plot when there is more than one series.
+///
+/// ```
+/// use outerloop_outer::plot::{Plot, Scale, Series};
+/// let points = (0..100).map(|i| (f64::from(i), (-0.1 * f64::from(i)).exp())).collect();
+/// let plot = Plot {
+///     title: "meta-loss".into(),
+///     x_label: "outer step".into(),
+///     y_label: "loss".into(),
+///     y_scale: Scale::Log,
+///     series: vec![Series::line("PES", points)],
+///     ..Plot::default()
+/// };
+/// # let dir = tempfile::tempdir().map_err(|e| outerloop_core::Error::io(".", e))?;
+/// plot.save(dir.path().join("meta_loss.svg"))?;
+/// # Ok::<(), outerloop_core::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plot {
+    /// Text above the plot.
+    pub title: String,
+    /// Text below the horizontal axis.
+    pub x_label: String,
+    /// Text beside the vertical axis.
+    pub y_label: String,
+    /// Horizontal scale; linear by default.
+    pub x_scale: Scale,
+    /// Vertical scale; linear by default.
+    pub y_scale: Scale,
+    /// The lowest and highest y shown; by default all that the series hold. Useful when one of them
+    /// diverges.
+    pub y_range: Option<(f64, f64)>,
+    /// Width and height in pixels without the legend; 800 x 500 by default.
+    pub size: (u32, u32),
+    /// The lines, in legend order.
+    pub series: Vec<Series>,
+}
+
+impl Default for Plot {
+    fn default() -> Self {
+        Plot {
+            title: String::new(),
+            x_label: String::new(),
+            y_label: String::new(),
+            x_scale: Scale::Linear,
+            y_scale: Scale::Linear,
+            y_range: None,
+            size: (800, 500),
+            series: Vec::new(),
+        }
+    }
+}
+
+impl Plot {
+    /// Draws the plot and writes it atomically; the extension picks `svg` or `png`.
+    ///
+    /// # Errors
+    /// [`Error::FeatureDisabled`] for `png` without the feature of that name; [`Error::Unknown`] for
+    /// another extension; [`Error::Invalid`] for a `y_range` that is empty or does not fit its scale.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let bytes = match extension.to_ascii_lowercase().as_str() {
+            "svg" => self.svg()?.into_bytes(),
+            "png" => png::encode(self)?,
+            _ => {
+                return Err(Error::Unknown {
+                    what: "picture format",
+                    got: extension.into(),
+                    allowed: vec!["svg".into(), "png".into()],
+                })
+            }
+        };
+        write_atomic(path, &bytes)
+    }
+
+    /// The plot as SVG text; it needs no script, style sheet or font file.
+    pub fn svg(&self) -> Result<String> {
+        png::register_font()?;
+        let mut svg = String::new();
+        let backend = plotters::prelude::SVGBackend::with_string(&mut svg, self.total_size());
+        draw::draw(self, backend)?;
+        Ok(svg)
+    }
+
+    /// Width and height in pixels with the legend.
+    fn total_size(&self) -> (u32, u32) {
+        (self.size.0 + draw::legend_width(self), self.size.1)
+    }
+
+    /// The axes that hold all visible points and bands.
+    fn axes(&self) -> Result<(Axis, Axis)> {
+        if let Some((low, high)) = self.y_range {
+            let fits = trace::has_place(low, self.y_scale) && trace::has_place(high, self.y_scale);
+            if !fits || low >= high {
+                let why = format!("expected low < high on a {:?} scale, got {low}, {high}", self.y_scale);
+                return Err(Error::invalid("y_range", why));
+            }
+        }
+        let (mut xs, mut ys) = (Vec::new(), Vec::new());
+        for &(x, y) in self.series.iter().flat_map(|s| &s.points).filter(|p| self.shows(**p)) {
+            xs.push(x);
+            ys.push(y);
+        }
+        // On a logarithmic axis mean − std comes near zero: a band's low end adds a decade at most.
+        let lowest = match self.y_scale {
+            Scale::Linear => f64::NEG_INFINITY,
+            Scale::Log => 0.1 * ys.iter().copied().fold(f64::INFINITY, f64::min),
+        };
+        for &(x, low, high) in self.series.iter().flat_map(|s| s.band.iter().flatten()) {
+            if trace::has_place(x, self.x_scale) && trace::has_place(high, self.y_scale) {
+                xs.push(x);
+                ys.push(high);
+                ys.extend((trace::has_place(low, self.y_scale) && low >= lowest).then_some(low));
+            }
+        }
+        let y = match self.y_range {
+            Some((low, high)) => Axis::exact(self.y_scale, low, high),
+            None => Axis::around(self.y_scale, &ys),
+        };
+        Ok((Axis::around(self.x_scale, &xs), y))
+    }
+
+    fn shows(&self, (x, y): (f64, f64)) -> bool {
+        let inside = self.y_range.is_none_or(|(low, high)| low <= y && y <= high);
+        trace::has_place(x, self.x_scale) && trace::has_place(y, self.y_scale) && inside
+    }
+}
+
+#[cfg(test)]
+mod tests;

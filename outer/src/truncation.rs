@@ -1,0 +1,122 @@
+//! How many steps an inner training run lasts before it is reset.
+
+use outerloop_core::{Error, Key, Result};
+use serde::{Deserialize, Serialize};
+
+/// Length of inner training runs, in inner steps. A run's length is drawn when the run starts, from
+/// its key, and the optimizer is told it as `num_steps`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TruncationSchedule {
+    /// Always the same length.
+    Constant(u64),
+    /// `⌊exp U(ln min, ln max)⌋`: in `[min, max)`, every scale equally likely.
+    LogUniform {
+        /// Shortest length.
+        min: u64,
+        /// Bound that is never reached.
+        max: u64,
+    },
+    /// A length that changes over the outer steps: linear between knots `(outer step, length)`,
+    /// constant outside, plus Gaussian jitter of whole steps.
+    Scheduled {
+        /// Outer steps (increasing) and the lengths there.
+        knots: Vec<(u64, f64)>,
+        /// Standard deviation of the jitter, in steps; 0 for none.
+        std: f64,
+        /// Lower bound of the result.
+        min_length: u64,
+    },
+    /// Runs never end; `num_steps` is unknown to the optimizer.
+    NeverEnding,
+}
+
+impl TruncationSchedule {
+    /// Errors unless every length it can give is at least 1.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |why: &str| Err(Error::invalid(format!("truncation schedule {self:?}"), why));
+        match self {
+            Self::Constant(0) => bad("the length must be at least 1"),
+            Self::LogUniform { min, max } if *min == 0 || max < min => bad("needs 1 <= min <= max"),
+            Self::Scheduled { knots, std, min_length } => {
+                if knots.is_empty() || knots.windows(2).any(|w| w[0].0 >= w[1].0) {
+                    bad("needs at least one knot, outer steps increasing")
+                } else if *min_length == 0 || !(std.is_finite() && *std >= 0.0) {
+                    bad("needs min_length >= 1 and a finite std >= 0")
+                } else {
+                    Ok(())
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The length of a run that starts at `outer_step`; `None`: it never ends.
+    pub fn length(&self, outer_step: u64, key: Key) -> Option<u64> {
+        match self {
+            Self::Constant(n) => Some(*n),
+            Self::LogUniform { min, max } => {
+                let (a, b) = ((*min as f64).ln(), (*max as f64).ln());
+                Some(((a + (b - a) * key.uniform()).exp() as u64).clamp(*min, (*max - 1).max(*min)))
+            }
+            Self::Scheduled { knots, std, min_length } => {
+                let mut z = [0.0f64];
+                key.fill_normal(&mut z);
+                let jittered = interpolate(knots, outer_step) + (std * z[0]).trunc();
+                Some((jittered as u64).max(*min_length))
+            }
+            Self::NeverEnding => None,
+        }
+    }
+}
+
+fn interpolate(knots: &[(u64, f64)], at: u64) -> f64 {
+    let next = knots.partition_point(|k| k.0 <= at);
+    if next == 0 {
+        return knots[0].1;
+    }
+    let Some(&(x1, y1)) = knots.get(next) else {
+        return knots[next - 1].1;
+    };
+    let (x0, y0) = knots[next - 1];
+    y0 + (y1 - y0) * (at - x0) as f64 / (x1 - x0) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_uniform_stays_in_range_and_has_the_right_median() {
+        let s = TruncationSchedule::LogUniform { min: 10, max: 1000 };
+        let mut draws: Vec<u64> = (0..4000).map(|i| s.length(0, Key::new(1).fold_in(i)).unwrap()).collect();
+        draws.sort_unstable();
+        assert!(draws[0] >= 10 && draws[3999] < 1000);
+        // The median of exp U(ln 10, ln 1000) is 100; its standard error here is about 3.6.
+        assert!((draws[2000] as f64 - 100.0).abs() < 15.0, "{}", draws[2000]);
+    }
+
+    #[test]
+    fn scheduled_interpolates_between_knots() {
+        let s =
+            TruncationSchedule::Scheduled { knots: vec![(0, 10.0), (100, 100.0)], std: 0.0, min_length: 1 };
+        let at = |t| s.length(t, Key::new(0)).unwrap();
+        assert_eq!([at(0), at(50), at(100), at(1000)], [10, 55, 100, 100]);
+        let noisy = TruncationSchedule::Scheduled { knots: vec![(0, 20.0)], std: 50.0, min_length: 7 };
+        let draws: Vec<u64> = (0..100).map(|i| noisy.length(0, Key::new(i)).unwrap()).collect();
+        assert!(draws.iter().all(|&d| d >= 7) && draws.contains(&7) && draws.iter().any(|&d| d > 20));
+    }
+
+    #[test]
+    fn impossible_schedules_are_refused() {
+        for bad in [
+            TruncationSchedule::Constant(0),
+            TruncationSchedule::LogUniform { min: 0, max: 10 },
+            TruncationSchedule::LogUniform { min: 10, max: 9 },
+            TruncationSchedule::Scheduled { knots: vec![], std: 0.0, min_length: 1 },
+            TruncationSchedule::Scheduled { knots: vec![(5, 1.0), (5, 2.0)], std: 0.0, min_length: 1 },
+        ] {
+            assert!(bad.validate().is_err(), "{bad:?}");
+        }
+        assert!(TruncationSchedule::NeverEnding.validate().is_ok());
+    }
+}

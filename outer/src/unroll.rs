@@ -1,0 +1,312 @@
+//! Inner training as trainers see it: trajectories that are advanced a window of steps at a time,
+//! and reset when their run is over.
+
+use crate::{workers::Worker, TruncationSchedule};
+use outerloop_core::{
+    BatchKey, Evaluator, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, OptState, Optimizer, Result,
+    Split,
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Which loss a step contributes to the meta-objective; always through the task's normalizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MetaLoss {
+    /// The training loss at the parameters before the update: costs nothing extra.
+    #[default]
+    Train,
+    /// The loss of the same batch at the updated parameters.
+    SameBatch,
+    /// The loss of a fresh batch of this split at the updated parameters.
+    Fresh(Split),
+}
+
+/// Moves lanes out of lock-step at the start of meta-training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InitialOffset {
+    /// All lanes start at step 0.
+    #[default]
+    None,
+    /// Only the step counter starts at `U{0, ..., max - 1}`: first runs are shorter, but early
+    /// parameters are counted as late ones until the first reset (the reference library's way).
+    Counter(u64),
+    /// The lane is really trained for `U{0, ..., max - 1}` steps (at most its length − 1) with the
+    /// unperturbed theta: every step's state is what it will be in the long run.
+    BurnIn(u64),
+}
+
+/// Where a trajectory stands. The two trajectories of an antithetic pair share one clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Runs started in this lane before the current one.
+    pub episode: u64,
+    /// Steps done in the current run.
+    pub inner_step: u64,
+    /// Length of the current run; `None`: it never ends.
+    pub length: Option<u64>,
+    /// The run is over: the next step resets.
+    pub is_done: bool,
+}
+
+/// One inner training run in progress.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trajectory<E = f32> {
+    /// Parameters and optimizer slots.
+    pub opt: OptState<E>,
+    /// The task's model state.
+    pub model_state: Vec<E>,
+}
+
+/// What happened in a window of steps, one entry per step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Window {
+    /// Normalized meta-loss; 0 where masked.
+    pub loss: Vec<f64>,
+    /// Whether the step trained; a reset consumes one step and is masked.
+    pub mask: Vec<bool>,
+    /// Whether the step was the last of its run.
+    pub is_done: Vec<bool>,
+    /// Steps done in the run after this step.
+    pub inner_step: Vec<u64>,
+    /// A raw loss was NaN or infinite.
+    pub diverged: bool,
+}
+
+/// The keys of one inner training run: pure functions of lane and episode.
+#[derive(Clone, Copy, Debug)]
+pub struct EpisodeKeys {
+    /// Samples the task of the family.
+    pub task: Key,
+    /// Draws initial parameters.
+    pub init: Key,
+    /// The stream of batches.
+    pub data: Key,
+    /// Given to the optimizer.
+    pub opt: Key,
+    length: Key,
+}
+
+impl EpisodeKeys {
+    /// The keys of run number `episode` of a lane.
+    pub fn new(lane: Key, episode: u64) -> Self {
+        let [task, init, data, opt, length] = lane.fold_in(episode).split();
+        EpisodeKeys { task, init, data, opt, length }
+    }
+}
+
+/// Task family, learned optimizer and rules of the game: everything that advances a trajectory.
+pub struct TruncatedStep<E: Float = f32> {
+    /// Where runs get their tasks from.
+    pub family: Arc<dyn FlatFamily<E>>,
+    /// What is meta-trained.
+    pub lopt: Arc<dyn LearnedOptimizer<E>>,
+    /// Length of runs.
+    pub schedule: TruncationSchedule,
+    /// The loss that counts.
+    pub meta_loss: MetaLoss,
+    /// Start of the first runs.
+    pub offset: InitialOffset,
+}
+
+impl<E: Float> TruncatedStep<E> {
+    /// Runs of the family with lengths by `schedule`; training loss, no offset.
+    pub fn new(
+        family: Arc<dyn FlatFamily<E>>,
+        lopt: Arc<dyn LearnedOptimizer<E>>,
+        schedule: TruncationSchedule,
+    ) -> Result<Self> {
+        schedule.validate()?;
+        Ok(TruncatedStep {
+            family,
+            lopt,
+            schedule,
+            meta_loss: MetaLoss::default(),
+            offset: InitialOffset::default(),
+        })
+    }
+
+    /// Uses another meta-loss.
+    #[must_use]
+    pub fn with_meta_loss(mut self, meta_loss: MetaLoss) -> Self {
+        self.meta_loss = meta_loss;
+        self
+    }
+
+    /// Moves first runs out of lock-step.
+    #[must_use]
+    pub fn with_offset(mut self, offset: InitialOffset) -> Self {
+        self.offset = offset;
+        self
+    }
+
+    /// What a resumed run must match.
+    pub fn describe(&self) -> String {
+        format!(
+            "family={} lopt={} schedule={:?} meta_loss={:?} offset={:?}",
+            self.family.name(),
+            self.lopt.architecture(),
+            self.schedule,
+            self.meta_loss,
+            self.offset
+        )
+    }
+
+    /// A run at its start: fresh task, parameters and optimizer state.
+    pub fn start(
+        &self,
+        opt: &dyn Optimizer<E>,
+        lane: Key,
+        episode: u64,
+        outer_step: u64,
+    ) -> (Arc<dyn FlatTask<E>>, Clock, Trajectory<E>) {
+        let keys = EpisodeKeys::new(lane, episode);
+        let length = self.schedule.length(outer_step, keys.length);
+        let task = self.family.sample_task(keys.task);
+        let trajectory = fresh(&*task, opt, keys, length);
+        (task, Clock { episode, inner_step: 0, length, is_done: false }, trajectory)
+    }
+
+    /// The first run of a lane, offset as configured; `theta` is used by a burn-in.
+    pub fn start_lane(&self, theta: &[E], lane: Key, worker: &mut Worker<E>) -> (Clock, Trajectory<E>) {
+        let opt = self.lopt.opt_fn(theta);
+        let (_, mut clock, mut trajectory) = self.start(&*opt, lane, 0, 0);
+        let draw = |max: u64| (lane.named("offset").uniform() * max as f64) as u64;
+        match self.offset {
+            InitialOffset::None => {}
+            InitialOffset::Counter(max) => clock.inner_step = draw(max),
+            InitialOffset::BurnIn(max) => {
+                let steps = draw(max).min(clock.length.map_or(u64::MAX, |n| n - 1));
+                let w = self.window(&*opt, lane, &mut clock, &mut trajectory, steps as usize, 0, worker);
+                clock.is_done |= w.diverged;
+            }
+        }
+        (clock, trajectory)
+    }
+
+    /// Advances a trajectory by `steps` calls. A call trains one step, or, if the run is over,
+    /// starts the next one (masked).
+    #[allow(clippy::too_many_arguments)] // the loop body of everything: each is one noun
+    pub fn window(
+        &self,
+        opt: &dyn Optimizer<E>,
+        lane: Key,
+        clock: &mut Clock,
+        trajectory: &mut Trajectory<E>,
+        steps: usize,
+        outer_step: u64,
+        worker: &mut Worker<E>,
+    ) -> Window {
+        let mut at = self.place(lane, clock);
+        let mut w = Window::default();
+        for _ in 0..steps {
+            let called = self.call(opt, lane, &mut at, clock, trajectory, outer_step, worker);
+            w.push(&*at.task, clock, called);
+        }
+        w
+    }
+
+    /// Keys and task of the run that a clock stands in.
+    pub(crate) fn place(&self, lane: Key, clock: &Clock) -> Place<E> {
+        let keys = EpisodeKeys::new(lane, clock.episode);
+        Place { keys, task: self.family.sample_task(keys.task) }
+    }
+
+    /// One call of [`Self::window`].
+    #[allow(clippy::too_many_arguments)] // as `window`
+    pub(crate) fn call(
+        &self,
+        opt: &dyn Optimizer<E>,
+        lane: Key,
+        place: &mut Place<E>,
+        clock: &mut Clock,
+        trajectory: &mut Trajectory<E>,
+        outer_step: u64,
+        worker: &mut Worker<E>,
+    ) -> Called<E> {
+        if clock.is_done {
+            (place.task, *clock, *trajectory) = self.start(opt, lane, clock.episode + 1, outer_step);
+            place.keys = EpisodeKeys::new(lane, clock.episode);
+            return Called::Reset;
+        }
+        let (evaluator, grad) = worker.evaluator(&place.task);
+        let at = BatchKey::train(clock.inner_step, place.keys.data);
+        let loss = train_step(evaluator, opt, trajectory, at, place.keys.opt, grad);
+        let meta = match self.meta_loss.batch(at) {
+            None => loss,
+            Some(at) => evaluator.loss(&trajectory.opt.params, &trajectory.model_state, at),
+        };
+        clock.inner_step += 1;
+        clock.is_done = clock.length.is_some_and(|n| clock.inner_step >= n);
+        Called::Trained { loss, meta }
+    }
+}
+
+/// The run a trajectory is in.
+pub(crate) struct Place<E: Float> {
+    pub keys: EpisodeKeys,
+    pub task: Arc<dyn FlatTask<E>>,
+}
+
+/// What one call did.
+#[derive(Clone, Copy)]
+pub(crate) enum Called<E> {
+    Reset,
+    /// Raw training loss and raw meta-loss.
+    Trained {
+        loss: E,
+        meta: E,
+    },
+}
+
+impl Window {
+    pub(crate) fn push<E: Float>(&mut self, task: &dyn FlatTask<E>, clock: &Clock, called: Called<E>) {
+        let (loss, mask) = match called {
+            Called::Reset => (0.0, false),
+            Called::Trained { loss, meta } => {
+                self.diverged |= !(loss.f64().is_finite() && meta.f64().is_finite());
+                (task.normalizer(meta.f64()), true)
+            }
+        };
+        self.loss.push(loss);
+        self.mask.push(mask);
+        self.is_done.push(clock.is_done);
+        self.inner_step.push(clock.inner_step);
+    }
+}
+
+impl MetaLoss {
+    /// The batch on which the updated parameters are measured after a step on `at`; `None`: the
+    /// meta-loss is the training loss before the update.
+    pub(crate) fn batch(self, at: BatchKey) -> Option<BatchKey> {
+        match self {
+            MetaLoss::Train => None,
+            MetaLoss::SameBatch => Some(at),
+            MetaLoss::Fresh(split) => Some(BatchKey { split, ..at }),
+        }
+    }
+}
+
+/// Fresh parameters and optimizer state for a task.
+pub fn fresh<E: Float>(
+    task: &dyn FlatTask<E>,
+    opt: &dyn Optimizer<E>,
+    keys: EpisodeKeys,
+    num_steps: Option<u64>,
+) -> Trajectory<E> {
+    let params = task.init(keys.init);
+    Trajectory { opt: opt.init(&params, num_steps, keys.opt), model_state: task.init_state() }
+}
+
+/// One inner step: loss and gradient at the current parameters, then the update. Returns the loss.
+pub fn train_step<E: Float>(
+    evaluator: &mut dyn Evaluator<E>,
+    opt: &dyn Optimizer<E>,
+    t: &mut Trajectory<E>,
+    at: BatchKey,
+    key: Key,
+    grad: &mut [E],
+) -> E {
+    let loss = evaluator.loss_and_grad(&t.opt.params, &mut t.model_state, at, grad);
+    opt.update(&mut t.opt, grad, loss, key);
+    loss
+}

@@ -1,0 +1,127 @@
+//! Worker threads. Work is cut into items; an item is computed on one thread, and results come back
+//! in item order, so nothing depends on the number of threads.
+
+use outerloop_core::{Error, Evaluator, FlatTask, Float, Result};
+use std::sync::{
+    atomic::{AtomicUsize, Ordering},
+    Arc, Mutex, PoisonError,
+};
+
+/// What one thread owns: the evaluator of the task it worked on last, and scratch.
+pub struct Worker<E: Float = f32> {
+    cached: Option<Cached<E>>,
+    /// Gradient buffer.
+    pub grad: Vec<E>,
+}
+
+type Cached<E> = (Arc<dyn FlatTask<E>>, Box<dyn Evaluator<E>>);
+
+impl<E: Float> Default for Worker<E> {
+    fn default() -> Self {
+        Worker { cached: None, grad: Vec::new() }
+    }
+}
+
+impl<E: Float> Worker<E> {
+    /// This thread's evaluator of a task (made anew if the last one was for another task), and a
+    /// gradient buffer of the right length.
+    pub fn evaluator(&mut self, task: &Arc<dyn FlatTask<E>>) -> (&mut dyn Evaluator<E>, &mut [E]) {
+        let fits = self.cached.as_ref().is_some_and(|(have, _)| Arc::ptr_eq(have, task));
+        if !fits {
+            self.cached = Some((task.clone(), task.evaluator()));
+            self.grad.resize(task.layout().len(), E::of(0.0));
+        }
+        let (_, evaluator) = self.cached.as_mut().expect("just filled");
+        (evaluator.as_mut(), &mut self.grad)
+    }
+}
+
+/// A fixed set of worker threads.
+pub struct Workers<E: Float = f32> {
+    pool: Option<rayon::ThreadPool>,
+    scratch: Vec<Mutex<Worker<E>>>,
+}
+
+impl<E: Float> Workers<E> {
+    /// `threads` workers; 0 means one per available core.
+    pub fn new(threads: usize) -> Result<Self> {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        };
+        let pool = if threads == 1 {
+            None
+        } else {
+            let built = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .thread_name(|i| format!("lane-worker-{i}"))
+                .build();
+            Some(built.map_err(|e| Error::invalid(format!("{threads} threads"), e.to_string()))?)
+        };
+        Ok(Workers { pool, scratch: (0..threads).map(|_| Mutex::default()).collect() })
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.scratch.len()
+    }
+
+    /// Applies `f` to every item, each on one thread; results in item order.
+    pub fn map<T: Send, R: Send>(
+        &self,
+        items: &mut [T],
+        f: impl Fn(&mut Worker<E>, usize, &mut T) -> R + Sync,
+    ) -> Vec<R> {
+        let lock = |i: usize| self.scratch[i].lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pool) = &self.pool else {
+            let mut w = lock(0);
+            return items.iter_mut().enumerate().map(|(i, item)| f(&mut w, i, item)).collect();
+        };
+        struct Cell<'a, T, R> {
+            item: &'a mut T,
+            result: Option<R>,
+        }
+        let cells: Vec<Mutex<Cell<'_, T, R>>> =
+            items.iter_mut().map(|item| Mutex::new(Cell { item, result: None })).collect();
+        let next = AtomicUsize::new(0);
+        pool.broadcast(|ctx| {
+            let mut w = lock(ctx.index());
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(cell) = cells.get(i) else { break };
+                // Each cell is taken once, so the lock is never contended.
+                let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
+                let result = f(&mut w, i, cell.item);
+                cell.result = Some(result);
+            }
+        });
+        cells
+            .into_iter()
+            .map(|c| {
+                c.into_inner()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .result
+                    .expect("every item was computed")
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_keep_item_order_for_any_number_of_threads() {
+        for threads in [1, 2, 5] {
+            let workers = Workers::<f32>::new(threads).unwrap();
+            let mut items: Vec<u64> = (0..100).collect();
+            let squares = workers.map(&mut items, |_, i, x| {
+                *x += 1;
+                (i as u64) * (i as u64)
+            });
+            assert_eq!(squares, (0..100).map(|i| i * i).collect::<Vec<u64>>());
+            assert_eq!(items, (1..101).collect::<Vec<u64>>());
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! A stopped or killed run continues to the same bytes.
+
+use outerloop_core::{Error, Key, LearnedOptimizer};
+use outerloop_lopt::hand::Adam;
+use outerloop_lopt::{LearnableAdam, MlpLopt};
+use outerloop_outer::adjoint::SweepConfig;
+use outerloop_outer::estimator::{Antithetic, FullLoss};
+use outerloop_outer::run::{meta_train, RunConfig, RunDir};
+use outerloop_outer::{
+    FullEs, GradientEstimator, GradientLearner, InitialOffset, TruncatedEs, TruncatedGrad, TruncatedPes,
+    TruncatedStep, TruncationSchedule, Workers,
+};
+use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
+use proptest::{prelude::*, test_runner::RngSeed};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Every estimator at once, so that all their states are in the checkpoint.
+fn learner(num_steps: u64) -> GradientLearner {
+    let lopt = Arc::new(MlpLopt { hidden_size: 4, hidden_layers: 1, step_mult: 0.02, ..MlpLopt::default() });
+    let step = || {
+        let schedule = TruncationSchedule::LogUniform { min: 5, max: 20 };
+        TruncatedStep::new(Arc::new(FixedDimQuadraticFamily { dim: 3 }), lopt.clone(), schedule)
+            .unwrap()
+            .with_offset(InitialOffset::BurnIn(20))
+    };
+    let common = || Antithetic { num_tasks: 3, trunc_length: 4, ..Antithetic::default() };
+    let estimators: Vec<Box<dyn GradientEstimator>> = vec![
+        Box::new(TruncatedPes::new(step(), common()).unwrap()),
+        Box::new(TruncatedEs::new(step(), common()).unwrap()),
+        Box::new(FullEs::new(step(), common(), FullLoss::Mean).unwrap()),
+        Box::new(TruncatedGrad::new(step(), 2, 4, SweepConfig::default()).unwrap()),
+    ];
+    GradientLearner::new(lopt, estimators, Box::new(Adam::new(1e-2)), num_steps).unwrap()
+}
+
+fn config(resume: bool) -> RunConfig {
+    RunConfig { seed: 7, checkpoint_every: 1, resume, progress: false, ..RunConfig::default() }
+}
+
+fn run(dir: &RunDir, steps: u64, resume: bool, threads: usize) {
+    meta_train(&learner(steps), &Workers::new(threads).unwrap(), dir, &config(resume)).unwrap();
+}
+
+/// What a run leaves behind: the checkpoint and the metrics.
+fn bytes(dir: &RunDir) -> (Vec<u8>, String) {
+    (std::fs::read(dir.checkpoint()).unwrap(), std::fs::read_to_string(dir.metrics()).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+    #[test]
+    fn saved_and_loaded_anywhere_it_ends_the_same(cut in 0u64..12, threads in 1usize..4) {
+        let (total, dir) = (12, tempfile::tempdir().unwrap());
+        let dir = RunDir::new(dir.path());
+        let (learner, one, many) = (learner(total), Workers::new(1).unwrap(), Workers::new(threads).unwrap());
+        let mut straight = learner.init(Key::new(3), &one).unwrap();
+        let mut state = learner.init(Key::new(3), &many).unwrap();
+        for t in 0..total {
+            if t == cut {
+                std::fs::create_dir_all(dir.path()).unwrap();
+                dir.save(&state).unwrap();
+                state = dir.load(&learner).unwrap();
+            }
+            prop_assert_eq!(learner.step(&mut straight, &one), learner.step(&mut state, &many));
+        }
+        prop_assert_eq!(straight, state);
+    }
+}
+
+const CHILD: &str = "OUTERLOOP_RESUME_TEST_DIR";
+const STEPS: u64 = 60;
+
+/// Not a test of its own: the process that [`killed_again_and_again_it_ends_with_the_same_bytes`] kills.
+#[test]
+fn child() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let dir = RunDir::new(dir);
+        let resume = dir.checkpoint().exists();
+        run(&dir, STEPS, resume, 2);
+    }
+}
+
+#[test]
+fn killed_again_and_again_it_ends_with_the_same_bytes() {
+    let root = tempfile::tempdir().unwrap();
+    let straight = RunDir::new(root.path().join("straight"));
+    run(&straight, STEPS, false, 1);
+    let killed = RunDir::new(root.path().join("killed"));
+    let spawn = || {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["child", "--exact"])
+            .env(CHILD, killed.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    // Growing delays hit the start, the first steps and the middle; SIGKILL leaves no time to tidy up.
+    for millis in [5, 15, 25, 40, 60, 80] {
+        let mut process = spawn();
+        std::thread::sleep(Duration::from_millis(millis));
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    assert!(spawn().wait().unwrap().success());
+    assert_eq!(bytes(&killed), bytes(&straight));
+}
+
+#[test]
+fn another_configuration_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = RunDir::new(root.path());
+    run(&dir, 2, false, 1);
+    let workers = Workers::new(1).unwrap();
+    let error = meta_train(&learner(3), &workers, &dir, &config(true)).unwrap_err();
+    assert!(
+        error.to_string().contains("for 3 steps") && error.to_string().contains("for 2 steps"),
+        "{error}"
+    );
+    let error = meta_train(&learner(2), &workers, &dir, &config(false)).unwrap_err();
+    assert!(error.to_string().contains("holds a run already"), "{error}");
+    let missing = RunDir::new(root.path().join("missing"));
+    let error = meta_train(&learner(2), &workers, &missing, &config(true)).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("missing"), "{error}");
+}
+
+#[test]
+fn meta_training_learns_a_better_learning_rate() {
+    // LearnableAdam starts at 1e-3, far too small to cross a quadratic in 20 steps.
+    let lopt = Arc::new(LearnableAdam::default());
+    let schedule = TruncationSchedule::Constant(20);
+    let step =
+        TruncatedStep::new(Arc::new(FixedDimQuadraticFamily { dim: 10 }), lopt.clone(), schedule).unwrap();
+    let common = Antithetic { num_tasks: 16, trunc_length: 10, ..Antithetic::default() };
+    let pes = Box::new(TruncatedPes::new(step, common).unwrap());
+    let learner = GradientLearner::new(lopt.clone(), vec![pes], Box::new(Adam::new(0.03)), 300).unwrap();
+    let workers = Workers::new(0).unwrap();
+    let mut state = learner.init(Key::new(0), &workers).unwrap();
+    let mut losses = Vec::new();
+    for _ in 0..300 {
+        losses.push(learner.step(&mut state, &workers).mean_loss);
+    }
+    let mean = |l: &[f64]| l.iter().sum::<f64>() / l.len() as f64;
+    let (first, last) = (mean(&losses[..20]), mean(&losses[280..]));
+    assert!(last < 0.6 * first, "meta-loss {first} -> {last}");
+    let log_lr =
+        state.theta.params[LearnedOptimizer::<f32>::theta_layout(&*lopt).entry("log_lr").unwrap().offset];
+    assert!(log_lr > -4.0, "log_lr {log_lr}, started at -6.9");
+}

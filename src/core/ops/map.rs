@@ -1,0 +1,205 @@
+//! Elementwise functions of one tensor, of any shape.
+
+use super::math::vectorize;
+use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use crate::tensor::{Backend, Float, Mode, Shape, Tensor};
+use dfdx::prelude::HasShape;
+
+/// `y = f(x)` elementwise, with `f` returning `[f, f', f'']`.
+struct Map<F>(F);
+
+impl<E: Float, F: Fn(E) -> [E; 3] + 'static> RawOp<E> for Map<F> {
+    fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
+        vectorize(|| {
+            for (y, x) in y.iter_mut().zip(x[0]) {
+                *y = (self.0)(*x)[0];
+            }
+        });
+    }
+    fn vjp(&self, x: &[&[E]], _: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]) {
+        let Some(dx) = &mut dx[0] else { return };
+        vectorize(|| {
+            for ((dx, x), dy) in dx.iter_mut().zip(x[0]).zip(dy) {
+                *dx += (self.0)(*x)[1] * *dy;
+            }
+        });
+    }
+    fn jvp(&self, x: &[&[E]], _: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
+        let Some(tx) = tx[0] else { return };
+        vectorize(|| {
+            for ((ty, x), tx) in ty.iter_mut().zip(x[0]).zip(tx) {
+                *ty = (self.0)(*x)[1] * *tx;
+            }
+        });
+    }
+    fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
+        self.vjp(p.x, p.y, t.ddy, ddx);
+        let (Some(ddx), Some(tx)) = (&mut ddx[0], t.tx[0]) else { return };
+        vectorize(|| {
+            for (((d, x), tx), dy) in ddx.iter_mut().zip(p.x[0]).zip(tx).zip(p.dy) {
+                *d += (self.0)(*x)[2] * *tx * *dy;
+            }
+        });
+    }
+}
+
+/// Any elementwise function: `f` returns `[f(x), f'(x), f''(x)]`.
+///
+/// ```
+/// use outerloop_core::{ops, tensor::*};
+/// # use dfdx::prelude::*;
+/// let dev = Cpu::default();
+/// let x: Tensor<Rank1<2>, f64, _> = dev.tensor([1.0, 2.0]);
+/// let cube = ops::map(x, |x| [x * x * x, 3.0 * x * x, 6.0 * x]);
+/// assert_eq!(cube.array(), [1.0, 8.0]);
+/// ```
+pub fn map<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+    x: Tensor<S, E, B, M>,
+    f: impl Fn(E) -> [E; 3] + 'static,
+) -> Tensor<S, E, B, M> {
+    let shape = *x.shape();
+    apply(Map(f), vec![flat(x)], shape, M::default())
+}
+
+macro_rules! unary {
+    ($($(#[$m:meta])* fn $name:ident($x:ident $(, $c:ident)*) $body:block)+) => {$(
+        $(#[$m])*
+        pub fn $name<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+            x: Tensor<S, E, B, M>
+            $(, $c: f64)*
+        ) -> Tensor<S, E, B, M> {
+            $(let $c = E::of($c);)*
+            map(x, move |$x: E| $body)
+        }
+    )+};
+}
+
+/// A literal.
+#[inline(always)]
+fn k<E: Float>(x: f64) -> E {
+    E::of(x)
+}
+
+/// `yes` if `c`, else `no`, as a value: compiles to a select.
+#[inline(always)]
+fn pick<E: Float>(c: bool, yes: E, no: E) -> E {
+    if c {
+        yes
+    } else {
+        no
+    }
+}
+
+unary! {
+    /// `e^x`.
+    fn exp(x) {
+        let y = x.fast_exp();
+        [y, y, y]
+    }
+    /// Natural logarithm; derivatives 0 for `x ≤ 0`.
+    fn ln(x) {
+        let r = pick(x > k(0.0), k::<E>(1.0) / x, k(0.0));
+        [num_traits::Float::ln(x), r, -r * r]
+    }
+    /// Square root; derivatives 0 for `x ≤ 0`.
+    fn sqrt(x) {
+        let y = num_traits::Float::sqrt(x);
+        let d = pick(x > k(0.0), k::<E>(0.5) / y, k(0.0));
+        [y, d, pick(x > k(0.0), k::<E>(-0.5) * d / x, k(0.0))]
+    }
+    /// `x²`.
+    fn square(x) {
+        [x * x, x + x, k(2.0)]
+    }
+    /// Hyperbolic tangent.
+    fn tanh(x) {
+        let y = x.fast_tanh();
+        let d = k::<E>(1.0) - y * y;
+        [y, d, k::<E>(-2.0) * y * d]
+    }
+    /// `1 / (1 + e^-x)`.
+    fn sigmoid(x) {
+        let y = x.fast_sigmoid();
+        let d = y * (k::<E>(1.0) - y);
+        [y, d, d * (k::<E>(1.0) - y - y)]
+    }
+    /// `max(x, 0)`; NaN stays NaN; derivative 0 at 0.
+    fn relu(x) {
+        [pick(x < k(0.0), k(0.0), x), pick(x > k(0.0), k(1.0), k(0.0)), k(0.0)]
+    }
+    /// `x` if positive, else `slope · x`.
+    fn leaky_relu(x, slope) {
+        let d = pick(x > k(0.0), k(1.0), slope);
+        [x * d, d, k(0.0)]
+    }
+    /// `min(max(x, 0), 6)`; derivative 0 at 0 and 6.
+    fn relu6(x) {
+        let y = pick(x < k(0.0), k(0.0), pick(x > k(6.0), k(6.0), x));
+        [y, pick(x > k(0.0) && x < k(6.0), k(1.0), k(0.0)), k(0.0)]
+    }
+    /// `min(max(x, low), high)`; derivative 0 at the bounds.
+    fn clip(x, low, high) {
+        let y = pick(x < low, low, pick(x > high, high, x));
+        [y, pick(x > low && x < high, k(1.0), k(0.0)), k(0.0)]
+    }
+    /// `λ x` if positive, else `λ α (e^x − 1)`, with the constants of Klambauer et al. 2017.
+    fn selu(x) {
+        let (lambda, alpha) = (k::<E>(1.050_700_987_355_480_5), k::<E>(1.673_263_242_354_377_2));
+        let e = lambda * alpha * x.fast_exp();
+        let y = pick(x > k(0.0), lambda * x, e - lambda * alpha);
+        [y, pick(x > k(0.0), lambda, e), pick(x > k(0.0), k(0.0), e)]
+    }
+    /// `x · sigmoid(x)`, also called swish.
+    fn silu(x) {
+        let s = x.fast_sigmoid();
+        let d = s * (k::<E>(1.0) - s);
+        [x * s, s + x * d, d * (k::<E>(2.0) + x * (k::<E>(1.0) - s - s))]
+    }
+    /// `x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    fn gelu(x) {
+        let (c, a) = (k::<E>(0.797_884_560_802_865_4), k::<E>(0.044_715));
+        let half = k::<E>(0.5);
+        let t = (c * (x + a * x * x * x)).fast_tanh();
+        let (u1, u2) = (c * (k::<E>(1.0) + k::<E>(3.0) * a * x * x), k::<E>(6.0) * c * a * x);
+        let t1 = k::<E>(1.0) - t * t;
+        let d1 = half * (k::<E>(1.0) + t + x * t1 * u1);
+        [half * x * (k::<E>(1.0) + t), d1, t1 * (u1 + half * x * (u2 - (t + t) * u1 * u1))]
+    }
+    /// `ln(1 + e^x)`.
+    fn softplus(x) {
+        let s = x.fast_sigmoid();
+        let tail = num_traits::Float::ln_1p((-num_traits::Float::abs(x)).fast_exp());
+        [pick(x > k(0.0), x, k(0.0)) + tail, s, s * (k::<E>(1.0) - s)]
+    }
+    /// Sine.
+    fn sin(x) {
+        let (s, c) = num_traits::Float::sin_cos(x);
+        [s, c, -s]
+    }
+    /// Cosine.
+    fn cos(x) {
+        let (s, c) = num_traits::Float::sin_cos(x);
+        [c, -s, -c]
+    }
+    /// `|x|`; derivative 0 at 0.
+    fn abs(x) {
+        let d = pick(x > k(0.0), k(1.0), pick(x < k(0.0), k(-1.0), k(0.0)));
+        [num_traits::Float::abs(x), d, k(0.0)]
+    }
+    /// `-x`.
+    fn neg(x) {
+        [-x, k(-1.0), k(0.0)]
+    }
+    /// `a x + b`.
+    fn affine(x, a, b) {
+        [a * x + b, a, k(0.0)]
+    }
+    /// `c x`.
+    fn scale(x, c) {
+        [c * x, c, k(0.0)]
+    }
+    /// `x + c`.
+    fn shift(x, c) {
+        [x + c, k(1.0), k(0.0)]
+    }
+}

@@ -1,0 +1,186 @@
+//! What an operation is, how it is recorded, and two short ways to write one.
+
+use crate::tensor::{unique_id, with_recording, Backend, Float, Mode, Shape, Tangents, Tensor};
+use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
+use std::ops::Deref;
+
+/// One operation `y = f(x₀, x₁, ...)` on flat host buffers. All methods that take `dx` **add** to
+/// it; an input without gradient has `None` there, one without tangent `None` in `tx`.
+///
+/// [`apply`] runs and records it on every [`Backend`].
+pub trait RawOp<E: Float>: 'static {
+    /// `y = f(x)`; `y` comes zeroed.
+    fn forward(&mut self, x: &[&[E]], y: &mut [E]);
+    /// `dxᵢ += Jᵢᵀ dy`.
+    fn vjp(&self, x: &[&[E]], y: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]);
+    /// `ty = Σᵢ Jᵢ txᵢ`; `ty` comes zeroed.
+    fn jvp(&self, x: &[&[E]], y: &[E], tx: &[Option<&[E]>], ty: &mut [E]);
+    /// `ddxᵢ += Jᵢᵀ ddy + J̇ᵢᵀ dy`, where `J̇` is the change of `J` along `tx`.
+    fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]);
+}
+
+/// Inputs, output and output adjoint of an operation.
+#[derive(Clone, Copy)]
+pub struct Primal<'a, E> {
+    /// Inputs.
+    pub x: &'a [&'a [E]],
+    /// Output.
+    pub y: &'a [E],
+    /// Adjoint of the output.
+    pub dy: &'a [E],
+}
+
+/// Tangents of [`Primal`].
+#[derive(Clone, Copy)]
+pub struct Tangent<'a, E> {
+    /// Of the inputs; `None` is zero.
+    pub tx: &'a [Option<&'a [E]>],
+    /// Of the output.
+    pub ty: &'a [E],
+    /// Of the adjoint of the output.
+    pub ddy: &'a [E],
+}
+
+/// An operation `y = f(x₀, ...)` whose `f` is affine once `value` has run: a linear map `Aᵢ` per
+/// input is all its derivatives need.
+pub(crate) trait AffineOp<E: Float>: 'static {
+    /// `y = f(x)`; `y` comes zeroed. May fix what the maps depend on (the places of maxima).
+    fn value(&mut self, x: &[&[E]], y: &mut [E]) {
+        for (i, x) in x.iter().enumerate() {
+            self.add(i, x, y);
+        }
+    }
+    /// `y += Aᵢ x`.
+    fn add(&self, i: usize, x: &[E], y: &mut [E]);
+    /// `dx += Aᵢᵀ dy`.
+    fn add_adjoint(&self, i: usize, dy: &[E], dx: &mut [E]);
+}
+
+/// An [`AffineOp`] as a [`RawOp`].
+pub(crate) struct Affine<O>(pub O);
+
+impl<E: Float, O: AffineOp<E>> RawOp<E> for Affine<O> {
+    fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
+        self.0.value(x, y);
+    }
+    fn vjp(&self, _: &[&[E]], _: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]) {
+        for (i, dx) in dx.iter_mut().enumerate() {
+            if let Some(dx) = dx {
+                self.0.add_adjoint(i, dy, dx);
+            }
+        }
+    }
+    fn jvp(&self, _: &[&[E]], _: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
+        for (i, tx) in tx.iter().enumerate() {
+            if let Some(tx) = tx {
+                self.0.add(i, tx, ty);
+            }
+        }
+    }
+    fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
+        self.vjp(p.x, p.y, t.ddy, ddx);
+    }
+}
+
+/// A tensor of any shape, seen flat; it keeps its identity.
+pub(crate) type Flat<E, B> = Tensor<(usize,), E, B>;
+
+/// The flat view of a tensor (a strided one is copied first, by a dfdx operation).
+pub(crate) fn flat<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(t: Tensor<S, E, B, M>) -> Flat<E, B> {
+    let n = t.shape().num_elements();
+    t.contiguous().reshape_like(&(n,)).split_tape().0
+}
+
+/// The same elements in another shape, without copying.
+pub(crate) fn reshape<S: Shape, D: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+    t: Tensor<S, E, B, M>,
+    shape: D,
+) -> Tensor<D, E, B, M> {
+    t.contiguous().reshape_like(&shape)
+}
+
+/// Calls `f` with the inputs in host memory.
+fn with_host<E: Float, B: Backend<E>, R>(inputs: &[Flat<E, B>], f: impl FnOnce(&[&[E]]) -> R) -> R {
+    let host: Vec<_> = inputs.iter().map(B::host).collect();
+    let x: Vec<&[E]> = host.iter().map(Deref::deref).collect();
+    f(&x)
+}
+
+/// Runs an operation on flat inputs and records its derivative in mode `M`.
+pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+    mut op: impl RawOp<E>,
+    inputs: Vec<Tensor<(usize,), E, B>>,
+    shape: S,
+    mode: M,
+) -> Tensor<S, E, B, M> {
+    let mut y = vec![E::of(0.0); shape.num_elements()];
+    with_host(&inputs, |x| op.forward(x, &mut y));
+    let out = inputs[0].device().tensor_from_vec(y, shape);
+    if !M::OWNS_TAPE {
+        return out.put_tape(mode);
+    }
+    let ids: Vec<UniqueId> = inputs.iter().map(unique_id).collect();
+    with_recording::<E, B, _>(|r| {
+        let active: Vec<bool> = ids.iter().map(|&id| r.is_active(id)).collect();
+        if !active.contains(&true) {
+            return; // data in, data out
+        }
+        let out_id = unique_id(&out);
+        let y = flat(out.clone());
+        if let Some(t) = &r.tangents {
+            let mut t = t.borrow_mut();
+            let y = B::host(&y);
+            let mut ty = vec![E::of(0.0); y.len()];
+            let tx: Vec<Option<&[E]>> = ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
+            with_host(&inputs, |x| op.jvp(x, &y, &tx, &mut ty));
+            t.value.insert(out_id, ty);
+        }
+        let tangents = r.tangents.clone();
+        r.push(out_id, move |grads| {
+            B::with_grads(grads, &y, &inputs, &active, |dy, dx| {
+                with_host(&inputs, |x| {
+                    let p = Primal { x, y: &B::host(&y), dy };
+                    op.vjp(p.x, p.y, p.dy, dx);
+                    if let Some(t) = tangents {
+                        adjoint_tangents(&op, p, &mut t.borrow_mut(), out_id, &ids, &active);
+                    }
+                });
+            })
+        });
+    });
+    out.put_tape(mode)
+}
+
+/// Adds the tangents of the inputs' adjoints.
+fn adjoint_tangents<E: Float>(
+    op: &impl RawOp<E>,
+    p: Primal<'_, E>,
+    t: &mut Tangents<E>,
+    out: UniqueId,
+    ids: &[UniqueId],
+    active: &[bool],
+) {
+    let zeros = |n: usize| vec![E::of(0.0); n];
+    let ddy = t.adjoint.remove(&out).unwrap_or_else(|| zeros(p.y.len()));
+    // The first occurrence of an input adds in place, further ones (x * x) to their own buffers.
+    let mut ddx: Vec<Option<Vec<E>>> = Vec::with_capacity(ids.len());
+    for (i, id) in ids.iter().enumerate() {
+        ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| zeros(p.x[i].len()))));
+    }
+    let tx: Vec<Option<&[E]>> = ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
+    let none = Vec::new();
+    let ty = t.value.get(&out).unwrap_or(&none);
+    let mut views: Vec<Option<&mut [E]>> = ddx.iter_mut().map(|d| d.as_deref_mut()).collect();
+    op.vjp_tangent(p, Tangent { tx: &tx, ty, ddy: &ddy }, &mut views);
+    for (id, d) in ids.iter().zip(ddx) {
+        let Some(d) = d else { continue };
+        match t.adjoint.entry(*id) {
+            std::collections::hash_map::Entry::Vacant(e) => {
+                e.insert(d);
+            }
+            std::collections::hash_map::Entry::Occupied(mut e) => {
+                e.get_mut().iter_mut().zip(d).for_each(|(a, d)| *a += d);
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! A distribution over image MLPs.
+
+use super::{ImageLoss, MlpConfig, MlpTask, Nonlinearity, Norm};
+use crate::data::Splits;
+use outerloop_core::{Error, Key, Result, TaskFamily};
+use rand::Rng;
+use std::ops::RangeInclusive;
+
+/// [`MlpTask`]s with sampled data set, widths, depth, nonlinearity, norm, initial scale and batch
+/// size. The default ranges are those of the reference's parametric family.
+#[derive(Clone, Debug)]
+pub struct ImageMlpFamily {
+    /// One is drawn uniformly; several sizes of the same images make the input width vary.
+    pub datasets: Vec<Splits>,
+    /// Width of all hidden layers, log-uniform. Default 8 to 128.
+    pub width: RangeInclusive<usize>,
+    /// Number of hidden layers, uniform. Default 0 to 4.
+    pub layers: RangeInclusive<usize>,
+    /// Drawn uniformly; repeat an entry to make it likelier. Default: all, ReLU and SiLU twice.
+    pub nonlinearities: Vec<Nonlinearity>,
+    /// Drawn uniformly. Default: none, layer, batch.
+    pub norms: Vec<Norm>,
+    /// Drawn uniformly. Default: cross entropy.
+    pub losses: Vec<ImageLoss>,
+    /// Factor on the initial weights, uniform. Default 0.5 to 2.
+    pub init_scale: RangeInclusive<f64>,
+    /// Log-uniform. Default 4 to 512.
+    pub batch_size: RangeInclusive<usize>,
+}
+
+impl ImageMlpFamily {
+    /// The default ranges on one data set.
+    pub fn new(data: Splits) -> Self {
+        let mut nonlinearities = Nonlinearity::ALL.to_vec();
+        nonlinearities.extend([Nonlinearity::Relu, Nonlinearity::Silu]);
+        ImageMlpFamily {
+            datasets: vec![data],
+            width: 8..=128,
+            layers: 0..=4,
+            nonlinearities,
+            norms: vec![Norm::None, Norm::Layer, Norm::Batch],
+            losses: vec![ImageLoss::CrossEntropy],
+            init_scale: 0.5..=2.0,
+            batch_size: 4..=512,
+        }
+    }
+
+    /// Errors if a range is empty or reaches 0 where it must not.
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str, why: &str| Err(Error::invalid(format!("image mlp family: {what}"), why));
+        if self.width.is_empty() || *self.width.start() == 0 {
+            return bad("width", "must be a range from at least 1");
+        }
+        if self.batch_size.is_empty() || *self.batch_size.start() == 0 {
+            return bad("batch_size", "must be a range from at least 1");
+        }
+        if self.layers.is_empty() || self.init_scale.is_empty() || *self.init_scale.start() < 0.0 {
+            return bad("layers, init_scale", "must be ranges from at least 0");
+        }
+        if self.datasets.is_empty()
+            || self.nonlinearities.is_empty()
+            || self.norms.is_empty()
+            || self.losses.is_empty()
+        {
+            return bad("datasets, nonlinearities, norms, losses", "must have at least one entry");
+        }
+        Ok(())
+    }
+}
+
+/// An integer between the ends of `range`, log-uniform, rounded to the nearest.
+fn log_uniform(rng: &mut impl Rng, range: &RangeInclusive<usize>) -> usize {
+    let (low, high) = ((*range.start() as f64).ln(), (*range.end() as f64).ln());
+    rng.gen_range(low..=high).exp().round() as usize
+}
+
+fn one_of<T: Clone>(rng: &mut impl Rng, choices: &[T]) -> T {
+    choices[rng.gen_range(0..choices.len())].clone()
+}
+
+impl TaskFamily for ImageMlpFamily {
+    /// Index of the data set, and the architecture.
+    type Config = (usize, MlpConfig);
+    type Task = MlpTask;
+
+    fn name(&self) -> String {
+        let names: Vec<&str> = self.datasets.iter().map(|d| d.data().name.as_str()).collect();
+        format!("{}_mlp_family", names.join("_"))
+    }
+
+    /// # Panics
+    /// If [`Self::check`] fails.
+    fn sample(&self, key: Key) -> Self::Config {
+        self.check().unwrap_or_else(|e| panic!("{e}"));
+        let mut rng = key.rng();
+        let dataset = rng.gen_range(0..self.datasets.len());
+        let width = log_uniform(&mut rng, &self.width);
+        let config = MlpConfig {
+            hidden: vec![width; rng.gen_range(self.layers.clone())],
+            nonlinearity: one_of(&mut rng, &self.nonlinearities),
+            norm: one_of(&mut rng, &self.norms),
+            loss: one_of(&mut rng, &self.losses),
+            init_scale: rng.gen_range(self.init_scale.clone()),
+            batch_size: log_uniform(&mut rng, &self.batch_size),
+        };
+        (dataset, config)
+    }
+
+    /// # Panics
+    /// If the data set has listed batches of another size than the configuration's.
+    fn task(&self, (dataset, config): &Self::Config) -> MlpTask {
+        MlpTask::new(self.datasets[*dataset].clone(), config.clone()).unwrap_or_else(|e| panic!("{e}"))
+    }
+}
