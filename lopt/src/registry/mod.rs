@@ -44,8 +44,8 @@ pub const HAND_DESIGNED: [&str; 24] = [
 
 /// The class names that [`learned`] knows; our own names of the same things work too.
 pub const LEARNED: [&str; 10] = [
-    "Celo2",
     "AdafacMLPLOpt",
+    "Celo2",
     "HyperV2",
     "LearnableAdam",
     "LearnableSGD",
@@ -279,9 +279,9 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
         "AdafacMLPLOpt" | "AdafacMlp" => configured::<AdafacMlp, E>(class, hyper)?,
         "MLPNomLOpt" | "NominalMlp" => configured::<NominalMlp, E>(class, hyper)?,
         "NNAdam" | "NnAdam" => configured::<NnAdam, E>(class, hyper)?,
+        "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
         "RNNMLPLOpt" | "RnnMlp" => configured::<RnnMlp, E>(class, hyper)?,
         "Celo2" => configured::<Celo2, E>(class, hyper)?,
-        "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
 }
