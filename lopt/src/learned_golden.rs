@@ -72,6 +72,16 @@ impl Golden {
         l: &dyn LearnedOptimizer<E>,
         t: usize,
     ) -> (OptState<E>, Vec<Vec<f64>>) {
+        self.run_with_validation(l, t, &|_, _| panic!("this case has no validation steps"))
+    }
+
+    /// The same where some steps are on validation data: `valid` does those.
+    pub(crate) fn run_with_validation<E: Float>(
+        &self,
+        l: &dyn LearnedOptimizer<E>,
+        t: usize,
+        valid: &dyn Fn(&mut OptState<E>, E),
+    ) -> (OptState<E>, Vec<Vec<f64>>) {
         assert_eq!(*l.theta_layout(), *Self::tree_layout(&self.json["theta_shapes"]));
         let opt = l.opt_fn(&self.theta());
         let params0 = Self::input(self.tree("/params0", &self.layout));
@@ -80,7 +90,11 @@ impl Golden {
         let mut state = opt.init(&params, self.json["num_steps"].as_u64(), Key::new(0));
         let mut curve = Vec::new();
         for (t, loss) in losses.into_iter().enumerate().take(t) {
-            opt.update(&mut state, &self.grad(t), loss, Key::new(0));
+            if self.json["is_valid"][t].as_bool() == Some(true) {
+                valid(&mut state, loss);
+            } else {
+                opt.update(&mut state, &self.grad(t), loss, Key::new(0));
+            }
             curve.push(state.params.iter().map(|p| p.f64()).collect());
         }
         (state, curve)
@@ -99,9 +113,22 @@ impl Golden {
     /// f64 within 1e-9 of each tensor's largest change, f32 within ten times the reference's own
     /// gap between f32 and f64 (at least 2e-6 of the largest magnitude, and 1e-3 of the change).
     pub(crate) fn check(&self, f64s: &dyn LearnedOptimizer<f64>, f32s: &dyn LearnedOptimizer<f32>) {
+        self.check_with_validation(f64s, f32s, &|_, _| panic!("no validation"), &|_, _| {
+            panic!("no validation")
+        });
+    }
+
+    /// The same with validation steps.
+    pub(crate) fn check_with_validation(
+        &self,
+        f64s: &dyn LearnedOptimizer<f64>,
+        f32s: &dyn LearnedOptimizer<f32>,
+        valid64: &dyn Fn(&mut OptState<f64>, f64),
+        valid32: &dyn Fn(&mut OptState<f32>, f32),
+    ) {
         let start: Vec<f64> = Self::input(self.tree("/params0", &self.layout));
-        let (_, got64) = self.run(f64s, usize::MAX);
-        let (_, got32) = self.run(f32s, usize::MAX);
+        let (_, got64) = self.run_with_validation(f64s, usize::MAX, valid64);
+        let (_, got32) = self.run_with_validation(f32s, usize::MAX, valid32);
         let gap = self.at("/f32_vs_f64_gap/max_abs")[0];
         assert_eq!(got64.len(), self.num_updates());
         for (t, (got64, got32)) in got64.iter().zip(&got32).enumerate() {

@@ -13,6 +13,7 @@
 //! | [`dual`] | numbers that carry derivatives, for elementwise rules written once |
 
 mod adafac_mlp;
+mod celo2;
 pub mod dual;
 pub mod features;
 pub mod hand;
@@ -26,18 +27,21 @@ mod mlp_lopt;
 mod nn_adam;
 mod nominal_mlp;
 pub mod registry;
+mod rnn_mlp;
 mod tape;
 mod taped;
 pub mod theta;
 mod velo;
 
 pub use adafac_mlp::AdafacMlp;
+pub use celo2::{Celo2, Orthogonalize};
 pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 pub use mlp_lopt::MlpLopt;
 pub use nn_adam::NnAdam;
 pub use nominal_mlp::{NominalGradient, NominalMlp};
 #[doc(hidden)]
 pub use outerloop_core;
+pub use rnn_mlp::RnnMlp;
 pub use tape::{Tape, Var};
 pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};
 pub use velo::Velo;

@@ -112,8 +112,7 @@ impl Velo {
 
     /// Sizes of the MLP's input blocks, in order.
     fn blocks(&self) -> [usize; 14] {
-        let [m, r, f] = self.decays().map(<[f64]>::len);
-        [1, 1, 1, m, r, m, r, f, r, f, f, f, f, m]
+        adafac::velo_groups(self.decays().map(<[f64]>::len))
     }
 
     /// Units of the MLP's layers, inputs first.
@@ -193,16 +192,7 @@ impl Velo {
 
     /// The MLP's normalized inputs, `[30, n]`.
     fn inputs<E: Float>(t: &TensorFeatures<E>) -> Var<E> {
-        let mut all = vec![t.grad.clone(), t.grad.clip(-0.1, 0.1), t.param.clone()];
-        let grad_rsqrt: Vec<_> = t.rsqrt.iter().map(|r| &t.grad * r).collect();
-        let roots = [TensorFeatures::factor_rsqrt(&t.row), TensorFeatures::factor_rsqrt(&t.col)];
-        for group in [&t.momenta, &t.rms, &t.adam(), &t.rsqrt, &t.factored_grad, &grad_rsqrt] {
-            all.extend_from_slice(group);
-        }
-        for group in [&t.row, &t.col, &roots[0], &roots[1], &t.factored_momenta] {
-            all.extend_from_slice(group);
-        }
-        Var::concat(&all.iter().map(normalize::second_moment).collect::<Vec<_>>())
+        Var::concat(&t.velo_columns().iter().map(normalize::second_moment).collect::<Vec<_>>())
     }
 
     /// The tensor's MLP, mixed from all sets by `controls` `[param_inits]`, on `x` `[30, n]`.
@@ -316,7 +306,7 @@ impl UpdateRule for Velo {
         let [hidden, cell] = kept.map(|s| s.scale(1.0 - self.rnn_state_decay));
 
         let [momentum, rms, factored] = self.decays().map(averages::fixed_rates);
-        let rates = Adafac { momentum, rms, factored, vector_epsilon: 0.0 };
+        let rates = Adafac { momentum, rms, factored, rms_epsilon: 1e-6, vector_epsilon: 0.0 };
         let (tensors, mut slots) = rates.update(&now, accumulators, &now.grad.clip(-1000.0, 1000.0));
         let params = tensors.iter().enumerate().map(|(i, t)| {
             let n = t.param.len();

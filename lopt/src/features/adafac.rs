@@ -1,5 +1,5 @@
 //! The accumulators of the Adafactor family ([`crate::AdafacMlp`], [`crate::NominalMlp`],
-//! [`crate::Velo`]): momenta, RMS averages and factored second moments at several decays.
+//! [`crate::Velo`], [`crate::Celo2`]): momenta, RMS averages and factored second moments at several decays.
 //!
 //! Slots: `momentum` `[decays, n]`, `rms` `[decays, n]`, and `row` and `col` with
 //! `[decays, length]` per tensor, one tensor after the other ([`Factored::lens`]).
@@ -10,8 +10,6 @@ use crate::{StepVars, Var};
 use outerloop_core::{Float, Layout};
 use std::ops::Range;
 
-/// Added to RMS averages under the root.
-const RMS_EPSILON: f64 = 1e-6;
 /// Added to row and column means under the root.
 const FACTOR_EPSILON: f64 = 1e-8;
 
@@ -23,6 +21,8 @@ pub struct Adafac<E> {
     pub rms: Vec<Var<E>>,
     /// Of the factored second moments.
     pub factored: Vec<Var<E>>,
+    /// Added to RMS averages under the root: 1e-6, in [`crate::Celo2`] 1e-8.
+    pub rms_epsilon: f64,
     /// Added under the root where momenta are divided by the second moments of tensors of rank 0 and
     /// 1: 1e-6 in [`crate::AdafacMlp`], 0 in [`crate::Velo`].
     pub vector_epsilon: f64,
@@ -42,7 +42,7 @@ pub struct TensorFeatures<E> {
     pub momenta: Vec<Var<E>>,
     /// RMS averages, one per decay.
     pub rms: Vec<Var<E>>,
-    /// `(rms + 1e-6)^-½`, one per decay.
+    /// `(rms + ε)^-½`, one per decay.
     pub rsqrt: Vec<Var<E>>,
     /// Gradient over the root of the factored second moment, one per decay.
     pub factored_grad: Vec<Var<E>>,
@@ -93,7 +93,7 @@ impl<E: Float> Adafac<E> {
             let param = now.params.slice(range.clone());
             let momenta = tensor_rows(&momentum, self.momentum.len(), &range);
             let rms = tensor_rows(&rms, self.rms.len(), &range);
-            let rsqrt = rms.iter().map(|v| v.shift(RMS_EPSILON).rsqrt()).collect();
+            let rsqrt = rms.iter().map(|v| v.shift(self.rms_epsilon).rsqrt()).collect();
             let factor = |f: &FactoredFeatures<E>| match factored.is_factored() {
                 true => f.factor.clone(),
                 false => f.row.shift(self.vector_epsilon).rsqrt(),
@@ -154,6 +154,17 @@ impl<E: Float> TensorFeatures<E> {
         all
     }
 
+    /// The features of VeLO before normalization, in its order: those of [`Self::columns`], with the
+    /// clipped gradient after the gradient and gradient·rsqrt after the factored gradients.
+    pub fn velo_columns(&self) -> Vec<Var<E>> {
+        let mut all = self.columns();
+        let scaled = self.rsqrt.iter().map(|r| &self.grad * r);
+        let at = all.len() - self.factored_momenta.len() - 2 * (self.row.len() + self.col.len());
+        all.splice(at..at, scaled);
+        all.insert(1, self.grad.clip(-0.1, 0.1));
+        all
+    }
+
     /// [`Self::columns`] normalized, then `extra` repeated for every parameter: `[features, n]`.
     pub fn normalized_with(&self, extra: &[f64]) -> Var<E> {
         let n = self.param.len();
@@ -161,6 +172,12 @@ impl<E: Float> TensorFeatures<E> {
         rows.extend(extra.iter().map(|t| Var::constant(vec![E::of(*t); n])));
         Var::concat(&rows)
     }
+}
+
+/// Sizes of the groups that [`TensorFeatures::velo_columns`] consists of.
+pub fn velo_groups([momentum, rms, factored]: [usize; 3]) -> [usize; 14] {
+    let [m, r, f] = [momentum, rms, factored];
+    [1, 1, 1, m, r, m, r, f, r, f, f, f, f, m]
 }
 
 /// Number of [`TensorFeatures::columns`] for `[momentum, rms, factored]` numbers of decays.

@@ -11,3 +11,9 @@ pub const EPSILON: f64 = 1e-5;
 pub fn second_moment<E: Float>(x: &Var<E>) -> Var<E> {
     x * x.square().mean().shift(EPSILON).rsqrt()
 }
+
+/// The same for each of `matrices` equal parts of `x`, with another ε.
+pub fn second_moment_per_matrix<E: Float>(x: &Var<E>, matrices: usize, epsilon: f64) -> Var<E> {
+    let extents = [matrices, x.len() / matrices, 1];
+    x * x.square().mean_axis(extents).shift(epsilon).rsqrt().expand_axis(extents)
+}

@@ -7,29 +7,19 @@
 //! of the first layer is added to its bias once per step: the network per parameter is
 //! 8 → H → ... → 2.
 
-use super::dense::{After, Dense};
-use super::exp::{exp, tanh};
 use super::mlp_features::{Features, Position};
-use super::{load, store, with_scratch, Path};
-use crate::features::time;
+use super::net::{apply_step, Net, COLUMNS, MAX_LANES};
+use super::{with_scratch, Path};
 use crate::mlp_lopt::{DECAYS, TENSOR_FEATURES};
 use crate::{MlpLopt, Taped, UpdateRule};
 use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
-use std::ops::Range;
 
 /// [`MlpLopt`] in f32 at one theta; the weights are packed once.
 pub struct MlpKernel {
     pub(super) twin: Taped<MlpLopt, f32>,
     pub(super) path: Path,
-    /// The layers; the first without the time features' rows.
-    pub(super) layers: Vec<Dense>,
-    /// The layers backwards: weights transposed, biases 0.
-    pub(super) back: Vec<Dense>,
-    /// The time features' rows of the first layer, `[11, outputs]`.
-    time_weight: Vec<f32>,
-    /// Where each layer's weight and bias lie in theta.
-    pub(super) ranges: Vec<[Range<usize>; 2]>,
+    pub(super) net: Net,
 }
 
 impl MlpKernel {
@@ -41,27 +31,13 @@ impl MlpKernel {
     pub fn new(rule: MlpLopt, theta: &[f32], path: Path) -> Self {
         let layout = rule.theta_layout();
         assert_eq!(theta.len(), layout.len(), "MlpLopt: length of theta");
-        let range = |name| layout.get(name).expect("theta holds the network").range();
-        let (mut layers, mut back, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
-        let mut time_weight = Vec::new();
-        let network = rule.network();
-        for (inputs, outputs, w, b) in network.layers() {
-            ranges.push([range(w), range(b)]);
-            let (w, b) = (&theta[range(w)], &theta[range(b)]);
-            let mut inputs = inputs;
-            if layers.is_empty() {
-                inputs = TENSOR_FEATURES;
-                time_weight = w[inputs * outputs..].to_vec();
-            }
-            layers.push(Dense::new(inputs, b.to_vec(), |i, o| w[i * outputs + o]));
-            back.push(Dense::new(outputs, vec![0.0; inputs], |o, i| w[i * outputs + o]));
-        }
-        MlpKernel { twin: Taped::new(rule, theta), path, layers, back, time_weight, ranges }
+        let net = Net::new(&rule.network(), &layout, theta);
+        MlpKernel { twin: Taped::new(rule, theta), path, net }
     }
 
     /// Rows of activations per block: the features and two layers' units in turn.
     fn rows(&self) -> usize {
-        TENSOR_FEATURES + 2 * self.layers.iter().map(|l| l.outputs).max().unwrap_or(0)
+        TENSOR_FEATURES + 2 * self.net.widest()
     }
 }
 
@@ -78,7 +54,7 @@ impl Optimizer<f32> for MlpKernel {
         let momentum = &mut state.slots[0].data;
         assert_eq!(momentum.len(), DECAYS.len() * n, "MlpLopt: length of the momenta");
         let tensors = state.layout.entries().len();
-        let lens = [MAX_LANES * BLOCK * self.rows(), tensors * TENSOR_FEATURES, self.layers[0].outputs];
+        let lens = [MAX_LANES * COLUMNS * self.rows(), tensors * TENSOR_FEATURES, self.net.layers[0].outputs];
         // The closure holds no vector code: it would not be compiled for the path's instructions.
         with_scratch(lens.iter().sum(), |scratch| {
             let (block, scratch) = scratch.split_at_mut(lens[0]);
@@ -102,12 +78,6 @@ impl Optimizer<f32> for MlpKernel {
     }
 }
 
-/// Vectors per block.
-pub(super) const BLOCK: usize = 3;
-
-/// f32 numbers in the widest vector of any path.
-pub(super) const MAX_LANES: usize = 16;
-
 struct Step<'a> {
     kernel: &'a MlpKernel,
     layout: &'a Layout,
@@ -128,13 +98,13 @@ impl WithSimd for Step<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) {
         self.features().accumulate(s);
-        self.kernel.time_bias(s, self.step, self.bias);
+        self.kernel.net.time_bias(s, self.step, self.bias);
         let mut at = Position::FIRST;
         while at.start < self.params.len() {
             match (self.params.len() - at.start).div_ceil(S::F32_LANES) {
                 1 => self.block::<S, 1>(s, &mut at),
                 2 => self.block::<S, 2>(s, &mut at),
-                _ => self.block::<S, BLOCK>(s, &mut at),
+                _ => self.block::<S, COLUMNS>(s, &mut at),
             }
         }
     }
@@ -158,64 +128,11 @@ impl Step<'_> {
         let block = std::mem::take(&mut self.block);
         let (x, units) = S::as_mut_simd_f32s(block).0.split_at_mut(TENSOR_FEATURES * V);
         let range = self.features().load::<S, V>(s, at, x);
-        let (mut from, mut to) = units.split_at_mut(units.len() / 2);
-        let layers = &self.kernel.layers;
-        layers[0].forward::<S, V, V>(s, self.bias, x, from, After::of(0, layers.len()));
-        for (i, layer) in layers.iter().enumerate().skip(1) {
-            layer.forward::<S, V, V>(
-                s,
-                &layer.bias,
-                &from[..layer.inputs * V],
-                to,
-                After::of(i, layers.len()),
-            );
-            std::mem::swap(&mut from, &mut to);
-        }
-        // p ← p − step_mult · direction · exp(exp_mult · magnitude)
+        let out = self.kernel.net.forward::<S, V>(s, self.bias, x, units);
         let rule = self.kernel.twin.rule();
-        let (exp_mult, step_mult) = (s.splat_f32s(rule.exp_mult as f32), s.splat_f32s(rule.step_mult as f32));
-        let mut p = &mut self.params[range];
-        for v in 0..V {
-            let (direction, magnitude) = (from[v], from[V + v]);
-            let step = s.mul_f32s(s.mul_f32s(direction, step_mult), exp(s, s.mul_f32s(exp_mult, magnitude)));
-            let next = s.sub_f32s(load(s, p), step);
-            store(s, p, next);
-            let done = p.len().min(S::F32_LANES);
-            p = &mut p[done..];
-        }
+        apply_step::<S, V>(s, out, [rule.exp_mult, rule.step_mult], &mut self.params[range]);
         self.block = block;
     }
-}
-
-impl MlpKernel {
-    /// The first layer's bias plus its time part, at `step`.
-    #[inline(always)]
-    pub(super) fn time_bias<S: Simd>(&self, s: S, step: u64, bias: &mut [f32]) {
-        let features = time_features(s, step);
-        bias.copy_from_slice(&self.layers[0].bias);
-        let units = bias.len();
-        for (f, w) in features.iter().zip(self.time_weight.chunks_exact(units)) {
-            let f = s.splat_f32s(*f);
-            for (b, w) in bias.chunks_mut(S::F32_LANES).zip(w.chunks(S::F32_LANES)) {
-                let sum = s.mul_add_e_f32s(f, load(s, w), load(s, b));
-                store(s, b, sum);
-            }
-        }
-    }
-}
-
-/// [`time::features`] in f32.
-#[inline(always)]
-pub(super) fn time_features<S: Simd>(s: S, step: u64) -> [f32; time::COUNT] {
-    let mut features = [0.0; time::COUNT];
-    for (f, c) in features.iter_mut().zip(time::SCALES) {
-        *f = (step as f64 / c - 1.0) as f32;
-    }
-    for f in features.chunks_mut(S::F32_LANES) {
-        let x = load(s, f);
-        store(s, f, tanh(s, x));
-    }
-    features
 }
 
 #[cfg(test)]

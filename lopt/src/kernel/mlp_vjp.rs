@@ -9,7 +9,8 @@
 use super::dense::After;
 use super::exp::exp;
 use super::mlp_features::{Features, Position};
-use super::mlp_step::{time_features, MlpKernel, MAX_LANES};
+use super::mlp_step::MlpKernel;
+use super::net::{time_features, COLUMNS, MAX_LANES};
 use super::outer::add_outer;
 use super::{load, store, with_scratch};
 use crate::features::time;
@@ -20,14 +21,11 @@ use pulp::{Simd, WithSimd};
 /// Vectors per block: outer products load and store their sums once per block.
 const BLOCK: usize = 6;
 
-/// Vectors per pass through the network, the tile of [`super::dense`].
-const COLUMNS: usize = 3;
-
 impl MlpKernel {
     /// First rows of the layers' inputs and the outputs in a block's activations (`layers + 1`),
     /// then of their adjoints, then the number of rows.
     fn block_rows(&self) -> Vec<usize> {
-        let sizes = || std::iter::once(TENSOR_FEATURES).chain(self.layers.iter().map(|l| l.outputs));
+        let sizes = || std::iter::once(TENSOR_FEATURES).chain(self.net.layers.iter().map(|l| l.outputs));
         let mut rows = vec![0];
         rows.extend(sizes().chain(sizes()).scan(0, |sum, n| {
             *sum += n;
@@ -49,14 +47,14 @@ impl UpdateVjp<f32> for MlpKernel {
     ) -> UpdateAdjoint<f32> {
         let n = before.params.len();
         let rows = self.block_rows();
-        let sums: usize = self.layers.iter().map(|l| (l.inputs + 1) * l.outputs).sum();
+        let sums: usize = self.net.layers.iter().map(|l| (l.inputs + 1) * l.outputs).sum();
         let lens = [
             MAX_LANES * BLOCK * rows[rows.len() - 1],
             MAX_LANES * sums,
             DECAYS.len() * n,
             TENSOR_FEATURES * n,
             before.layout.entries().len() * TENSOR_FEATURES,
-            self.layers[0].outputs,
+            self.net.layers[0].outputs,
         ];
         let mut adjoint = UpdateAdjoint { state: after.clone(), grad: vec![0.0; n], loss: 0.0 };
         adjoint.state.step = before.step;
@@ -111,7 +109,7 @@ impl WithSimd for Vjp<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) {
         self.features.accumulate(s);
-        self.kernel.time_bias(s, self.step, self.bias);
+        self.kernel.net.time_bias(s, self.step, self.bias);
         S::as_mut_simd_f32s(self.sums).0.fill(s.splat_f32s(0.0));
         let mut at = Position::FIRST;
         while at.start < self.params.len() {
@@ -128,7 +126,7 @@ impl Vjp<'_> {
     /// One block through the network and back; moves `at` behind it.
     #[inline(always)]
     fn block<S: Simd>(&mut self, s: S, at: &mut Position) {
-        let layers = &self.kernel.layers;
+        let layers = &self.kernel.net.layers;
         let depth = layers.len();
         let (inputs, adjoints) = self.rows.split_at(depth + 1);
         let (block, _) = S::as_mut_simd_f32s(self.block);
@@ -154,7 +152,7 @@ impl Vjp<'_> {
             block[out_adjoint + BLOCK + v] = s.mul_f32s(s.mul_f32s(a, direction), exp_mult);
         }
         let zero = s.splat_f32s(0.0);
-        for (i, back) in self.kernel.back.iter().enumerate().rev() {
+        for (i, back) in self.kernel.net.back.iter().enumerate().rev() {
             let (before, after) = block.split_at_mut(adjoints[i + 1] * BLOCK);
             let (acts, to) = before.split_at_mut(adjoints[i] * BLOCK);
             let from = &after[..back.inputs * BLOCK];
@@ -192,7 +190,7 @@ impl Vjp<'_> {
     fn add_theta<S: Simd>(&mut self, s: S) {
         let time = time_features(s, self.step);
         let (mut sums, _) = S::as_mut_simd_f32s(self.sums);
-        for (i, (layer, [w, b])) in self.kernel.layers.iter().zip(&self.kernel.ranges).enumerate() {
+        for (i, (layer, [w, b])) in self.kernel.net.layers.iter().zip(&self.kernel.net.ranges).enumerate() {
             let (weight, rest) = sums.split_at_mut(layer.inputs * layer.outputs);
             let (bias, rest) = rest.split_at_mut(layer.outputs);
             sums = rest;

@@ -10,6 +10,7 @@ mod exp;
 mod mlp_features;
 mod mlp_step;
 mod mlp_vjp;
+mod net;
 mod outer;
 
 pub use mlp_step::MlpKernel;

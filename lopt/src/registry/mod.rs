@@ -5,7 +5,7 @@ mod hyper;
 
 use crate::hand::*;
 use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
-use crate::{AdafacMlp, MlpLopt, NnAdam, NominalMlp, Velo};
+use crate::{AdafacMlp, Celo2, MlpLopt, NnAdam, NominalMlp, RnnMlp, Velo};
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
@@ -15,7 +15,7 @@ use serde_json::Value;
 type Boxed<E> = Box<dyn Optimizer<E>>;
 
 /// The class names that [`hand_designed`] knows.
-pub const HAND_DESIGNED: [&str; 23] = [
+pub const HAND_DESIGNED: [&str; 24] = [
     "AdaBelief",
     "AdaGrad",
     "Adafactor",
@@ -37,13 +37,15 @@ pub const HAND_DESIGNED: [&str; 23] = [
     "SGD",
     "SGDM",
     "SM3",
+    "Shampoo",
     "WeightDecayWrapper",
     "Yogi",
 ];
 
 /// The class names that [`learned`] knows; our own names of the same things work too.
-pub const LEARNED: [&str; 8] = [
+pub const LEARNED: [&str; 10] = [
     "AdafacMLPLOpt",
+    "Celo2",
     "HyperV2",
     "LearnableAdam",
     "LearnableSGD",
@@ -51,6 +53,7 @@ pub const LEARNED: [&str; 8] = [
     "MLPLOpt",
     "MLPNomLOpt",
     "NNAdam",
+    "RNNMLPLOpt",
 ];
 
 fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
@@ -171,6 +174,19 @@ pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
             beta2: h.num("b2", 1.0)?,
         }),
         "Adafactor" => Box::new(adafactor(&mut h)?),
+        "Shampoo" => Box::new(Shampoo {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            block_size: h.count("block_size", 128)?.max(1) as usize,
+            beta1: h.num("beta1", 0.9)?,
+            beta2: h.num("beta2", 0.999)?,
+            matrix_epsilon: h.num("matrix_epsilon", 1e-6)?,
+            weight_decay: h.num("weight_decay", 0.0)?,
+            start_preconditioning_step: h.count("start_preconditioning_step", 5)?,
+            preconditioning_compute_steps: h.count("preconditioning_compute_steps", 1)?.max(1),
+            kind: h.momentum_kind("nesterov", true)?,
+            skip_dim_above: h.count("skip_preconditioning_dim_size_gt", 4096)? as usize,
+            ..Shampoo::default()
+        }),
         "GraftedOptimizer" => Box::new(Graft::new(inner(&mut h, "magnitude")?, inner(&mut h, "direction")?)),
         "GradientClipOptimizer" => {
             Box::new(Clip::new(ClipRule::Value(h.num("grad_clip", 3.0)?), inner(&mut h, "inner")?))
@@ -264,6 +280,8 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
         "MLPNomLOpt" | "NominalMlp" => configured::<NominalMlp, E>(class, hyper)?,
         "NNAdam" | "NnAdam" => configured::<NnAdam, E>(class, hyper)?,
         "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
+        "RNNMLPLOpt" | "RnnMlp" => configured::<RnnMlp, E>(class, hyper)?,
+        "Celo2" => configured::<Celo2, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
 }
@@ -302,4 +320,35 @@ pub fn from_architecture<E: Float>(text: &str) -> Result<Box<dyn LearnedOptimize
     let hyper = serde_json::from_str(hyper)
         .map_err(|e| Error::invalid(format!("architecture `{text}`"), e.to_string()))?;
     learned(class, &hyper)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn known_names_are_known_and_unknown_ones_list_them() {
+        for class in HAND_DESIGNED {
+            let built = hand_designed::<f32>(class, &json!({}));
+            assert!(!matches!(built, Err(Error::Unknown { .. })), "{class}");
+        }
+        for class in LEARNED {
+            learned::<f64>(class, &json!({})).unwrap();
+        }
+        let error = hand_designed::<f32>("Adamax", &json!({})).err().unwrap().to_string();
+        assert!(error.contains("Adamax") && error.contains("NAdamW"), "{error}");
+        assert!(learned::<f32>("Lstm", &json!({})).is_err());
+    }
+
+    #[test]
+    fn bad_values_name_their_key() {
+        let message = |class: &str, hyper| hand_designed::<f32>(class, &hyper).err().unwrap().to_string();
+        assert!(message("SGD", json!({"learning_rate": "big"})).contains("learning_rate"));
+        assert!(message("RMSProp", json!({"nesterov": 1})).contains("nesterov"));
+        assert!(message("GradientClipOptimizer", json!({"grad_clip": 1.0})).contains("inner"));
+        assert!(
+            message("PiecewiseLinearAdam", json!({"times": [2.0, 1.0], "lrs": [1.0, 1.0]})).contains("rise")
+        );
+    }
 }

@@ -37,6 +37,7 @@ const KINDS: &[(&str, Check)] = &[
     ("G_distributions", curves::distributions),
     ("I_inner_curves", curves::inner_curves),
     ("I_meta_train_pes", curves::meta_train_pes),
+    ("I_meta_train_unrolled", curves::meta_train_unrolled),
 ];
 
 fn main() -> ExitCode {

@@ -1,0 +1,122 @@
+//! A learned optimizer's network, packed for the kernels: the time features are the same for all
+//! parameters, so their rows of the first layer are kept apart and added to its bias once per step.
+
+use super::dense::{After, Dense};
+use super::exp::{exp, tanh};
+use super::{load, store};
+use crate::features::time;
+use crate::mlp::MlpShape;
+use outerloop_core::Layout;
+use pulp::Simd;
+use std::ops::Range;
+
+/// Vectors of parameters that go through the network together: the tile of [`super::dense`].
+pub(super) const COLUMNS: usize = 3;
+
+/// f32 numbers in the widest vector of any path.
+pub(super) const MAX_LANES: usize = 16;
+
+/// The packed weights of one theta.
+pub(super) struct Net {
+    /// The layers; the first without the time features' rows.
+    pub(super) layers: Vec<Dense>,
+    /// The layers backwards: weights transposed, biases 0.
+    pub(super) back: Vec<Dense>,
+    /// The time features' rows of the first layer, `[11, outputs]`.
+    time_weight: Vec<f32>,
+    /// Where each layer's weight and bias lie in theta.
+    pub(super) ranges: Vec<[Range<usize>; 2]>,
+}
+
+impl Net {
+    /// Packs the network `shape`, whose last 11 inputs are the time features.
+    pub(super) fn new(shape: &MlpShape, layout: &Layout, theta: &[f32]) -> Self {
+        let range = |name| layout.get(name).expect("theta holds the network").range();
+        let mut net =
+            Net { layers: Vec::new(), back: Vec::new(), time_weight: Vec::new(), ranges: Vec::new() };
+        for (inputs, outputs, w, b) in shape.layers() {
+            net.ranges.push([range(w), range(b)]);
+            let (w, b) = (&theta[range(w)], &theta[range(b)]);
+            let mut inputs = inputs;
+            if net.layers.is_empty() {
+                inputs -= time::COUNT;
+                net.time_weight = w[inputs * outputs..].to_vec();
+            }
+            net.layers.push(Dense::new(inputs, b.to_vec(), |i, o| w[i * outputs + o]));
+            net.back.push(Dense::new(outputs, vec![0.0; inputs], |o, i| w[i * outputs + o]));
+        }
+        net
+    }
+
+    /// Units of the widest layer.
+    pub(super) fn widest(&self) -> usize {
+        self.layers.iter().map(|l| l.outputs).max().unwrap_or(0)
+    }
+
+    /// The first layer's bias plus its time part, at `step`.
+    #[inline(always)]
+    pub(super) fn time_bias<S: Simd>(&self, s: S, step: u64, bias: &mut [f32]) {
+        let features = time_features(s, step);
+        bias.copy_from_slice(&self.layers[0].bias);
+        let units = bias.len();
+        for (f, w) in features.iter().zip(self.time_weight.chunks_exact(units)) {
+            let f = s.splat_f32s(*f);
+            for (b, w) in bias.chunks_mut(S::F32_LANES).zip(w.chunks(S::F32_LANES)) {
+                let sum = s.mul_add_e_f32s(f, load(s, w), load(s, b));
+                store(s, b, sum);
+            }
+        }
+    }
+
+    /// The outputs `[outputs, V]` for V vectors of columns `x` `[inputs, V]`. `bias`: from
+    /// [`Self::time_bias`]; `units`: two layers of [`Self::widest`] rows.
+    #[inline(always)]
+    pub(super) fn forward<'a, S: Simd, const V: usize>(
+        &self,
+        s: S,
+        bias: &[f32],
+        x: &[S::f32s],
+        units: &'a mut [S::f32s],
+    ) -> &'a [S::f32s] {
+        let depth = self.layers.len();
+        let (mut from, mut to) = units.split_at_mut(units.len() / 2);
+        self.layers[0].forward::<S, V, V>(s, bias, x, from, After::of(0, depth));
+        for (i, layer) in self.layers.iter().enumerate().skip(1) {
+            layer.forward::<S, V, V>(s, &layer.bias, &from[..layer.inputs * V], to, After::of(i, depth));
+            std::mem::swap(&mut from, &mut to);
+        }
+        from
+    }
+}
+
+/// `p ← p − step_mult · direction · exp(exp_mult · magnitude)` for the first elements of `params`, with
+/// the two rows of V vectors `out`.
+#[inline(always)]
+pub(super) fn apply_step<S: Simd, const V: usize>(
+    s: S,
+    out: &[S::f32s],
+    [exp_mult, step_mult]: [f64; 2],
+    params: &mut [f32],
+) {
+    let (exp_mult, step_mult) = (s.splat_f32s(exp_mult as f32), s.splat_f32s(step_mult as f32));
+    for (v, p) in params.chunks_mut(S::F32_LANES).enumerate() {
+        let (direction, magnitude) = (out[v], out[V + v]);
+        let step = s.mul_f32s(s.mul_f32s(direction, step_mult), exp(s, s.mul_f32s(exp_mult, magnitude)));
+        let next = s.sub_f32s(load(s, p), step);
+        store(s, p, next);
+    }
+}
+
+/// [`time::features`] in f32.
+#[inline(always)]
+pub(super) fn time_features<S: Simd>(s: S, step: u64) -> [f32; time::COUNT] {
+    let mut features = [0.0; time::COUNT];
+    for (f, c) in features.iter_mut().zip(time::SCALES) {
+        *f = (step as f64 / c - 1.0) as f32;
+    }
+    for f in features.chunks_mut(S::F32_LANES) {
+        let x = load(s, f);
+        store(s, f, tanh(s, x));
+    }
+    features
+}
