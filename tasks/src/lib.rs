@@ -2,10 +2,12 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`augment`] | changes of tasks: scales, noise, delays |
 //! | [`data`] | images, splits, batches as pure functions of a key, files |
-//! | [`image`] | image classification by MLPs: typed, run-time shaped, sampled |
+//! | [`image`] | image classification by MLPs and convolutions, autoencoders |
 //! | [`quadratics`] | closed-form tasks and their families |
 
+pub mod augment;
 pub mod data;
 pub mod image;
 pub mod quadratics;
