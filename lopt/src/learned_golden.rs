@@ -1,4 +1,4 @@
-//! Tests' harness: golden runs of learned optimizers (`golden/learned`, made with
+//! Tests' harness: golden runs of learned optimizers (the cases of `outer/tests/golden`, made with
 //! google/learned_optimization 32186aa in f32 and f64; Apache-2.0) and a check of derivatives.
 
 use outerloop_core::contract::awkward_params;
@@ -24,7 +24,7 @@ fn numbers(v: &Value, out: &mut Vec<f64>) {
 
 impl Golden {
     pub(crate) fn load(case: &str) -> Self {
-        let path = format!("{}/golden/learned/C_lopt_{case}.json", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/../outer/tests/golden/cases/C_lopt_{case}.json", env!("CARGO_MANIFEST_DIR"));
         let json: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let layout = Golden::tree_layout(&json["shapes"]);
         Golden { json, layout }

@@ -249,6 +249,9 @@ impl UpdateRule for RnnMlp {
         slots
     }
 
+    fn observe_validation<E: Float>(&self, state: &mut OptState<E>, loss: E) {
+        RnnMlp::observe_validation(self, state, loss).expect("the state is of this optimizer");
+    }
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>) {
         let [momentum, rms, from_mlp, from_lstm, hidden, cell, train, valid, clip] = &now.slots[..] else {
             unreachable!("nine slots")

@@ -46,6 +46,18 @@ fn hand_designed<E: Float>() -> Vec<Box<dyn Optimizer<E>>> {
             epsilon: 1e-8,
             ..Adafactor::default()
         }),
+        Box::new(Shampoo { matrix_epsilon: 0.1, start_preconditioning_step: 2, ..Shampoo::default() }),
+        Box::new(Shampoo {
+            block_size: 3,
+            merge_up_to: 6,
+            matrix_epsilon: 0.1,
+            weight_decay: 0.01,
+            start_preconditioning_step: 0,
+            preconditioning_compute_steps: 2,
+            beta2: 1.0,
+            ..Shampoo::default()
+        }),
+        Box::new(Muon { weight_decay: 0.1, ..Muon::default() }),
         Box::new(Graft::new(Box::new(Momentum::new(0.1, 0.9)), adam())),
         Box::new(Accumulate::new(3, Box::new(Accumulate::new(1, adam())))),
     ]

@@ -29,7 +29,8 @@ pub mod unroll;
 pub mod workers;
 
 pub use estimator::{
-    Estimate, EstimatorState, FullEs, FullGrad, GradientEstimator, TruncatedEs, TruncatedGrad, TruncatedPes,
+    Estimate, EstimatorState, FullEs, FullGrad, GradientEstimator, PesAnalytic, TruncatedEs, TruncatedGrad,
+    TruncatedPes,
 };
 pub use learner::{GradientLearner, LearnerState};
 pub use truncation::TruncationSchedule;

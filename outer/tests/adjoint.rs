@@ -240,7 +240,7 @@ fn estimators_average_sweeps_and_do_not_depend_on_threads() {
 
 #[test]
 fn an_optimizer_without_derivative_is_refused_with_the_remedy() {
-    let step = support::step(support::Rule::Sgd, -2.0, TruncationSchedule::Constant(5));
+    let step = support::step(support::Rule::Opaque, -2.0, TruncationSchedule::Constant(5));
     let error = TruncatedGrad::new(step, 1, 5, SweepConfig::default()).err().unwrap().to_string();
     assert!(error.contains("update_vjp") && error.contains("ES"), "{error}");
 }

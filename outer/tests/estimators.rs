@@ -3,8 +3,12 @@
 mod support;
 
 use outerloop_core::Key;
+use outerloop_outer::adjoint::Memory;
 use outerloop_outer::estimator::{Antithetic, FullLoss, Noise, TerminalWeight, WindowLoss};
-use outerloop_outer::{FullEs, GradientEstimator, TruncatedEs, TruncatedPes, TruncationSchedule, Workers};
+use outerloop_outer::{
+    FullEs, GradientEstimator, PesAnalytic, TruncatedEs, TruncatedPes, TruncatedStep, TruncationSchedule,
+    Workers,
+};
 use std::sync::Arc;
 use support::{bowl_loss, slope, step, Rule};
 
@@ -24,14 +28,23 @@ fn settings(noise: Noise, num_tasks: usize, trunc_length: usize) -> Antithetic {
 
 /// Expected sum of the estimates of the first `windows` windows on the toy `s ← s + θ, loss = s`.
 fn expectation(length: u64, window: usize, windows: u32, terminal: TerminalWeight) -> f64 {
+    expectation_of(length, window, windows, |toy, settings| {
+        Box::new(TruncatedPes::new(toy, settings).unwrap().with_terminal_weight(terminal))
+    })
+}
+
+fn expectation_of(
+    length: u64,
+    window: usize,
+    windows: u32,
+    make: impl Fn(TruncatedStep, Antithetic) -> Box<dyn GradientEstimator>,
+) -> f64 {
     let workers = Workers::new(1).unwrap();
     let patterns = 1u32 << windows;
     let total: f64 = (0..patterns)
         .map(|pattern| {
             let toy = step(Rule::Shift, 0.3, TruncationSchedule::Constant(length));
-            let pes = TruncatedPes::new(toy, settings(signs(pattern), 1, window))
-                .unwrap()
-                .with_terminal_weight(terminal);
+            let pes = make(toy, settings(signs(pattern), 1, window));
             let mut state = pes.init(&[0.3], Key::new(0), &workers);
             let estimates = (0..windows)
                 .map(|t| f64::from(pes.estimate(&[0.3], &mut state, u64::from(t), &workers).grad[0]));
@@ -67,6 +80,33 @@ fn the_reference_convention_has_its_known_bias() {
         let got = expectation(length, 2, length as u32 / 2, TerminalWeight::CurrentWindow);
         assert!((got - truth).abs() < 1e-3, "T={length}: {got}, known {truth}");
     }
+}
+
+fn pes_analytic(step: TruncatedStep, settings: Antithetic) -> Box<dyn GradientEstimator> {
+    Box::new(PesAnalytic::new(step, settings, Memory::All).unwrap())
+}
+
+#[test]
+fn pes_analytic_is_unbiased_on_the_linear_toy_with_and_without_resets() {
+    for (length, window, windows, truth) in
+        [(4, 2, 2, 6.0), (10, 5, 2, 45.0), (9, 3, 3, 36.0), (5, 4, 5, 31.0)]
+    {
+        let got = expectation_of(length, window, windows, pes_analytic);
+        assert!((got - truth).abs() < 1e-4 * truth, "T={length} K={window}: {got}, truth {truth}");
+    }
+}
+
+#[test]
+fn pes_analytic_has_the_mean_of_pes_and_less_variance() {
+    let make = || step(Rule::Sgd, THETA, TruncationSchedule::Constant(12));
+    let settings = || Antithetic { std: 0.05, ..settings(Noise::Gaussian, 50, 4) };
+    let truth = slope(|t| bowl_loss(t, 0.05, 4, 0..12), THETA);
+    let pes = statistics(&TruncatedPes::new(make(), settings()).unwrap(), THETA as f32, 3, 60);
+    let analytic = statistics(&*pes_analytic(make(), settings()), THETA as f32, 3, 60);
+    assert_agrees("PES", pes, truth);
+    assert_agrees("PES with control variate", analytic, truth);
+    let ratio = (analytic.1 / pes.1).powi(2);
+    assert!(ratio < 0.6, "variance ratio {ratio}");
 }
 
 /// Mean and standard error of the sum of `estimates` estimates over `runs` keys.

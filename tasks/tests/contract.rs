@@ -2,8 +2,8 @@
 
 use outerloop_core::tensor::{record, Cpu, ParamTree};
 use outerloop_core::{contract::check_task, BatchKey, FlatTask, Key, Task, TaskFamily, Typed};
-use outerloop_tasks::data::{digits, Splits};
-use outerloop_tasks::image::{ImageLoss, ImageMlp, ImageMlpFamily, MlpConfig, MlpTask, Nonlinearity, Norm};
+use outerloop_tasks::data::{digits, ImageData, Splits};
+use outerloop_tasks::image::*;
 use outerloop_tasks::quadratics::*;
 
 /// Runs the contract on a task and names it on failure.
@@ -164,6 +164,65 @@ fn image_mlp_family_members() {
     for depth in 0..=4 {
         assert!(configs.iter().any(|(_, c)| c.hidden.len() == depth));
     }
+}
+
+fn conv(change: impl Fn(&mut ConvConfig)) -> ConvTask {
+    let mut config = ConvConfig { channels: vec![3, 4], batch_size: 6, ..ConvConfig::default() };
+    change(&mut config);
+    ConvTask::new(Splits::digits(), config).unwrap()
+}
+
+#[test]
+fn convolutions() {
+    for pooling in [Pooling::Mean, Pooling::Max] {
+        for nonlinearity in [Nonlinearity::Relu, Nonlinearity::Tanh, Nonlinearity::Gelu] {
+            check(|| conv(|c| (c.pooling, c.nonlinearity) = (pooling, nonlinearity)));
+        }
+    }
+    check(|| conv(|c| c.channels = vec![]));
+    // Several channels, sides that the stride does not divide.
+    let color = ImageData::new("color", vec![0.5; 20 * 5 * 7 * 3], vec![1; 20], [5, 7, 3], 4).unwrap();
+    let task = ConvTask::new(
+        Splits::new(color).unwrap(),
+        ConvConfig { channels: vec![2], ..conv(|_| {}).config().clone() },
+    );
+    let task = task.unwrap();
+    let shapes: Vec<_> = FlatTask::<f32>::layout(&Typed::new(task.clone()))
+        .entries()
+        .iter()
+        .map(|e| e.shape.clone())
+        .collect();
+    assert_eq!(shapes, [vec![3, 3, 3, 2], vec![2], vec![2, 4], vec![4]]);
+    check(|| task.clone());
+    assert_eq!(Task::<f32, Cpu>::name(&conv(|c| c.pooling = Pooling::Max)), "digits_conv3x4_relu_max");
+}
+
+#[test]
+fn autoencoders() {
+    let make = |hidden: &[usize], nonlinearity| {
+        let config = AutoencoderConfig {
+            hidden: hidden.to_vec(),
+            nonlinearity,
+            batch_size: 9,
+            ..AutoencoderConfig::default()
+        };
+        AutoencoderTask::new(Splits::digits(), config).unwrap()
+    };
+    for nonlinearity in Nonlinearity::ALL {
+        check(|| make(&[7, 3, 6], nonlinearity));
+    }
+    check(|| make(&[], Nonlinearity::Relu));
+    let family = AutoencoderFamily::new(Splits::digits());
+    let configs: Vec<_> = (0..200).map(|i| family.sample(Key::new(i))).collect();
+    assert_eq!(configs[7], family.sample(Key::new(7)));
+    for config in &configs[..6] {
+        check(|| family.task(config));
+    }
+    for depth in 0..=4 {
+        assert!(configs.iter().any(|(_, c)| c.hidden.len() == depth));
+    }
+    let empty = AutoencoderFamily { nonlinearities: vec![], ..family };
+    assert!(empty.check().is_err());
 }
 
 #[test]

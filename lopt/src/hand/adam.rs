@@ -1,7 +1,9 @@
 //! Adam and AdamW.
 
+use super::graph::{map, Graph, Var};
 use super::{At, Elementwise, Schedule};
 use crate::dual::Scalar;
+use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
 
 /// Adam: `m ← β₁ m + (1−β₁) g`, `v ← β₂ v + (1−β₂) g²`,
@@ -137,4 +139,17 @@ pub(crate) fn adam_direction<S: Scalar>(
     let m = b1 * m + rest1 * g;
     let v = b2 * v + rest2 * g.square();
     (scale * m / ((v * v_scale + eps_root).sqrt() + eps), [m, v])
+}
+
+/// [`adam_direction`] of a tensor.
+pub(crate) fn adam_on_graph<E: Float>(
+    graph: &mut Graph<E>,
+    c: [f64; 9],
+    [m, v]: [Var; 2],
+    g: Var,
+) -> (Var, [Var; 2]) {
+    let u = map!(graph, [m, v, g], |k; m, v, g| adam_direction(&c.map(k), [m, v], g).0);
+    let new_m = map!(graph, [m, g], |k; m, g| k(c[1]) * m + k(c[2]) * g);
+    let new_v = map!(graph, [v, g], |k; v, g| k(c[3]) * v + k(c[4]) * g.square());
+    (u, [new_m, new_v])
 }

@@ -32,6 +32,12 @@ impl Around {
         let start = i / self.inner * self.dim * self.inner + i % self.inner;
         (0..self.dim).map(move |d| start + d * self.inner)
     }
+    /// Positions in the order of the matrix `[dim, outer * inner]`: the tensor unfolded along the axis.
+    pub fn unfold(self) -> Vec<usize> {
+        let Around { outer, dim, inner } = self;
+        let row = |d| (0..outer).flat_map(move |o| (0..inner).map(move |i| (o * dim + d) * inner + i));
+        (0..dim).flat_map(row).collect()
+    }
     fn reduced_len(self) -> usize {
         self.outer * self.inner
     }
@@ -47,12 +53,13 @@ pub struct Graph<E> {
     recording: bool,
 }
 
-/// `map!(graph, [a, b], |k; x, y| x * y + k(0.5))`: an elementwise function of buffers of equal
-/// length; those of length 1 are broadcast. The body is compiled for plain and for dual numbers, and
-/// `k` turns an f64 into a constant of either.
-macro_rules! map {
+/// `tensor_map!(graph, [a, b], |k; x, y| x * y + k(0.5))`: an elementwise function of buffers of equal
+/// length in a [`Graph`](crate::hand::graph::Graph); those of length 1 are broadcast. The body is
+/// compiled for plain and for dual numbers, and `k` turns an f64 into a constant of either.
+#[macro_export]
+macro_rules! tensor_map {
     ($graph:expr, [$($v:expr),+], |$k:ident; $first:ident $(, $x:ident)*| $body:expr) => {
-        map!($graph, [$($v),+], |$first $(, $x)*| {
+        $crate::tensor_map!($graph, [$($v),+], |$first $(, $x)*| {
             let $k = $crate::hand::graph::constants_like($first);
             $body
         })
@@ -61,10 +68,11 @@ macro_rules! map {
         $graph.map([$($v),+], |[$($x),+]| $body, |[$($x),+]| $body)
     };
 }
-pub(crate) use map;
+pub(crate) use crate::tensor_map as map;
 
 /// Constants of the type of `_like`.
-pub(crate) fn constants_like<S: Scalar>(_like: S) -> impl Fn(f64) -> S + Copy {
+#[doc(hidden)]
+pub fn constants_like<S: Scalar>(_like: S) -> impl Fn(f64) -> S + Copy {
     S::of
 }
 
@@ -97,7 +105,7 @@ impl<E: Float> Graph<E> {
         &self.values[v.0]
     }
 
-    /// See [`map!`]: `plain` and `dual` are the same function for two kinds of numbers.
+    /// See [`tensor_map!`](crate::tensor_map): `plain` and `dual` are the same function for two kinds of numbers.
     pub fn map<const N: usize>(
         &mut self,
         inputs: [Var; N],
@@ -196,7 +204,7 @@ impl<E: Float> Graph<E> {
     /// `x yᵀ` of `x` `[m, k]` and `y` `[n, k]`: every product that is needed can be had with
     /// [`Self::transpose`].
     pub fn matmul_t(&mut self, x: Var, y: Var, [m, n, inner]: [usize; 3]) -> Var {
-        let out = product_t(&self.values[x.0], &self.values[y.0], [m, n, inner]);
+        let out = product(&self.values[x.0], &transposed(&self.values[y.0], [n, inner]), [m, n, inner]);
         let (xs, ys) = match self.recording {
             true => (self.values[x.0].clone(), self.values[y.0].clone()),
             false => (Vec::new(), Vec::new()),
@@ -204,13 +212,10 @@ impl<E: Float> Graph<E> {
         self.push(out, || {
             Box::new(move |a, adjoints| {
                 // x̄ = ā y and ȳ = āᵀ x
-                for i in 0..m {
-                    for j in 0..n {
-                        for l in 0..inner {
-                            adjoints[x.0][i * inner + l] += a[i * n + j] * ys[j * inner + l];
-                            adjoints[y.0][j * inner + l] += a[i * n + j] * xs[i * inner + l];
-                        }
-                    }
+                let of_x = product(a, &ys, [m, inner, n]);
+                let of_y = product(&transposed(a, [m, n]), &xs, [n, inner, m]);
+                for (v, part) in [(x, of_x), (y, of_y)] {
+                    adjoints[v.0].iter_mut().zip(part).for_each(|(to, p)| *to += p);
                 }
             })
         })
@@ -218,11 +223,11 @@ impl<E: Float> Graph<E> {
 
     /// The transpose of `[m, n]`.
     pub fn transpose(&mut self, v: Var, [m, n]: [usize; 2]) -> Var {
-        let x = &self.values[v.0];
-        let out = (0..m * n).map(|i| x[i % m * n + i / m]).collect();
+        let out = transposed(&self.values[v.0], [m, n]);
         self.push(out, || {
             Box::new(move |a, adjoints| {
-                (0..m * n).for_each(|i| adjoints[v.0][i % m * n + i / m] += a[i]);
+                let back = transposed(a, [n, m]);
+                adjoints[v.0].iter_mut().zip(back).for_each(|(to, a)| *to += a);
             })
         })
     }
@@ -279,14 +284,20 @@ impl<E: Float> Graph<E> {
     }
 }
 
-/// `x yᵀ` of `x` `[m, k]` and `y` `[n, k]`.
-fn product_t<E: Float>(x: &[E], y: &[E], [m, n, inner]: [usize; 3]) -> Vec<E> {
-    let row = |i: usize| i * inner..(i + 1) * inner;
-    let mut out = Vec::with_capacity(m * n);
+/// `x y` of `x` `[m, k]` and `y` `[k, n]`, by rows, so that the inner loop is over neighbours.
+pub(crate) fn product<E: Float>(x: &[E], y: &[E], [m, n, inner]: [usize; 3]) -> Vec<E> {
+    let mut out = vec![E::of(0.0); m * n];
     for i in 0..m {
-        for j in 0..n {
-            out.push(x[row(i)].iter().zip(&y[row(j)]).map(|(a, b)| *a * *b).sum());
+        let row = &mut out[i * n..(i + 1) * n];
+        for l in 0..inner {
+            let factor = x[i * inner + l];
+            row.iter_mut().zip(&y[l * n..(l + 1) * n]).for_each(|(o, y)| *o += factor * *y);
         }
     }
     out
+}
+
+/// The transpose of `x` `[m, n]`.
+pub(crate) fn transposed<E: Float>(x: &[E], [m, n]: [usize; 2]) -> Vec<E> {
+    (0..m * n).map(|i| x[i % m * n + i / m]).collect()
 }

@@ -1,16 +1,12 @@
 //! Optimizers that scale the step of every tensor by norms: LAMB, LARS, Fromage.
 
-use super::adam::{adam_coeffs, adam_direction};
+use super::adam::{adam_coeffs, adam_on_graph};
 use super::graph::{map, Graph, Var};
+use super::tensorwise::zeros;
 use super::{At, MomentumKind, Schedule, Tensorwise};
 use crate::dual::Scalar;
 use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
-
-/// One slot of zeros like the tensor.
-fn zeros(name: &'static str, shape: &[usize]) -> (&'static str, Vec<f64>) {
-    (name, vec![0.0; shape.iter().product()])
-}
 
 /// `trust |p|/(|u| + ε)`; 1 if either norm is 0.
 fn trust_ratio<E: Float>(graph: &mut Graph<E>, p: Var, u: Var, trust: f64, epsilon: f64) -> Var {
@@ -73,18 +69,12 @@ impl Tensorwise for Lamb {
     ) -> (Var, Vec<Var>) {
         let lr = self.learning_rate.at(at.step, at.num_steps);
         // Rate 1: the direction only.
-        let c = adam_coeffs(
-            [1.0, self.beta1, self.beta2, self.epsilon, self.epsilon_root, self.weight_decay],
-            at,
-        );
-        let (old_m, old_v) = (slots[0], slots[1]);
-        let m = map!(graph, [old_m, g], |k; m, g| k(c[1]) * m + k(c[2]) * g);
-        let v = map!(graph, [old_v, g], |k; v, g| k(c[3]) * v + k(c[4]) * g.square());
-        let u = map!(graph, [p, old_m, old_v, g], |k; p, m, v, g| {
-            adam_direction(&c.map(k), [m, v], g).0 + k(self.weight_decay) * p
-        });
+        let constants = [1.0, self.beta1, self.beta2, self.epsilon, self.epsilon_root, self.weight_decay];
+        let c = adam_coeffs(constants, at);
+        let (u, moments) = adam_on_graph(graph, c, [slots[0], slots[1]], g);
+        let u = map!(graph, [u, p], |k; u, p| u + k(self.weight_decay) * p);
         let ratio = trust_ratio(graph, p, u, 1.0, 0.0);
-        (map!(graph, [p, ratio, u], |k; p, ratio, u| p - k(lr) * ratio * u), vec![m, v])
+        (map!(graph, [p, ratio, u], |k; p, ratio, u| p - k(lr) * ratio * u), moments.to_vec())
     }
 }
 crate::tensorwise_optimizer!(Lamb);

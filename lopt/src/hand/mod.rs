@@ -1,7 +1,8 @@
 //! Hand-designed optimizers, learning rate schedules and wrappers.
 //!
-//! A rule that treats every parameter alone is an [`Elementwise`]: written once, it gives the
-//! update and its exact derivative. Every learning rate is a [`Schedule`]; a number converts.
+//! A rule that treats every parameter alone is an [`Elementwise`], one that looks at a whole tensor a
+//! [`Tensorwise`]: written once, either gives the update and its exact derivative. Every learning
+//! rate is a [`Schedule`]; a number converts.
 //!
 //! ```
 //! use outerloop_core::Optimizer;
@@ -17,16 +18,19 @@ mod adafactor;
 mod adam;
 mod adam_kin;
 mod clip;
+mod eigen;
 pub mod elementwise;
 mod graft;
 pub mod graph;
 mod layerwise;
 mod lion;
+mod muon;
 mod nadamw;
 mod rmsprop;
 mod schedule;
 mod schedule_free;
 mod sgd;
+mod shampoo;
 mod sm3;
 pub mod tensorwise;
 mod weight_decay;
@@ -41,11 +45,13 @@ pub use elementwise::{Array, At, Elementwise, Initial};
 pub use graft::Graft;
 pub use layerwise::{Fromage, Lamb, Lars};
 pub use lion::Lion;
+pub use muon::Muon;
 pub use nadamw::{L2Sign, NAdamW};
 pub use rmsprop::RmsProp;
 pub use schedule::{Cosine, Schedule, WarmUp};
 pub use schedule_free::ScheduleFreeAdamW;
 pub use sgd::{Momentum, MomentumKind, Sgd};
+pub use shampoo::Shampoo;
 pub use sm3::Sm3;
 pub use tensorwise::Tensorwise;
 pub use weight_decay::{LossTerm, WeightDecay};

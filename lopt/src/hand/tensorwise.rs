@@ -11,6 +11,34 @@ use std::ops::Range;
 /// [`tensorwise_optimizer!`](crate::tensorwise_optimizer) makes an
 /// [`Optimizer`](outerloop_core::Optimizer) with its [`UpdateVjp`](outerloop_core::UpdateVjp) of it.
 /// A slot is one flat buffer that holds the tensors' parts in layout order.
+///
+/// ```
+/// use outerloop_core::Float;
+/// use outerloop_lopt::hand::graph::{Graph, Var};
+/// use outerloop_lopt::hand::{At, Tensorwise};
+/// use outerloop_lopt::{tensor_map, tensorwise_optimizer};
+///
+/// /// p ← p − lr g/(|g| + 1e-8) in every tensor
+/// struct NormalizedSgd { lr: f64 }
+///
+/// impl Tensorwise for NormalizedSgd {
+///     fn name(&self) -> String { "normalized_sgd".into() }
+///     fn slots(&self, _shape: &[usize]) -> Vec<(&'static str, Vec<f64>)> { Vec::new() }
+///     fn step<E: Float>(
+///         &self, graph: &mut Graph<E>, _at: At, _shape: &[usize], p: Var, _slots: &[Var], g: Var,
+///     ) -> (Var, Vec<Var>) {
+///         let norm = graph.norm(g);
+///         let p = tensor_map!(graph, [p, g, norm], |k; p, g, n| p - k(self.lr) * g / (n + k(1e-8)));
+///         (p, Vec::new())
+///     }
+/// }
+/// tensorwise_optimizer!(NormalizedSgd);
+///
+/// use outerloop_core::contract::{check_optimizer, check_update_vjp};
+/// check_optimizer::<f32>(&NormalizedSgd { lr: 0.1 })?;
+/// check_update_vjp(|_| Box::new(NormalizedSgd { lr: 0.1 }), &[])?;
+/// # Ok::<(), outerloop_core::Error>(())
+/// ```
 pub trait Tensorwise: Send + Sync {
     /// Short name for reports.
     fn name(&self) -> String;
@@ -29,6 +57,11 @@ pub trait Tensorwise: Send + Sync {
         slots: &[Var],
         g: Var,
     ) -> (Var, Vec<Var>);
+}
+
+/// A slot of zeros like the tensor.
+pub(crate) fn zeros(name: &'static str, shape: &[usize]) -> (&'static str, Vec<f64>) {
+    (name, vec![0.0; shape.iter().product()])
 }
 
 /// `Optimizer::init` of a rule.

@@ -15,7 +15,7 @@ use serde_json::Value;
 type Boxed<E> = Box<dyn Optimizer<E>>;
 
 /// The class names that [`hand_designed`] knows.
-pub const HAND_DESIGNED: [&str; 23] = [
+pub const HAND_DESIGNED: [&str; 24] = [
     "AdaBelief",
     "AdaGrad",
     "Adafactor",
@@ -37,6 +37,7 @@ pub const HAND_DESIGNED: [&str; 23] = [
     "SGD",
     "SGDM",
     "SM3",
+    "Shampoo",
     "WeightDecayWrapper",
     "Yogi",
 ];
@@ -173,6 +174,19 @@ pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
             beta2: h.num("b2", 1.0)?,
         }),
         "Adafactor" => Box::new(adafactor(&mut h)?),
+        "Shampoo" => Box::new(Shampoo {
+            learning_rate: h.schedule("learning_rate", 0.01)?,
+            block_size: h.count("block_size", 128)?.max(1) as usize,
+            beta1: h.num("beta1", 0.9)?,
+            beta2: h.num("beta2", 0.999)?,
+            matrix_epsilon: h.num("matrix_epsilon", 1e-6)?,
+            weight_decay: h.num("weight_decay", 0.0)?,
+            start_preconditioning_step: h.count("start_preconditioning_step", 5)?,
+            preconditioning_compute_steps: h.count("preconditioning_compute_steps", 1)?.max(1),
+            kind: h.momentum_kind("nesterov", true)?,
+            skip_dim_above: h.count("skip_preconditioning_dim_size_gt", 4096)? as usize,
+            ..Shampoo::default()
+        }),
         "GraftedOptimizer" => Box::new(Graft::new(inner(&mut h, "magnitude")?, inner(&mut h, "direction")?)),
         "GradientClipOptimizer" => {
             Box::new(Clip::new(ClipRule::Value(h.num("grad_clip", 3.0)?), inner(&mut h, "inner")?))
@@ -306,4 +320,35 @@ pub fn from_architecture<E: Float>(text: &str) -> Result<Box<dyn LearnedOptimize
     let hyper = serde_json::from_str(hyper)
         .map_err(|e| Error::invalid(format!("architecture `{text}`"), e.to_string()))?;
     learned(class, &hyper)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn known_names_are_known_and_unknown_ones_list_them() {
+        for class in HAND_DESIGNED {
+            let built = hand_designed::<f32>(class, &json!({}));
+            assert!(!matches!(built, Err(Error::Unknown { .. })), "{class}");
+        }
+        for class in LEARNED {
+            learned::<f64>(class, &json!({})).unwrap();
+        }
+        let error = hand_designed::<f32>("Adamax", &json!({})).err().unwrap().to_string();
+        assert!(error.contains("Adamax") && error.contains("NAdamW"), "{error}");
+        assert!(learned::<f32>("Lstm", &json!({})).is_err());
+    }
+
+    #[test]
+    fn bad_values_name_their_key() {
+        let message = |class: &str, hyper| hand_designed::<f32>(class, &hyper).err().unwrap().to_string();
+        assert!(message("SGD", json!({"learning_rate": "big"})).contains("learning_rate"));
+        assert!(message("RMSProp", json!({"nesterov": 1})).contains("nesterov"));
+        assert!(message("GradientClipOptimizer", json!({"grad_clip": 1.0})).contains("inner"));
+        assert!(
+            message("PiecewiseLinearAdam", json!({"times": [2.0, 1.0], "lrs": [1.0, 1.0]})).contains("rise")
+        );
+    }
 }

@@ -7,12 +7,14 @@
 mod full_es;
 mod full_grad;
 mod pes;
+mod pes_analytic;
 mod truncated_es;
 mod truncated_grad;
 
 pub use full_es::{FullEs, FullLoss};
 pub use full_grad::FullGrad;
 pub use pes::{NextAccumulator, PesTerms, TerminalWeight, TruncatedPes};
+pub use pes_analytic::PesAnalytic;
 pub use truncated_es::TruncatedEs;
 pub use truncated_grad::TruncatedGrad;
 
@@ -76,7 +78,7 @@ pub struct EstimatorState {
 pub struct Lane {
     /// Shared by the trajectories.
     pub clock: Clock,
-    /// One trajectory, or an antithetic pair (positive first).
+    /// One trajectory, or an antithetic pair (positive first) and, for a control variate, its mean.
     pub trajectories: Vec<Trajectory>,
     /// Sum of the perturbations that act on the current run (PES); empty elsewhere.
     pub accumulator: Vec<f32>,

@@ -64,6 +64,18 @@ pub enum NextAccumulator {
     Zero,
 }
 
+impl NextAccumulator {
+    /// Writes the accumulator; `sum` is `ξ + ε`. A diverged run is over, whatever the window says.
+    pub(super) fn apply(self, accumulator: &mut [f32], sum: &[f32], eps: &[f32], diverged: bool) {
+        match self {
+            _ if diverged => accumulator.fill(0.0),
+            NextAccumulator::Add => accumulator.copy_from_slice(sum),
+            NextAccumulator::Replace => accumulator.copy_from_slice(eps),
+            NextAccumulator::Zero => accumulator.fill(0.0),
+        }
+    }
+}
+
 impl PesTerms {
     /// The terms of one lane's window pair. Mask and resets are those of the positive run.
     pub fn new(
@@ -167,12 +179,7 @@ impl GradientEstimator for TruncatedPes {
             // ξ + ε weighs what belongs to the run that was in progress, ε what started here.
             let sum: Vec<f32> = lane.accumulator.iter().zip(&eps).map(|(a, e)| a + e).collect();
             let diverged = pos.diverged || neg.diverged;
-            match t.next {
-                _ if diverged => lane.accumulator.fill(0.0),
-                NextAccumulator::Add => lane.accumulator.copy_from_slice(&sum),
-                NextAccumulator::Replace => lane.accumulator.copy_from_slice(&eps),
-                NextAccumulator::Zero => lane.accumulator.fill(0.0),
-            }
+            t.next.apply(&mut lane.accumulator, &sum, &eps, diverged);
             Contribution {
                 terms: vec![(t.before, sum), (t.after, eps)],
                 mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,

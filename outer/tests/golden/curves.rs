@@ -4,21 +4,27 @@
 use crate::fixture::{array, get, number, numbers, Case, Errors, Outcome};
 use crate::optimizers::learned_optimizer;
 use outerloop_core::ops::Activation;
-use outerloop_core::{Key, LearnedOptimizer, SingleTask};
+use outerloop_core::tensor::{Backend, Mode, Rank0, Tensor};
+use outerloop_core::{BatchKey, Float, Key, LearnedOptimizer, SingleTask, Task};
 use outerloop_lopt::{hand::Adam, registry};
+use outerloop_outer::adjoint::{StepWeights, SweepConfig};
 use outerloop_outer::estimator::Antithetic;
 use outerloop_outer::eval::{training_curves, EvalConfig};
-use outerloop_outer::{GradientLearner, TruncatedPes, TruncatedStep, TruncationSchedule, Workers};
+use outerloop_outer::{
+    FullGrad, GradientLearner, MetaLoss, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
+};
 use outerloop_tasks::data::{digits, Splits};
 use outerloop_tasks::image::ImageMlp;
 use serde_json::Value;
 use std::sync::Arc;
 
 /// The tutorial's task on all images.
+fn digits_mlp() -> ImageMlp<64, 32, 10> {
+    ImageMlp::new(Splits::undivided(digits()), 128, Activation::Relu).expect("64 features, 10 classes")
+}
+
 fn digits_task() -> Arc<SingleTask> {
-    let all = Splits::undivided(digits());
-    let task = ImageMlp::<64, 32, 10>::new(all, 128, Activation::Relu).expect("64 features, 10 classes");
-    Arc::new(SingleTask::new(task))
+    Arc::new(SingleTask::new(digits_mlp()))
 }
 
 pub fn inner_curves(case: &Case) -> Outcome {
@@ -109,6 +115,71 @@ pub fn meta_train_pes(case: &Case) -> Outcome {
         // in log_lr between losses 0.164 and 0.129).
         errors.check(&format!("mean loss in {w:?}"), got, mean, (4.0 * std).max(0.45 * mean));
     }
+    errors.done()
+}
+
+/// A task whose runs see one batch, again and again.
+struct OneBatch<T>(T);
+
+impl<E: Float, B: Backend<E>, T: Task<E, B>> Task<E, B> for OneBatch<T> {
+    type Params = T::Params;
+    type Batch = T::Batch;
+    fn name(&self) -> String {
+        "one batch".into()
+    }
+    fn init(&self, dev: &B, key: Key) -> Self::Params {
+        self.0.init(dev, key)
+    }
+    fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
+        self.0.batch(dev, BatchKey { step: 0, ..at })
+    }
+    fn loss<M: Mode<E, B>>(
+        &self,
+        params: &Self::Params,
+        batch: &Self::Batch,
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
+        self.0.loss(params, batch, m)
+    }
+}
+
+pub fn meta_train_unrolled(case: &Case) -> Outcome {
+    let mut errors = Errors::default();
+    let workers = Workers::new(1).expect("one thread");
+    let lopt: Arc<dyn LearnedOptimizer> =
+        match learned_optimizer(case.get("learned_optimizer"), &serde_json::json!({})) {
+            Ok(l) => l.into(),
+            Err(outcome) => return outcome,
+        };
+    let at = lopt.theta_layout().entry("log_lr").expect("LearnableAdam has it").offset;
+    let outer_steps = number(case.get("outer_iterations")) as u64;
+    let lr = number(get(get(case.get("outer_optimizer"), "Adam"), "learning_rate"));
+    let seeds = number(case.get("seeds")) as u64;
+    let run = |seed: u64| {
+        let step = TruncatedStep::new(
+            Arc::new(SingleTask::new(OneBatch(digits_mlp()))),
+            lopt.clone(),
+            TruncationSchedule::Constant(4),
+        );
+        let step = step.expect("a valid schedule").with_meta_loss(MetaLoss::SameBatch);
+        let sweep = SweepConfig { weights: StepWeights::Final, ..SweepConfig::default() };
+        let grad = Box::new(FullGrad::new(step, 1, sweep).expect("valid settings"));
+        let learner = GradientLearner::new(lopt.clone(), vec![grad], Box::new(Adam::new(lr)), outer_steps);
+        let learner = learner.expect("one estimator");
+        let mut state = learner.init(Key::new(seed), &workers).expect("a fresh state");
+        for _ in 0..outer_steps {
+            learner.step(&mut state, &workers);
+        }
+        f64::from(state.theta.params[at])
+    };
+    let ends: Vec<f64> = (0..seeds).map(run).collect();
+    let band = get(case.get("final_theta"), "log_lr");
+    let (mean, std) = (number(get(band, "mean")), number(get(band, "std")));
+    for (seed, end) in ends.iter().enumerate() {
+        errors.check(&format!("final log_lr of seed {seed}"), *end, mean, 4.0 * std);
+    }
+    let got = ends.iter().sum::<f64>() / seeds as f64;
+    errors.check("final log_lr, mean", got, mean, 4.0 * std * (2.0 / seeds as f64).sqrt());
     errors.done()
 }
 

@@ -179,13 +179,7 @@ fn call_index(initial: u64, length: u64, episode: u64, step: u64) -> u64 {
     first + (episode - 1) * (length + 1) + 1 + step
 }
 
-pub fn family<E: Float>(
-    case: &Case,
-    tasks: usize,
-    initial: &[u64],
-    length: u64,
-    window: usize,
-) -> GoldenFamily<E>
+pub fn family<E: Float>(case: &Case, initial: &[u64], length: u64, window: usize) -> GoldenFamily<E>
 where
     Cpu: Host<E>,
 {

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 /// One case file.
 pub struct Case {
-    #[allow(dead_code)] // safetensors cases are read from here
     pub path: PathBuf,
     /// Empty for safetensors files.
     pub json: Value,

@@ -8,6 +8,9 @@ mod curves;
 mod estimators;
 mod fixture;
 mod gradients;
+mod images;
+mod losses;
+mod models;
 mod optimizers;
 mod tasks;
 
@@ -23,6 +26,8 @@ const KINDS: &[(&str, Check)] = &[
     ("B_opt_", optimizers::hand_designed),
     ("C_lopt_init_theta_simple", optimizers::initial_theta),
     ("C_lopt_", optimizers::learned),
+    ("D_quadratics", losses::quadratics),
+    ("D_task_", losses::task),
     ("F_estimator_functions", estimators::functions),
     ("F_pes_", estimators::end_to_end),
     ("F_es_", estimators::end_to_end),
@@ -32,6 +37,7 @@ const KINDS: &[(&str, Check)] = &[
     ("G_distributions", curves::distributions),
     ("I_inner_curves", curves::inner_curves),
     ("I_meta_train_pes", curves::meta_train_pes),
+    ("I_meta_train_unrolled", curves::meta_train_unrolled),
 ];
 
 fn main() -> ExitCode {

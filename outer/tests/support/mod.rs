@@ -4,6 +4,7 @@
 use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Tensor};
 use outerloop_core::{
     BatchKey, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, SingleTask, Task,
+    UpdateAdjoint, UpdateVjp,
 };
 use outerloop_outer::{TruncatedStep, TruncationSchedule};
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub enum Rule {
     Shift,
     /// `p ← p − e^θ g`
     Sgd,
+    /// As `Sgd`, but without a derivative.
+    Opaque,
 }
 
 pub struct OneTheta {
@@ -92,10 +95,35 @@ impl<E: Float> Optimizer<E> for OneThetaOpt<E> {
         for (p, g) in state.params.iter_mut().zip(grad) {
             match self.rule {
                 Rule::Shift => *p += self.theta,
-                Rule::Sgd => *p -= num_traits::Float::exp(self.theta) * *g,
+                Rule::Sgd | Rule::Opaque => *p -= num_traits::Float::exp(self.theta) * *g,
             }
         }
         state.step += 1;
+    }
+    fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
+        (!matches!(self.rule, Rule::Opaque)).then_some(self)
+    }
+}
+
+impl<E: Float> UpdateVjp<E> for OneThetaOpt<E> {
+    fn vjp(
+        &self,
+        _: &OptState<E>,
+        grad: &[E],
+        _: E,
+        _: Key,
+        after: &OptState<E>,
+        theta: &mut [E],
+    ) -> UpdateAdjoint<E> {
+        let zero = E::of(0.0);
+        let lr = num_traits::Float::exp(self.theta);
+        let (by_theta, by_grad): (Vec<E>, Vec<E>) = match self.rule {
+            Rule::Shift => grad.iter().map(|_| (E::of(1.0), zero)).unzip(),
+            Rule::Sgd | Rule::Opaque => grad.iter().map(|g| (-lr * *g, -lr)).unzip(),
+        };
+        theta[0] += after.params.iter().zip(by_theta).map(|(a, d)| *a * d).sum();
+        let grad = after.params.iter().zip(by_grad).map(|(a, d)| *a * d).collect();
+        UpdateAdjoint { state: after.clone(), grad, loss: zero }
     }
 }
 
@@ -103,7 +131,7 @@ impl<E: Float> Optimizer<E> for OneThetaOpt<E> {
 pub fn step(rule: Rule, init: f64, schedule: TruncationSchedule) -> TruncatedStep {
     let family = match rule {
         Rule::Shift => SingleTask::new(Identity),
-        Rule::Sgd => SingleTask::new(Bowl),
+        Rule::Sgd | Rule::Opaque => SingleTask::new(Bowl),
     };
     TruncatedStep::new(Arc::new(family), Arc::new(OneTheta { rule, init }), schedule)
         .expect("a valid schedule")

@@ -10,36 +10,48 @@ struct Map<F>(F);
 
 impl<E: Float, F: Fn(E) -> [E; 3] + 'static> RawOp<E> for Map<F> {
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
-        vectorize(|| {
-            for (y, x) in y.iter_mut().zip(x[0]) {
-                *y = (self.0)(*x)[0];
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                for (y, x) in y.iter_mut().zip(x[0]) {
+                    *y = (self.0)(*x)[0];
+                }
+            },
+        );
     }
     fn vjp(&self, x: &[&[E]], _: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]) {
         let Some(dx) = &mut dx[0] else { return };
-        vectorize(|| {
-            for ((dx, x), dy) in dx.iter_mut().zip(x[0]).zip(dy) {
-                *dx += (self.0)(*x)[1] * *dy;
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                for ((dx, x), dy) in dx.iter_mut().zip(x[0]).zip(dy) {
+                    *dx += (self.0)(*x)[1] * *dy;
+                }
+            },
+        );
     }
     fn jvp(&self, x: &[&[E]], _: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
         let Some(tx) = tx[0] else { return };
-        vectorize(|| {
-            for ((ty, x), tx) in ty.iter_mut().zip(x[0]).zip(tx) {
-                *ty = (self.0)(*x)[1] * *tx;
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                for ((ty, x), tx) in ty.iter_mut().zip(x[0]).zip(tx) {
+                    *ty = (self.0)(*x)[1] * *tx;
+                }
+            },
+        );
     }
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
         self.vjp(p.x, p.y, t.ddy, ddx);
         let (Some(ddx), Some(tx)) = (&mut ddx[0], t.tx[0]) else { return };
-        vectorize(|| {
-            for (((d, x), tx), dy) in ddx.iter_mut().zip(p.x[0]).zip(tx).zip(p.dy) {
-                *d += (self.0)(*x)[2] * *tx * *dy;
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                for (((d, x), tx), dy) in ddx.iter_mut().zip(p.x[0]).zip(tx).zip(p.dy) {
+                    *d += (self.0)(*x)[2] * *tx * *dy;
+                }
+            },
+        );
     }
 }
 

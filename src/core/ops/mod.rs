@@ -18,7 +18,7 @@
 //! A new operation is a [`map`], or a [`RawOp`] given to [`apply`].
 //!
 //! The first operand carries the tape; parameters among the others need none, since the recording
-//! knows them. At points where a derivative does not exist (ReLU at 0, the root at 0) it is 0.
+//! knows them (a computed tensor is passed there without its tape, `t.split_tape().0`). At points where a derivative does not exist (ReLU at 0, the root at 0) it is 0.
 
 mod binary;
 mod conv;

@@ -57,23 +57,23 @@ struct Normalize {
 }
 
 impl Normalize {
-    /// Calls `f(place of the group's k-th element, mean, variance)` per group.
-    fn groups<T: Scalar>(&self, x: &[T], mut f: impl FnMut(&dyn Fn(usize) -> usize, T, T)) {
+    /// Calls `f(places of the group's elements, mean, variance)` per group.
+    fn groups<T: Scalar>(&self, x: &[T], mut f: impl FnMut(std::iter::StepBy<std::ops::Range<usize>>, T, T)) {
         let inv = T::of(1.0 / self.n as f64);
         let (n, inner) = (self.n, self.inner);
         let size = (n * inner).max(1);
         for g in 0..x.len() / size * inner {
             let start = g / inner * size + g % inner;
-            let at = |k: usize| start + k * inner;
+            let places = (start..start + n * inner).step_by(inner);
             let mut mean = T::of(0.0);
-            (0..n).for_each(|k| mean += x[at(k)]);
+            places.clone().for_each(|i| mean += x[i]);
             mean = mean * inv;
             let mut var = T::of(0.0);
-            for k in 0..n {
-                let d = x[at(k)] - mean;
+            for i in places.clone() {
+                let d = x[i] - mean;
                 var += d * d;
             }
-            f(&at, mean, var * inv);
+            f(places, mean, var * inv);
         }
     }
 }
@@ -81,9 +81,9 @@ impl Normalize {
 impl ScalarOp for Normalize {
     fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]) {
         let &[x, scale, offset] = x else { unreachable!("normalization has three inputs") };
-        self.groups(x, |at, mean, var| {
+        self.groups(x, |places, mean, var| {
             let r = (var + T::of(self.eps)).rsqrt();
-            for i in (0..self.n).map(at) {
+            for i in places {
                 let c = i % scale.len();
                 y[i] = (x[i] - mean) * r * scale[c] + offset[c];
             }
@@ -93,11 +93,11 @@ impl ScalarOp for Normalize {
         let &[x, scale, _] = x else { unreachable!("normalization has three inputs") };
         let [dx, dscale, doffset] = dx else { unreachable!("normalization has three inputs") };
         let inv = T::of(1.0 / self.n as f64);
-        self.groups(x, |at, mean, var| {
+        self.groups(x, |places, mean, var| {
             let r = (var + T::of(self.eps)).rsqrt();
             // h = (x − mean) r;  dx = r (dh − mean(dh) − h mean(dh h)),  dh = dy scale
             let (mut dh_mean, mut dhh_mean) = (T::of(0.0), T::of(0.0));
-            for i in (0..self.n).map(at) {
+            for i in places.clone() {
                 let c = i % scale.len();
                 let h = (x[i] - mean) * r;
                 let dh = dy[i] * scale[c];
@@ -112,7 +112,7 @@ impl ScalarOp for Normalize {
             }
             let (dh_mean, dhh_mean) = (dh_mean * inv, dhh_mean * inv);
             if let Some(dx) = dx {
-                for i in (0..self.n).map(at) {
+                for i in places {
                     let h = (x[i] - mean) * r;
                     dx[i] += r * (dy[i] * scale[i % scale.len()] - dh_mean - h * dhh_mean);
                 }

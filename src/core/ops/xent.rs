@@ -34,7 +34,14 @@ impl<E: Float> RawOp<E> for Xent<E> {
             loss -= w * row[label as usize];
         }
         let probs = &mut self.probs;
-        vectorize(|| probs.iter_mut().for_each(|v| *v = v.fast_exp()));
+        vectorize(
+            #[inline(always)]
+            || {
+                for v in probs {
+                    *v = v.fast_exp();
+                }
+            },
+        );
         for (row, &w) in self.probs.chunks_exact_mut(c).zip(&self.weights) {
             let sum: E = row.iter().copied().sum();
             loss += w * num_traits::Float::ln(sum);

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`ImageData`] | images and labels, resize, channel mean |
 //! | [`Splits`] | train / inner valid / outer valid / test, and which images a batch holds |
-//! | [`ImageBatch`] | one batch as a tensor, refilled in place |
+//! | [`ImageBatch`] | one batch as a tensor with its labels |
 //! | [`Permutation`] | shuffling without state |
 //! | [`digits`] | the embedded 8 x 8 digits |
 //! | [`ImageFiles`] | MNIST, Fashion-MNIST and CIFAR-10 from disk |

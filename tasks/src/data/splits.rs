@@ -1,7 +1,7 @@
 //! Which images belong to a split, and which of them a batch holds.
 
 use super::{digits, ImageBatch, ImageData, Permutation};
-use outerloop_core::tensor::{Backend, Dim};
+use outerloop_core::tensor::{Backend, Dim, HasShape};
 use outerloop_core::{BatchKey, Error, Float, Key, Result, Split};
 use std::sync::Arc;
 
@@ -150,16 +150,15 @@ impl Splits {
             }
         };
         let n = part.len() as u64;
-        let order = at.key.named("order").fold_in(at.split as u64);
+        let order = at.key.named("order");
         let mut j = u128::from(at.step) * size as u128; // a stream may be longer than 2^64
         let mut row = 0;
         while row < size {
             let (epoch, start) = (j / u128::from(n), (j % u128::from(n)) as u64);
-            let shuffle = Permutation::new(n as u32, order.fold_in(epoch as u64));
+            let shuffle =
+                Permutation::new(n as u32, order.fold_in((epoch as u64).wrapping_mul(4) + at.split as u64));
             let run = (size - row).min((n - start) as usize);
-            for i in 0..run {
-                f(row + i, part[shuffle.index(start as u32 + i as u32) as usize] as usize);
-            }
+            shuffle.each(start as u32, run as u32, |i, p| f(row + i, part[p as usize] as usize));
             row += run;
             j += run as u128;
         }
@@ -185,22 +184,36 @@ impl Splits {
         features: F,
     ) -> ImageBatch<F, E, B> {
         assert_eq!(features.size(), self.data.features(), "{}: features per image", self.data.name);
-        let mut batch = ImageBatch::zeros(dev, size, features);
-        self.refill(at, &mut batch);
-        batch
+        let mut labels = vec![0; size];
+        let images = dev.tensor_from_vec(self.gather(at, &mut labels), (size, features));
+        ImageBatch { images, labels }
     }
 
-    /// Overwrites `batch` with the one that `at` names, of the same size; allocates nothing.
+    /// Overwrites `batch` with the one that `at` names, of the same size.
     pub fn refill<F: Dim, E: Float, B: Backend<E>>(&self, at: BatchKey, batch: &mut ImageBatch<F, E, B>) {
-        batch.fill(|rows, labels| {
-            let f = self.data.features();
-            self.each(at, labels.len(), |row, i| {
-                labels[row] = self.data.labels[i];
-                for (out, x) in rows[row * f..(row + 1) * f].iter_mut().zip(self.data.image(i)) {
-                    *out = E::of(f64::from(*x));
-                }
-            });
+        let shape = *batch.images.shape();
+        // The pixels are moved into the tensor: copying 32 kB into the old one costs up to 11 us when
+        // the two buffers are neighbours (4 kB aliasing in memcpy), an allocation 0.1 us.
+        let pixels = self.gather(at, &mut batch.labels);
+        batch.images = batch.images.device().tensor_from_vec(pixels, shape);
+    }
+
+    /// The pixels of the batch that `at` names, `[labels.len(), features]`, and its labels.
+    fn gather<E: Float>(&self, at: BatchKey, labels: &mut [u32]) -> Vec<E> {
+        let f = self.data.features();
+        let mut pixels = vec![E::of(0.0); labels.len() * f];
+        self.each(at, labels.len(), |row, i| {
+            labels[row] = self.data.labels[i];
+            widen(self.data.image(i), &mut pixels[row * f..(row + 1) * f]);
         });
+        pixels
+    }
+}
+
+/// Copies f32 numbers to another dtype.
+fn widen<E: Float>(from: &[f32], to: &mut [E]) {
+    for (to, x) in to.iter_mut().zip(from) {
+        *to = E::of(f64::from(*x));
     }
 }
 
@@ -290,5 +303,5 @@ mod tests {
         assert_eq!(s.indices(at(Split::Train, 10, 0), 4), PINNED);
         assert_eq!(s.indices(at(Split::Train, u64::MAX, 0), 2000).len(), 2000);
     }
-    const PINNED: [u32; 4] = [688, 1652, 983, 439];
+    const PINNED: [u32; 4] = [913, 116, 67, 80];
 }

@@ -31,13 +31,11 @@ pub struct ImageMlpFamily {
 impl ImageMlpFamily {
     /// The default ranges on one data set.
     pub fn new(data: Splits) -> Self {
-        let mut nonlinearities = Nonlinearity::ALL.to_vec();
-        nonlinearities.extend([Nonlinearity::Relu, Nonlinearity::Silu]);
         ImageMlpFamily {
             datasets: vec![data],
             width: 8..=128,
             layers: 0..=4,
-            nonlinearities,
+            nonlinearities: Nonlinearity::REFERENCE.to_vec(),
             norms: vec![Norm::None, Norm::Layer, Norm::Batch],
             losses: vec![ImageLoss::CrossEntropy],
             init_scale: 0.5..=2.0,
@@ -47,34 +45,39 @@ impl ImageMlpFamily {
 
     /// Errors if a range is empty or reaches 0 where it must not.
     pub fn check(&self) -> Result<()> {
-        let bad = |what: &str, why: &str| Err(Error::invalid(format!("image mlp family: {what}"), why));
-        if self.width.is_empty() || *self.width.start() == 0 {
-            return bad("width", "must be a range from at least 1");
-        }
-        if self.batch_size.is_empty() || *self.batch_size.start() == 0 {
-            return bad("batch_size", "must be a range from at least 1");
-        }
-        if self.layers.is_empty() || self.init_scale.is_empty() || *self.init_scale.start() < 0.0 {
-            return bad("layers, init_scale", "must be ranges from at least 0");
-        }
-        if self.datasets.is_empty()
-            || self.nonlinearities.is_empty()
-            || self.norms.is_empty()
-            || self.losses.is_empty()
-        {
-            return bad("datasets, nonlinearities, norms, losses", "must have at least one entry");
-        }
-        Ok(())
+        let lists = [self.datasets.len(), self.nonlinearities.len(), self.norms.len(), self.losses.len()];
+        check_ranges("mlp", &[&self.width, &self.batch_size], &self.layers, &self.init_scale, &lists)
     }
 }
 
+/// Errors if a range is empty, one of `positive` reaches 0, or a list has no entry.
+pub(super) fn check_ranges(
+    family: &str,
+    positive: &[&RangeInclusive<usize>; 2],
+    layers: &RangeInclusive<usize>,
+    init_scale: &RangeInclusive<f64>,
+    lists: &[usize],
+) -> Result<()> {
+    let bad = |what: &str, why: &str| Err(Error::invalid(format!("{family} family: {what}"), why));
+    if positive.iter().any(|r| r.is_empty() || *r.start() == 0) {
+        return bad("width, batch_size", "must be ranges from at least 1");
+    }
+    if layers.is_empty() || init_scale.is_empty() || *init_scale.start() < 0.0 {
+        return bad("layers, init_scale", "must be ranges from at least 0");
+    }
+    if lists.contains(&0) {
+        return bad("lists", "each must have at least one entry");
+    }
+    Ok(())
+}
+
 /// An integer between the ends of `range`, log-uniform, rounded to the nearest.
-fn log_uniform(rng: &mut impl Rng, range: &RangeInclusive<usize>) -> usize {
+pub(super) fn log_uniform(rng: &mut impl Rng, range: &RangeInclusive<usize>) -> usize {
     let (low, high) = ((*range.start() as f64).ln(), (*range.end() as f64).ln());
     rng.gen_range(low..=high).exp().round() as usize
 }
 
-fn one_of<T: Clone>(rng: &mut impl Rng, choices: &[T]) -> T {
+pub(super) fn one_of<T: Clone>(rng: &mut impl Rng, choices: &[T]) -> T {
     choices[rng.gen_range(0..choices.len())].clone()
 }
 

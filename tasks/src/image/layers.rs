@@ -1,16 +1,13 @@
-//! Layers that are made of dfdx operations: nonlinearities, norms, the squared error.
+//! What image models are made of: dense layers, nonlinearities, initial values, the squared error.
 
-use dfdx::prelude::{leakyrelu, BroadcastTo, MeanTo, PutTape};
-use outerloop_core::ops::Activation;
-use outerloop_core::tensor::{Axis, Backend, HasShape, Mode, Rank0, Tensor};
-use outerloop_core::Float;
+use outerloop_core::ops::{self, Activation};
+use outerloop_core::tensor::{Backend, DynParams, DynTree, HasShape, Mode, Rank0, Shape, Tensor};
+use outerloop_core::{Float, Key, Layout};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Activations and their batch, `[N, C]`.
 pub(super) type Rows<E, B, M> = Tensor<(usize, usize), E, B, M>;
-
-/// The epsilon of both norms: haiku's default.
-const NORM_EPS: f64 = 1e-5;
 
 /// The nonlinearities that the reference's families sample from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -52,6 +49,22 @@ impl Nonlinearity {
         Self::LeakyRelu,
     ];
 
+    /// What the reference's families draw from: all, ReLU and SiLU (there also as swish) twice.
+    pub const REFERENCE: [Nonlinearity; 12] = [
+        Self::Relu,
+        Self::Relu6,
+        Self::Selu,
+        Self::Tanh,
+        Self::Cos,
+        Self::Sin,
+        Self::Sigmoid,
+        Self::Silu,
+        Self::Gelu,
+        Self::LeakyRelu,
+        Self::Relu,
+        Self::Silu,
+    ];
+
     /// Lower-case name.
     pub fn name(self) -> &'static str {
         match self {
@@ -69,7 +82,7 @@ impl Nonlinearity {
     }
 
     /// The activation that a linear layer can fuse, where there is one.
-    pub(super) fn fused(self) -> Option<Activation> {
+    fn fused(self) -> Option<Activation> {
         match self {
             Self::Relu => Some(Activation::Relu),
             Self::Tanh => Some(Activation::Tanh),
@@ -78,66 +91,70 @@ impl Nonlinearity {
         }
     }
 
+    /// Applies it to what `layer` gives, inside the layer where that can fuse it.
+    pub(super) fn after<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+        self,
+        layer: impl FnOnce(Activation) -> Tensor<S, E, B, M>,
+    ) -> Tensor<S, E, B, M> {
+        match self.fused() {
+            Some(act) => layer(act),
+            None => self.apply(layer(Activation::Identity)),
+        }
+    }
+
     /// Applies it element by element.
-    pub(super) fn apply<E: Float, B: Backend<E>, M: Mode<E, B>>(self, z: Rows<E, B, M>) -> Rows<E, B, M> {
+    pub(super) fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+        self,
+        z: Tensor<S, E, B, M>,
+    ) -> Tensor<S, E, B, M> {
         match self {
-            Self::Relu => z.relu(),
-            Self::Relu6 => z.clamp(0.0, 6.0),
-            Self::Selu => {
-                let (lambda, alpha) = (1.0507009873554805, 1.6732632423543772);
-                let below = (z.clone().clamp(f64::NEG_INFINITY, 0.0).exp() - E::of(1.0)) * E::of(alpha);
-                (z.relu() + below) * E::of(lambda)
-            }
-            Self::Tanh => z.tanh(),
-            Self::Cos => z.cos(),
-            Self::Sin => z.sin(),
-            Self::Sigmoid => z.sigmoid(),
-            Self::Silu => z.clone().sigmoid() * z,
-            Self::Gelu => z.fast_gelu(),
-            Self::LeakyRelu => leakyrelu(z, E::of(-0.5)),
+            Self::Relu => ops::relu(z),
+            Self::Relu6 => ops::relu6(z),
+            Self::Selu => ops::selu(z),
+            Self::Tanh => ops::tanh(z),
+            Self::Cos => ops::cos(z),
+            Self::Sin => ops::sin(z),
+            Self::Sigmoid => ops::sigmoid(z),
+            Self::Silu => ops::silu(z),
+            Self::Gelu => ops::gelu(z),
+            Self::LeakyRelu => ops::leaky_relu(z, -0.5),
         }
     }
 }
 
-/// `y scale + offset`, row by row; `scale` and `offset` `[C]`.
-fn affine<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    y: Rows<E, B, M>,
-    scale: &Tensor<(usize,), E, B>,
-    offset: &Tensor<(usize,), E, B>,
+/// A linear layer: weights `[inputs, outputs]` at `index` of the layout, biases behind them.
+pub(super) fn dense<E: Float, B: Backend<E>, M: Mode<E, B>>(
+    params: &DynParams<E, B>,
+    index: usize,
+    x: Rows<E, B, M>,
+    outputs: usize,
+    act: Activation,
 ) -> Rows<E, B, M> {
-    let shape = *y.shape();
-    let rows =
-        |t: &Tensor<(usize,), E, B>| t.clone().put_tape(M::default()).broadcast_like::<_, Axis<0>>(&shape);
-    y * rows(scale) + rows(offset)
+    let inputs = x.shape().1;
+    ops::linear(x, &params.get(index, (inputs, outputs)), &params.get(index + 1, (outputs,)), act)
 }
 
-/// Layer norm over the last axis: `(x − mean) / sqrt(var + eps) · scale + offset`.
-pub(super) fn layer_norm<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    x: Rows<E, B, M>,
-    scale: &Tensor<(usize,), E, B>,
-    offset: &Tensor<(usize,), E, B>,
-) -> Rows<E, B, M> {
-    affine(x.normalize::<Axis<1>>(NORM_EPS), scale, offset)
-}
-
-/// Batch norm with the batch's own statistics; also returns its means and biased variances `[C]`.
-pub(super) fn batch_norm<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    x: Rows<E, B, M>,
-    scale: &Tensor<(usize,), E, B>,
-    offset: &Tensor<(usize,), E, B>,
-) -> (Rows<E, B, M>, Vec<E>, Vec<E>) {
-    let (rows, cols) = *x.shape();
-    let (mut mean, mut var) = (vec![E::of(0.0); cols], vec![E::of(0.0); cols]);
-    let values = x.as_vec();
-    let n = E::of(rows as f64);
-    let each = |out: &mut [E], f: &dyn Fn(usize, E) -> E| {
-        for row in values.chunks_exact(cols.max(1)) {
-            row.iter().enumerate().for_each(|(j, v)| out[j] += f(j, *v) / n);
+/// Initial parameters: weights (names that begin with `w`) normal with standard deviation
+/// `scale / sqrt(fan_in)`, truncated at twice that, as haiku does; names that begin with `scale` 1;
+/// others 0.
+pub(super) fn initial<E: Float, B: Backend<E>>(
+    dev: &B,
+    layout: &Arc<Layout>,
+    scale: f64,
+    key: Key,
+) -> DynParams<E, B> {
+    let mut flat = vec![E::of(0.0); layout.len()];
+    for (i, entry) in layout.entries().iter().enumerate() {
+        let out = &mut flat[entry.range()];
+        if entry.name.starts_with('w') {
+            let (_, inputs) = entry.shape.split_last().expect("weights have axes");
+            let fan_in: usize = inputs.iter().product();
+            key.fold_in(i as u64).fill_truncated_normal(out, scale / (fan_in as f64).sqrt());
+        } else if entry.name.starts_with("scale") {
+            out.fill(E::of(1.0));
         }
-    };
-    each(&mut mean, &|_, v| v);
-    each(&mut var, &|j, v| (v - mean[j]) * (v - mean[j]));
-    (affine(x.normalize::<Axis<0>>(NORM_EPS), scale, offset), mean, var)
+    }
+    DynParams::<E, B>::new(dev, layout.clone(), &flat)
 }
 
 /// Mean over rows and classes of `(logit − onehot)²`.
@@ -151,5 +168,5 @@ pub(super) fn one_hot_mse<E: Float, B: Backend<E>, M: Mode<E, B>>(
         row[label as usize] = E::of(1.0);
     }
     let target = logits.device().tensor_from_vec(target, (rows, classes));
-    (logits - target).square().mean()
+    ops::mse(logits, &target)
 }

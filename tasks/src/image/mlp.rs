@@ -1,12 +1,12 @@
 //! MLPs whose shapes are known at run time only.
 
-use super::layers::{batch_norm, layer_norm, one_hot_mse, Nonlinearity, Rows};
-use super::{fill_truncated_normal, normalize_cross_entropy, normalize_mse};
+use super::layers::{dense, initial, one_hot_mse, Nonlinearity, Rows};
+use super::{check_init_scale, check_widths, joined, normalize_cross_entropy, normalize_mse};
 use crate::data::{ImageBatch, Splits};
 use dfdx::prelude::PutTape;
-use outerloop_core::ops::{linear, softmax_cross_entropy, Activation};
+use outerloop_core::ops::{batch_norm, layer_norm, softmax_cross_entropy, Activation};
 use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, Rank0, Tensor};
-use outerloop_core::{BatchKey, Error, Float, Key, Layout, Result, Task};
+use outerloop_core::{BatchKey, Float, Key, Layout, Result, Task};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -95,12 +95,8 @@ impl MlpTask {
     /// A task on the given data.
     pub fn new(data: Splits, config: MlpConfig) -> Result<Self> {
         data.check_batch_size(config.batch_size)?;
-        if config.hidden.contains(&0) {
-            return Err(Error::invalid("mlp: hidden", "every width must be at least 1"));
-        }
-        if !(config.init_scale.is_finite() && config.init_scale >= 0.0) {
-            return Err(Error::invalid("mlp: init_scale", "must be finite and not negative"));
-        }
+        check_widths("mlp: hidden", &config.hidden)?;
+        check_init_scale("mlp", config.init_scale)?;
         let mut layout = Layout::default();
         let mut inputs = data.data().features();
         let widths = config.hidden.iter().copied().chain([data.data().classes]);
@@ -164,36 +160,28 @@ impl MlpTask {
                 averages = Some(tail);
             }
         };
-        let mut index = 0..;
-        let mut next = || index.next().expect("an open range has no end");
         let mut x = batch.images.clone().put_tape(m);
-        let mut inputs = batch.features();
+        let mut index = 0;
         for &outputs in hidden {
-            let w = params.get(next(), (inputs, outputs));
-            let b = params.get(next(), (outputs,));
-            x = match (norm, nonlinearity.fused()) {
-                (Norm::None, Some(act)) => linear(x, &w, &b, act),
-                (Norm::None, None) => nonlinearity.apply(linear(x, &w, &b, Activation::Identity)),
-                (norm, _) => {
-                    let z = linear(x, &w, &b, Activation::Identity);
-                    let scale = params.get(next(), (outputs,));
-                    let offset = params.get(next(), (outputs,));
-                    nonlinearity.apply(if *norm == Norm::Layer {
-                        layer_norm(z, &scale, &offset)
-                    } else {
-                        let (y, mean, var) = batch_norm(z, &scale, &offset);
-                        average(mean);
-                        average(var);
-                        y
-                    })
-                }
-            };
-            inputs = outputs;
+            let layer = |act| dense(params, index, x, outputs, act);
+            if *norm == Norm::None {
+                x = nonlinearity.after(layer);
+                index += 2;
+                continue;
+            }
+            let z = layer(Activation::Identity);
+            let (scale, offset) = (params.get(index + 2, (outputs,)), params.get(index + 3, (outputs,)));
+            x = nonlinearity.apply(if *norm == Norm::Layer {
+                layer_norm(z, &scale, &offset)
+            } else {
+                let (y, mean, var) = batch_norm(z, &scale, &offset);
+                average(mean);
+                average(var);
+                y
+            });
+            index += 4;
         }
-        let classes = self.data.data().classes;
-        let w = params.get(next(), (inputs, classes));
-        let b = params.get(next(), (classes,));
-        linear(x, &w, &b, Activation::Identity)
+        dense(params, index, x, self.data.data().classes, Activation::Identity)
     }
 }
 
@@ -203,27 +191,17 @@ impl<E: Float, B: Backend<E>> Task<E, B> for MlpTask {
 
     fn name(&self) -> String {
         let c = &self.config;
-        let hidden: Vec<String> = c.hidden.iter().map(usize::to_string).collect();
         let norm = match c.norm {
             Norm::None => "",
             Norm::Layer => "_layernorm",
             Norm::Batch => "_batchnorm",
         };
         let loss = if c.loss == ImageLoss::MeanSquaredError { "_mse" } else { "" };
-        format!("{}_mlp{}_{}{norm}{loss}", self.data.data().name, hidden.join("x"), c.nonlinearity.name())
+        format!("{}_mlp{}_{}{norm}{loss}", self.data.data().name, joined(&c.hidden), c.nonlinearity.name())
     }
 
     fn init(&self, dev: &B, key: Key) -> Self::Params {
-        let mut flat = vec![E::of(0.0); self.layout.len()];
-        for (i, entry) in self.layout.entries().iter().enumerate() {
-            let out = &mut flat[entry.range()];
-            if let [fan_in, _] = entry.shape[..] {
-                fill_truncated_normal(key.fold_in(i as u64), fan_in, self.config.init_scale, out);
-            } else if entry.name.starts_with("scale") {
-                out.fill(E::of(1.0));
-            }
-        }
-        DynParams::<E, B>::new(dev, self.layout.clone(), &flat)
+        initial(dev, &self.layout, self.config.init_scale, key)
     }
 
     fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {

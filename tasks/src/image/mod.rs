@@ -1,42 +1,53 @@
-//! Image classification by multi-layer perceptrons.
+//! Image models: multi-layer perceptrons, convolutions, autoencoders.
 //!
 //! | item | shapes | use |
 //! |---|---|---|
 //! | [`ImageMlp`] | checked at compile time | the tutorial's 64-32-10 task, and as a pattern for own tasks |
 //! | [`MlpTask`] | from an [`MlpConfig`] | any widths, depth, activation, norm and loss |
 //! | [`ImageMlpFamily`] | sampled | a distribution over [`MlpTask`]s |
+//! | [`ConvTask`] | from a [`ConvConfig`] | small convolutional classifiers |
+//! | [`AutoencoderTask`] | from an [`AutoencoderConfig`] | reconstruction by an MLP |
+//! | [`AutoencoderFamily`] | sampled | a distribution over [`AutoencoderTask`]s |
 //!
-//! Reference: `learned_optimization/tasks/fixed/image_mlp.py` and `tasks/parametric/image_mlp.py`.
+//! Reference: `image_mlp.py`, `conv.py`, `image_mlp_ae.py` in `learned_optimization/tasks/fixed` and
+//! `tasks/parametric`.
 
+mod autoencoder;
+mod conv;
 mod family;
 mod layers;
 mod mlp;
 mod typed;
 
+pub use autoencoder::{AutoencoderConfig, AutoencoderFamily, AutoencoderTask};
+pub use conv::{ConvConfig, ConvTask, Pooling};
 pub use family::ImageMlpFamily;
 pub use layers::Nonlinearity;
 pub use mlp::{BatchNormAverages, ImageLoss, MlpConfig, MlpTask, Norm};
 pub use typed::{ImageMlp, MlpParams};
 
-use outerloop_core::{Float, Key};
-use rand::Rng;
-use rand_distr::StandardNormal;
+use outerloop_core::{Error, Result};
 
-/// Haiku's default initial weights of a linear layer `[fan_in, outputs]`: normal with standard
-/// deviation `sigma = scale / sqrt(fan_in)`, truncated at 2 `sigma` and not rescaled, so the actual
-/// standard deviation is 0.8796 `sigma`.
-fn fill_truncated_normal<E: Float>(key: Key, fan_in: usize, scale: f64, out: &mut [E]) {
-    let sigma = scale / (fan_in as f64).sqrt();
-    let mut rng = key.rng();
-    for w in out {
-        let z = loop {
-            let z: f64 = rng.sample(StandardNormal);
-            if z.abs() <= 2.0 {
-                break z;
-            }
-        };
-        *w = E::of(sigma * z);
+/// Errors if a layer has no outputs.
+fn check_widths(what: &str, widths: &[usize]) -> Result<()> {
+    if widths.contains(&0) {
+        return Err(Error::invalid(what, "every width must be at least 1"));
     }
+    Ok(())
+}
+
+/// Errors unless a factor on initial weights makes sense.
+fn check_init_scale(task: &str, scale: f64) -> Result<()> {
+    if scale.is_finite() && scale >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{task}: init_scale"), "must be finite and not negative"))
+}
+
+/// The name's part for layer widths, `32x16`.
+fn joined(widths: &[usize]) -> String {
+    let widths: Vec<String> = widths.iter().map(usize::to_string).collect();
+    widths.join("x")
 }
 
 /// Cross entropies as meta-training sees them: clipped to `[0, 1.5 ln classes]`, NaN at the top.

@@ -1,44 +1,23 @@
 //! An MLP with one hidden layer whose shapes the compiler checks.
 
-use super::{fill_truncated_normal, normalize_cross_entropy};
+use super::normalize_cross_entropy;
 use crate::data::{ImageBatch, Splits};
 use dfdx::prelude::PutTape;
 use outerloop_core::ops::{linear, softmax_cross_entropy, Activation};
-use outerloop_core::tensor::{
-    Backend, Const, Device, Dtype, Mode, ModuleVisitor, Rank0, Rank1, Rank2, Tensor, TensorCollection,
-};
-use outerloop_core::{BatchKey, Error, Float, Key, Result, Task};
+use outerloop_core::tensor::{Backend, Const, Mode, Rank0, Rank1, Rank2, Tensor};
+use outerloop_core::{collection, nn::truncated_normal, BatchKey, Error, Float, Key, Result, Task};
 
-/// Parameters of [`ImageMlp`]. (`collection!` takes no const parameters, so the passage to the flat
-/// buffer is written out.)
-#[derive(Clone, Debug)]
-pub struct MlpParams<const IN: usize, const HIDDEN: usize, const CLASSES: usize, E: Dtype, B: Device<E>> {
-    /// Weights of the hidden layer.
-    pub w0: Tensor<Rank2<IN, HIDDEN>, E, B>,
-    /// Biases of the hidden layer.
-    pub b0: Tensor<Rank1<HIDDEN>, E, B>,
-    /// Weights of the output layer.
-    pub w1: Tensor<Rank2<HIDDEN, CLASSES>, E, B>,
-    /// Biases of the output layer.
-    pub b1: Tensor<Rank1<CLASSES>, E, B>,
-}
-
-impl<const IN: usize, const HIDDEN: usize, const CLASSES: usize, E: Float, B: Backend<E>>
-    TensorCollection<E, B> for MlpParams<IN, HIDDEN, CLASSES, E, B>
-{
-    type To<E2: Dtype, D2: Device<E2>> = MlpParams<IN, HIDDEN, CLASSES, E2, D2>;
-    fn iter_tensors<V: ModuleVisitor<Self, E, B>>(
-        v: &mut V,
-    ) -> std::result::Result<Option<Self::To<V::E2, V::D2>>, V::Err> {
-        v.visit_fields(
-            (
-                Self::module("w0", |s| &s.w0, |s| &mut s.w0),
-                Self::module("b0", |s| &s.b0, |s| &mut s.b0),
-                Self::module("w1", |s| &s.w1, |s| &mut s.w1),
-                Self::module("b1", |s| &s.b1, |s| &mut s.b1),
-            ),
-            |(w0, b0, w1, b1)| MlpParams { w0, b0, w1, b1 },
-        )
+collection! {
+    /// Parameters of [`ImageMlp`].
+    pub struct MlpParams<const IN: usize, const HIDDEN: usize, const CLASSES: usize; E, B> {
+        /// Weights of the hidden layer.
+        pub w0: Tensor<Rank2<IN, HIDDEN>, E, B>,
+        /// Biases of the hidden layer.
+        pub b0: Tensor<Rank1<HIDDEN>, E, B>,
+        /// Weights of the output layer.
+        pub w1: Tensor<Rank2<HIDDEN, CLASSES>, E, B>,
+        /// Biases of the output layer.
+        pub b1: Tensor<Rank1<CLASSES>, E, B>,
     }
 }
 
@@ -81,15 +60,11 @@ impl<const IN: usize, const HIDDEN: usize, const CLASSES: usize, E: Float, B: Ba
     }
 
     fn init(&self, dev: &B, key: Key) -> Self::Params {
-        let weights = |index: u64, inputs: usize, outputs: usize| {
-            let mut w = vec![E::of(0.0); inputs * outputs];
-            fill_truncated_normal(key.fold_in(index), inputs, 1.0, &mut w);
-            w
-        };
+        // The key numbers are those of an `MlpTask`: positions in the layout.
         MlpParams {
-            w0: dev.tensor_from_vec(weights(0, IN, HIDDEN), (Const, Const)),
+            w0: truncated_normal(dev, key.fold_in(0), 1.0 / (IN as f64).sqrt()),
             b0: dev.zeros(),
-            w1: dev.tensor_from_vec(weights(2, HIDDEN, CLASSES), (Const, Const)),
+            w1: truncated_normal(dev, key.fold_in(2), 1.0 / (HIDDEN as f64).sqrt()),
             b1: dev.zeros(),
         }
     }

@@ -1,0 +1,112 @@
+//! Inner steps per second of whole outer steps: PES on digits and on quadratics, and backpropagation
+//! through truncated unrolls, on 1, 2 and all threads.
+
+mod report;
+
+use criterion::Criterion;
+use outerloop::prelude::*;
+use report::{threads, Group, Work};
+use std::sync::Arc;
+
+/// Multiply-adds of the 64-32-10 network per image, its output layer's, and its parameters.
+const TASK: [f64; 3] = [64.0 * 32.0 + 32.0 * 10.0, 32.0 * 10.0, 2410.0];
+/// Loss and gradient of the task at batch 128.
+const GRADIENT: f64 = 2.0 * 128.0 * (2.0 * TASK[0] + TASK[1]);
+/// What its Hessian-vector product needs on top.
+const HVP: f64 = 2.0 * 128.0 * (2.0 * TASK[0] + 4.0 * TASK[1]);
+/// Flops of `MlpLopt`'s network per parameter, time features folded.
+const NETWORK: f64 = 2.0 * (8.0 * 32.0 + 32.0 * 32.0 + 32.0 * 2.0);
+/// Flops of the quadratic's loss and gradient are not worth counting.
+const NONE: f64 = 0.0;
+
+/// A learned optimizer, its flops per inner step and the reference's inner steps per second.
+type Entry = (Arc<dyn LearnedOptimizer>, f64, f64);
+
+fn both(adam: (f64, f64), mlp: (f64, f64)) -> [Entry; 2] {
+    [(Arc::new(LearnableAdam::default()), adam.0, adam.1), (Arc::new(MlpLopt::default()), mlp.0, mlp.1)]
+}
+
+fn thread_counts() -> Vec<usize> {
+    let mut counts = vec![1, 2, threads()];
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
+/// Benchmarks outer steps of `estimator` with every optimizer and number of threads.
+fn sweep(
+    group: &mut Group<'_>,
+    entries: [Entry; 2],
+    family: &Arc<dyn FlatFamily>,
+    estimator: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
+) -> Result<()> {
+    for (lopt, flops, jax) in entries {
+        let schedule = TruncationSchedule::LogUniform { min: 100, max: 500 };
+        let step = TruncatedStep::new(family.clone(), lopt.clone(), schedule)?;
+        let estimator = estimator(step)?;
+        let theta = lopt.init(Key::new(0));
+        for threads in thread_counts() {
+            let workers = Workers::new(threads)?;
+            let mut state = estimator.init(&theta, Key::new(1), &workers);
+            let mut outer_step = 0;
+            let name = format!("{}, threads: {threads}", lopt.name());
+            group.bench(&name, threads, Work { flops, jax, ..Work::default() }, || {
+                let estimate = estimator.estimate(&theta, &mut state, outer_step, &workers);
+                outer_step += 1;
+                estimate.inner_steps
+            });
+        }
+    }
+    Ok(())
+}
+
+fn pes(num_tasks: usize) -> impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>> {
+    move |step| {
+        let common = Antithetic { num_tasks, trunc_length: 50, ..Antithetic::default() };
+        Ok(Box::new(TruncatedPes::new(step, common)?))
+    }
+}
+
+fn digits_family() -> Arc<dyn FlatFamily> {
+    Arc::new(SingleTask::new(ImageMlp::digits()))
+}
+
+fn pes_digits(c: &mut Criterion) -> Result<()> {
+    let mut group = Group::new(c, "pes, 16 tasks x 50 steps, digits 64-32-10");
+    let entries = both((GRADIENT, 12.7e3), (GRADIENT + NETWORK * TASK[2], 3.8e3));
+    sweep(&mut group, entries, &digits_family(), pes(16))?;
+    group.finish();
+    Ok(())
+}
+
+fn pes_quadratics(c: &mut Criterion) -> Result<()> {
+    let family: Arc<dyn FlatFamily> = Arc::new(FixedDimQuadraticFamily { dim: 10 });
+    let mut group = Group::new(c, "pes, 128 tasks x 50 steps, quadratics of dimension 10");
+    let entries = both((NONE, 0.73e6), (NETWORK * 10.0, 0.35e6));
+    sweep(&mut group, entries, &family, pes(128))?;
+    group.finish();
+    Ok(())
+}
+
+fn grad_digits(c: &mut Criterion) -> Result<()> {
+    let mut group = Group::new(c, "grad, 16 tasks x 20 steps, digits 64-32-10");
+    // Forwards: gradient and update. Backwards: Hessian-vector product, and the update's derivative,
+    // which is three networks.
+    let flops = GRADIENT + HVP;
+    let entries = both((flops, 4.5e3), (flops + 4.0 * NETWORK * TASK[2], 0.8e3));
+    sweep(&mut group, entries, &digits_family(), |step| {
+        let config = SweepConfig { memory: Memory::All, ..SweepConfig::default() };
+        Ok(Box::new(TruncatedGrad::new(step, 16, 20, config)?))
+    })?;
+    group.finish();
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let mut c = report::criterion();
+    pes_digits(&mut c)?;
+    pes_quadratics(&mut c)?;
+    grad_digits(&mut c)?;
+    c.final_summary();
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! Times with what they mean: work per second beside the machine's peak, and reference numbers.
+//! Shared by the benches. Criterion does the sampling; a [`Group`] remembers its samples, prints the
+//! rates when it ends and adds them to the summary that `OUTERLOOP_BENCH_JSON` names.
+
+mod peak;
+
+pub use peak::threads;
+
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion};
+use outerloop::lopt::kernel;
+use peak::Peak;
+use serde_json::{json, Value};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Environment variable with the path of the summary file.
+const SUMMARY: &str = "OUTERLOOP_BENCH_JSON";
+
+/// What one unit of a benchmarked function does; what is 0 is not reported.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Floating point operations, counted by hand from the formulas.
+    pub flops: f64,
+    /// Bytes read plus written.
+    pub bytes: f64,
+    /// Inner steps per second of google/learned_optimization on 2 cores (AVX-512), after compilation:
+    /// where given, a unit is an inner step.
+    pub jax: f64,
+}
+
+/// Criterion as every bench of ours configures it.
+pub fn criterion() -> Criterion {
+    Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(1500))
+        .sample_size(20)
+        .configure_from_args()
+}
+
+/// Benchmarks that are compared with one measurement of the machine's peak.
+pub struct Group<'a> {
+    name: &'static str,
+    group: BenchmarkGroup<'a, WallTime>,
+    peak: Peak,
+    results: Vec<Value>,
+}
+
+impl<'a> Group<'a> {
+    /// Measures the machine, then opens a criterion group.
+    pub fn new(c: &'a mut Criterion, name: &'static str) -> Self {
+        let peak = Peak::measure();
+        println!(
+            "\n{name}\n{}: fused multiply-adds {:.1} GFLOP/s on one core and {:.1} on {} threads, gemm (256 cubed) \
+             {:.1} GFLOP/s, copy {:.1} GB/s; {} kernels. JAX's rates are from another machine, 2 AVX-512 cores.",
+            cpu(),
+            peak.fma,
+            peak.fma_all,
+            threads(),
+            peak.gemm,
+            peak.copy,
+            kernel::path(),
+        );
+        Group { name, group: c.benchmark_group(name), peak, results: Vec::new() }
+    }
+
+    /// Benchmarks `f`, which returns how many units of `work` one call did, on `threads` threads.
+    pub fn bench(&mut self, name: &str, threads: usize, work: Work, mut f: impl FnMut() -> u64) {
+        let mut samples: Vec<Sample> = Vec::new();
+        self.group.bench_function(name, |b| {
+            b.iter_custom(|iters| {
+                let start = Instant::now();
+                let units: u64 = (0..iters).map(|_| f()).sum();
+                let time = start.elapsed();
+                samples.push(Sample { iters, units, seconds: time.as_secs_f64() });
+                time
+            })
+        });
+        // A filter on the command line may have skipped it.
+        if let Some(middle) = median(samples) {
+            self.report(name, threads, work, middle);
+        }
+    }
+
+    fn report(&mut self, name: &str, threads: usize, work: Work, s: Sample) {
+        let per_call = s.seconds / s.iters as f64;
+        let rate = s.units as f64 / s.seconds;
+        let mut entry = json!({ "name": name, "threads": threads, "seconds": per_call });
+        let mut line = format!("{:<44} {:>9}", name, time(per_call));
+        if work.jax > 0.0 {
+            entry["inner_steps_per_second"] = json!(rate);
+            entry["jax_inner_steps_per_second"] = json!(work.jax);
+            let (ours, jax, ratio) = (count(rate), count(work.jax), rate / work.jax);
+            line += &format!("  {ours:>7} inner steps/s, {ratio:5.1} x JAX's {jax}");
+        }
+        if work.flops > 0.0 {
+            let rate = rate * work.flops / 1e9;
+            let peak = if threads == 1 {
+                self.peak.fma
+            } else {
+                self.peak.fma_all.min(self.peak.fma * threads as f64)
+            };
+            entry["gigaflops"] = json!(rate);
+            entry["fma_peak_gigaflops"] = json!(peak);
+            entry["fraction_of_fma_peak"] = json!(rate / peak);
+            entry["fraction_of_gemm_peak"] = json!(rate / (self.peak.gemm * threads as f64));
+            line += &format!("  {rate:6.1} GFLOP/s = {:2.0} % of the FMA peak", 100.0 * rate / peak);
+        }
+        if work.bytes > 0.0 {
+            let rate = rate * work.bytes / 1e9;
+            entry["gigabytes_per_second"] = json!(rate);
+            entry["fraction_of_copy_peak"] = json!(rate / self.peak.copy);
+            line += &format!("  {rate:6.1} GB/s = {:.1} x the copy rate", rate / self.peak.copy);
+        }
+        println!("{line}");
+        self.results.push(entry);
+    }
+
+    /// Ends the group: writes the summary, if one is asked for.
+    pub fn finish(self) {
+        self.group.finish();
+        let Some(path) = std::env::var_os(SUMMARY).map(PathBuf::from) else { return };
+        let old: Option<Value> = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        let mut summary = old.filter(Value::is_object).unwrap_or_else(|| json!({}));
+        summary["machine"] = json!({
+            "cpu": cpu(),
+            "threads": threads(),
+            "kernels": kernel::path(),
+        });
+        summary["groups"][self.name] = json!({
+            "peak": {
+                "fma_gigaflops_one_core": self.peak.fma,
+                "fma_gigaflops_all_threads": self.peak.fma_all,
+                "gemm_gigaflops_one_core": self.peak.gemm,
+                "copy_gigabytes_per_second": self.peak.copy,
+            },
+            "results": self.results,
+        });
+        let text = serde_json::to_string_pretty(&summary).expect("plain values");
+        if let Err(e) = outerloop::core::atomic::write_atomic(&path, text.as_bytes()) {
+            eprintln!("{SUMMARY}: {e}");
+        }
+    }
+}
+
+/// One timed run of `iters` calls.
+#[derive(Clone, Copy)]
+struct Sample {
+    iters: u64,
+    units: u64,
+    seconds: f64,
+}
+
+/// The median by time per call, weighted by calls: warm-up runs of one call hardly count.
+fn median(mut samples: Vec<Sample>) -> Option<Sample> {
+    samples.sort_by(|a, b| (a.seconds / a.iters as f64).total_cmp(&(b.seconds / b.iters as f64)));
+    let half = samples.iter().map(|s| s.iters).sum::<u64>() / 2;
+    let mut below = 0;
+    samples.into_iter().find(|s| {
+        below += s.iters;
+        below > half
+    })
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-6 => format!("{:.1} ns", s * 1e9),
+        s if s < 1e-3 => format!("{:.1} us", s * 1e6),
+        s => format!("{:.2} ms", s * 1e3),
+    }
+}
+
+fn count(x: f64) -> String {
+    match x {
+        x if x < 1e6 => format!("{:.1}k", x / 1e3),
+        x => format!("{:.2}M", x / 1e6),
+    }
+}
+
+/// The processor's name where the system tells it, else its architecture.
+fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|l| l.starts_with("model name"));
+    line.and_then(|l| l.split(": ").nth(1)).unwrap_or(std::env::consts::ARCH).to_string()
+}

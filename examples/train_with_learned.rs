@@ -1,0 +1,75 @@
+//! Trains a task with a learned optimizer from a theta file, e.g. one that `meta_train` wrote:
+//!
+//! `cargo run --release --example train_with_learned -- runs/meta_train-1/theta.safetensors`
+
+use clap::{Parser, ValueEnum};
+use outerloop::prelude::*;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Train a task with a learned optimizer.
+#[derive(Parser)]
+struct Options {
+    /// Theta, as written by meta_train; the file knows its learned optimizer.
+    theta: PathBuf,
+    /// What to train.
+    #[arg(long, value_enum, default_value_t = TaskName::DigitsMlp)]
+    task: TaskName,
+    /// Updates.
+    #[arg(long, default_value_t = 500)]
+    steps: u64,
+    /// Fixes initial parameters and batches.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Lines to print.
+    #[arg(long, default_value_t = 10)]
+    lines: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TaskName {
+    /// The tutorial's 64-32-10 ReLU MLP on 8x8 digits.
+    DigitsMlp,
+    /// A wider and deeper one: 64-128-128-10.
+    DigitsMlpWide,
+    /// A quadratic in 10 dimensions.
+    Quadratic,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let file = theta::load(&options.theta)?;
+    let lopt = registry::from_architecture::<f32>(&file.architecture)?;
+    let opt = lopt.opt_fn(file.theta_for(&*lopt)?);
+    let family: SingleTask = match options.task {
+        TaskName::DigitsMlp => SingleTask::new(ImageMlp::digits()),
+        TaskName::DigitsMlpWide => {
+            let config = MlpConfig { hidden: vec![128, 128], ..MlpConfig::default() };
+            SingleTask::new(MlpTask::new(Splits::digits(), config)?)
+        }
+        TaskName::Quadratic => SingleTask::new(QuadraticTask::new(10)),
+    };
+    println!("{} trains {:?}", file.architecture, options.task);
+    let config = EvalConfig {
+        num_steps: options.steps,
+        eval_every: (options.steps / options.lines.max(1)).max(1),
+        splits: vec![Split::Train, Split::Test],
+        ..EvalConfig::default()
+    };
+    let workers = Workers::new(1)?;
+    let curve = &training_curves(&family, &*opt, &config, Key::new(options.seed), 1, &workers)[0];
+    println!("{:>8} {:>12} {:>12}", "step", "train loss", "test loss");
+    for pair in curve.evals.chunks_exact(2) {
+        println!("{:>8} {:>12.5} {:>12.5}", pair[0].step, pair[0].loss, pair[1].loss);
+    }
+    Ok(())
+}
