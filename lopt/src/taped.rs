@@ -71,6 +71,10 @@ pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
     fn init_slots<E: Float>(&self, theta: &Theta<E>, layout: &Layout, num_steps: Option<u64>) -> Slots<E>;
     /// One update: the next `params` and `slots` (the other fields are ignored).
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>);
+    /// Tells the rule a validation loss at the current parameters. Ignored by default.
+    fn observe_validation<E: Float>(&self, state: &mut OptState<E>, loss: E) {
+        let _ = (state, loss);
+    }
     /// The optimizer at `theta`; override it to use a kernel.
     fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
         Box::new(Taped::new(self.clone(), theta))
@@ -180,6 +184,9 @@ impl<R: UpdateRule, E: Float> Optimizer<E> for Taped<R, E> {
             slot.data.copy_from_slice(next.data());
         }
         state.step += 1;
+    }
+    fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
+        self.rule.observe_validation(state, loss);
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         Some(self)
