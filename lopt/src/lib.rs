@@ -7,6 +7,7 @@
 //! | [`MlpLopt`], ... | learned optimizers with a network per parameter |
 //! | [`features`] | what such networks read |
 //! | [`Taped`] | an update rule written once over arrays, with its derivative for free |
+//! | [`TensorRule`] | the same in dfdx tensor operations |
 //! | [`kernel`] | fused, vectorized twins of the rules |
 //! | [`registry`] | optimizers by name and JSON hyperparameters |
 //! | [`theta`] | theta as a file |
@@ -47,6 +48,7 @@ pub mod registry;
 mod rnn_mlp;
 mod tape;
 mod taped;
+mod tensor_rule;
 pub mod theta;
 mod velo;
 
@@ -61,4 +63,5 @@ pub use outerloop_core;
 pub use rnn_mlp::RnnMlp;
 pub use tape::{Tape, Var};
 pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};
+pub use tensor_rule::{FlatTensor, TensorRule, TensorRuleOptimizer, TensorStep};
 pub use velo::Velo;

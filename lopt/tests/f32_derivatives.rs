@@ -1,7 +1,7 @@
 //! Learned optimizers' derivatives in f32 where accumulators are fresh: finite, and those in f64.
 
 use outerloop_core::contract::awkward_params;
-use outerloop_core::{Float, Key, LearnedOptimizer, OptState};
+use outerloop_core::{Float, Key, OptState};
 use outerloop_lopt::registry;
 use serde_json::json;
 
