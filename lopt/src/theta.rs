@@ -239,7 +239,7 @@ mod tests {
             theta
         }
         fn opt_fn(&self, _: &[f32]) -> Box<dyn Optimizer<f32>> {
-            unimplemented!("no test trains")
+            unreachable!("no test trains")
         }
     }
 
