@@ -20,9 +20,11 @@ pub use outerloop_tasks as tasks;
 /// What most programs need: `use outerloop::prelude::*;`.
 pub mod prelude {
     pub use outerloop_core::atomic::write_atomic;
-    pub use outerloop_core::ops::{linear, softmax_cross_entropy, Activation};
+    pub use outerloop_core::nn::Dense;
+    pub use outerloop_core::ops::{linear, mse, softmax_cross_entropy, Activation};
     pub use outerloop_core::tensor::{
-        Backend, Const, Cpu, DynParams, DynTree, Mode, ParamTree, Rank0, Rank1, Rank2, Rank3, Rank4, Tensor,
+        Backend, Const, Cpu, DynParams, DynTree, Mode, ParamTree, PutTape, Rank0, Rank1, Rank2, Rank3, Rank4,
+        Tensor,
     };
     pub use outerloop_core::{
         collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, Key, Layout, LearnedOptimizer,
@@ -43,7 +45,7 @@ pub mod prelude {
         FullEs, FullGrad, GradientEstimator, GradientLearner, InitialOffset, LearnerState, MetaLoss,
         TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
     };
-    pub use outerloop_tasks::data::{digits, ImageData, Splits};
+    pub use outerloop_tasks::data::{digits, ImageData, ImageFiles, Splits};
     pub use outerloop_tasks::image::{ImageMlp, ImageMlpFamily, MlpConfig, MlpTask};
     pub use outerloop_tasks::quadratics::{FixedDimQuadraticFamily, QuadraticTask};
 }

@@ -31,6 +31,9 @@ pub struct Config {
     /// What it is trained on.
     #[arg(long, value_enum, default_value_t = TaskName::DigitsMlp)]
     task: TaskName,
+    /// Where image files are, one folder per data set [default: the environment variable OUTERLOOP_DATA].
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
     /// How the meta-gradient is estimated.
     #[arg(long, value_enum, default_value_t = Estimator::Pes)]
     estimator: Estimator,
@@ -95,6 +98,12 @@ enum Lopt {
 enum TaskName {
     /// The tutorial's 64-32-10 ReLU MLP on 8x8 digits, batch 128.
     DigitsMlp,
+    /// The same on MNIST, grey and resized to 8x8, from --data-dir.
+    MnistMlp,
+    /// The same on Fashion-MNIST.
+    FashionMnistMlp,
+    /// The same on CIFAR-10.
+    Cifar10Mlp,
     /// Digits MLPs of random width, depth, activation, initial scale and batch size.
     DigitsMlpFamily,
     /// Quadratics in 10 dimensions with random centers.
@@ -163,9 +172,17 @@ impl Config {
     pub fn family(&self) -> Result<Arc<dyn FlatFamily>> {
         Ok(match self.task {
             TaskName::DigitsMlp => Arc::new(SingleTask::new(ImageMlp::digits())),
+            TaskName::MnistMlp => self.image_mlp(ImageFiles::Mnist)?,
+            TaskName::FashionMnistMlp => self.image_mlp(ImageFiles::FashionMnist)?,
+            TaskName::Cifar10Mlp => self.image_mlp(ImageFiles::Cifar10)?,
             TaskName::DigitsMlpFamily => Arc::new(ImageMlpFamily::new(Splits::digits())),
             TaskName::Quadratics => Arc::new(FixedDimQuadraticFamily { dim: 10 }),
         })
+    }
+
+    fn image_mlp(&self, files: ImageFiles) -> Result<Arc<dyn FlatFamily>> {
+        let data = files.load(self.data_dir.as_deref())?.map(|d| d.channel_mean().resized(8, 8))?;
+        Ok(Arc::new(SingleTask::new(ImageMlp::<64, 32, 10>::new(data, 128, Activation::Relu)?)))
     }
 
     pub fn learner(&self, lopt: Arc<dyn LearnedOptimizer>) -> Result<GradientLearner> {

@@ -1,10 +1,11 @@
 //! [`AdafacMlp`]: a small network per parameter on momenta and Adafactor's second moments.
 
 use crate::features::{adafac, adafac::Adafac, averages, time};
+use crate::kernel::{self, AdafacKernel};
 use crate::mlp::{sorted_layout, MlpShape};
 use crate::taped::{zero_slots, Slots};
-use crate::{learned_optimizer, StepVars, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout};
+use crate::{learned_optimizer, StepVars, Taped, Theta, UpdateRule, Var};
+use outerloop_core::{Float, Key, Layout, Optimizer};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -17,7 +18,8 @@ use std::sync::Arc;
 ///
 /// Theta: `nn/~/w{i}` `[in, out]`, `nn/~/b{i}` `[out]`, and one offset per decay in
 /// `momentum_decays`, `rms_decays`, `adafactor_decays`: a decay is `1 − (1 − d₀) exp(10 θ)`. 197
-/// numbers by default. State: [`adafac::slots`].
+/// numbers by default. State: [`adafac::slots`]. In f32 the update is a fused kernel
+/// ([`crate::kernel`]).
 /// Reference: Metz et al. 2022, arXiv:2203.11860; `AdafacMLPLOpt` of google/learned_optimization.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -66,10 +68,10 @@ pub(crate) struct AdafacNet<'a> {
 pub(crate) type TensorOutput<E> = (adafac::TensorFeatures<E>, Var<E>);
 
 /// Theta's names of the decays, in the order of [`AdafacNet::decays`].
-const DECAY_NAMES: [&str; 3] = ["momentum_decays", "rms_decays", "adafactor_decays"];
+pub(crate) const DECAY_NAMES: [&str; 3] = ["momentum_decays", "rms_decays", "adafactor_decays"];
 
 impl AdafacNet<'_> {
-    fn network(&self) -> MlpShape {
+    pub(crate) fn network(&self) -> MlpShape {
         let inputs = adafac::column_count(self.decays.map(<[f64]>::len)) + time::COUNT;
         let name = |i| (format!("nn/~/w{i}"), format!("nn/~/b{i}"));
         MlpShape::new(inputs, self.hidden_size, self.hidden_layers, self.outputs, name)
@@ -119,7 +121,7 @@ impl AdafacNet<'_> {
 }
 
 impl AdafacMlp {
-    fn net(&self) -> AdafacNet<'_> {
+    pub(crate) fn net(&self) -> AdafacNet<'_> {
         AdafacNet {
             hidden_size: self.hidden_size,
             hidden_layers: self.hidden_layers,
@@ -150,6 +152,10 @@ impl UpdateRule for AdafacMlp {
             &t.param - (direction * magnitude.scale(self.exp_mult).exp()).scale(self.step_mult)
         });
         (Var::concat(&next.collect::<Vec<_>>()), slots)
+    }
+    fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
+        kernel::in_f32(theta, |theta| AdafacKernel::new(self.clone(), theta, kernel::Path::best()))
+            .unwrap_or_else(|| Box::new(Taped::new(self.clone(), theta)))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::lstm::{columns, Lstm};
 use crate::mlp::{dense, dense_tensors, init_dense, sorted_layout, truncated_normal, MlpShape};
 use crate::taped::{zero_slots, Slots};
 use crate::{learned_optimizer, StepVars, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout, OptState, Result};
+use outerloop_core::{Float, Key, Layout, OptState};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -16,8 +16,9 @@ use std::sync::Arc;
 /// `p ← p − step_multiplier · a · exp(magnitude_rate · b)`.
 ///
 /// Gradients are clipped to ten times a running average of their root mean square. Losses enter
-/// normalized by their running mean and variance; [`RnnMlp::observe_validation`] feeds validation
-/// losses.
+/// normalized by their running mean and variance. A validation loss
+/// ([`Optimizer::observe_validation`](outerloop_core::Optimizer::observe_validation)) counts as a step
+/// that changes nothing but its average.
 ///
 /// Theta: LSTM, MLP and two linear maps between them, the initial messages and LSTM state.
 /// State: slots `momentum`, `rms` `[decays, n]`, `from_mlp` `[from_mlp_size, tensors]`, `from_lstm`,
@@ -110,20 +111,6 @@ impl<E: Float> LossAverage<E> {
 }
 
 impl RnnMlp {
-    /// Counts a step on validation data: only the validation loss and the step number advance.
-    ///
-    /// # Errors
-    /// If `state` is not one of this optimizer.
-    pub fn observe_validation<E: Float>(&self, state: &mut OptState<E>, loss: E) -> Result<()> {
-        let average = LossAverage::new(&Var::constant(state.slot("valid_loss")?.to_vec()));
-        let next = average.next(&Var::constant(vec![loss]), VALID_DECAY).slot();
-        for slot in state.slots.iter_mut().filter(|s| s.name == "valid_loss") {
-            slot.data.copy_from_slice(next.data());
-        }
-        state.step += 1;
-        Ok(())
-    }
-
     fn lstm(&self) -> Lstm {
         let inputs = STATISTICS + self.from_lstm_size + self.from_mlp_size;
         Lstm { name: "rnn_params/rnn", inputs, hidden: self.lstm_hidden_size }
@@ -250,8 +237,14 @@ impl UpdateRule for RnnMlp {
     }
 
     fn observe_validation<E: Float>(&self, state: &mut OptState<E>, loss: E) {
-        RnnMlp::observe_validation(self, state, loss).expect("the state is of this optimizer");
+        for slot in state.slots.iter_mut().filter(|s| s.name == "valid_loss") {
+            let average = LossAverage::new(&Var::constant(slot.data.clone()));
+            let next = average.next(&Var::constant(vec![loss]), VALID_DECAY).slot();
+            slot.data.copy_from_slice(next.data());
+        }
+        state.step += 1;
     }
+
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>) {
         let [momentum, rms, from_mlp, from_lstm, hidden, cell, train, valid, clip] = &now.slots[..] else {
             unreachable!("nine slots")
@@ -318,8 +311,8 @@ mod tests {
         for case in ["rnn_mlp_train_only", "rnn_mlp_bigstep_with_valid"] {
             let golden = Golden::load(case);
             let config: RnnMlp = golden.config();
-            let valid64 = |s: &mut OptState<f64>, loss| config.observe_validation(s, loss).unwrap();
-            let valid32 = |s: &mut OptState<f32>, loss| config.observe_validation(s, loss).unwrap();
+            let valid64 = |s: &mut OptState<f64>, loss| config.observe_validation(s, loss);
+            let valid32 = |s: &mut OptState<f32>, loss| config.observe_validation(s, loss);
             golden.check_with_validation(&config, &config, &valid64, &valid32);
             for t in 0..golden.num_updates() {
                 let (state, _) = golden.run_with_validation(&config, t + 1, &valid64);
@@ -345,7 +338,7 @@ mod tests {
         let l: RnnMlp = Golden::load("rnn_mlp_bigstep_with_valid").config();
         let theta = noisy_theta(&l, 0.05);
         let mut state = warm_state(&l, &theta);
-        l.observe_validation(&mut state, 0.8).unwrap();
+        l.observe_validation(&mut state, 0.8);
         let gap = vjp_gap(&l, &theta, &state);
         assert!(gap < 1e-6, "{gap:e}");
         let gap = init_vjp_gap(&l, &theta);

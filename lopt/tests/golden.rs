@@ -62,11 +62,15 @@ fn trajectory<E: Float>(opt: &dyn Optimizer<E>, case: &Value, layout: &Arc<Layou
     let mut state = opt.init(&params, case["num_steps"].as_u64(), Key::new(0));
     let losses = numbers(&case["losses"]);
     let grads = case["grads"].as_array().unwrap();
-    let step = |(g, l): (&Value, f64)| {
-        opt.update(&mut state, &inputs(g, layout), E::of(f64::from(l as f32)), Key::new(0));
+    let step = |(t, (g, l)): (usize, (&Value, f64))| {
+        let loss = E::of(f64::from(l as f32));
+        match case["is_valid"][t].as_bool() {
+            Some(true) => opt.observe_validation(&mut state, loss),
+            _ => opt.update(&mut state, &inputs(g, layout), loss, Key::new(0)),
+        }
         state.params.iter().map(|p| p.f64()).collect()
     };
-    grads.iter().zip(losses).map(step).collect()
+    grads.iter().zip(losses).enumerate().map(step).collect()
 }
 
 /// Largest error in f64 relative to its tensor's largest magnitude, asserted.

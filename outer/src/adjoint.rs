@@ -8,7 +8,7 @@
 //! Reference: Maclaurin, Duvenaud, Adams 2015, arXiv:1502.03492 (reverse sweep through training);
 //! Griewank and Walther 2008, chapter 12 (checkpointing).
 
-use crate::unroll::{train_step, Called, Clock, EpisodeKeys, MetaLoss, Trajectory, TruncatedStep, Window};
+use crate::unroll::{Called, Clock, MetaLoss, Place, Trajectory, TruncatedStep, Window};
 use crate::workers::Worker;
 use outerloop_core::{
     BatchKey, Error, FlatTask, Float, Key, OptState, Optimizer, Result, UpdateAdjoint, UpdateVjp,
@@ -101,11 +101,11 @@ pub struct SweepConfig {
 /// A meta-loss and its gradient.
 #[derive(Clone, Debug)]
 pub struct Sweep<E> {
-    /// The window, as [`TruncatedStep::window`] returns it.
+    /// The window, as [`TruncatedStep::windows`] returns it.
     pub window: Window,
     /// `Σₜ wₜ N(mₜ)`.
     pub loss: f64,
-    /// Its gradient by theta.
+    /// Its gradient by theta; the state at the start is a constant.
     pub grad: Vec<E>,
     /// Raw training loss before every update; NaN for a reset.
     pub train_loss: Vec<E>,
@@ -133,12 +133,12 @@ enum Replayed<E: Float> {
 }
 
 impl<E: Float> TruncatedStep<E> {
-    /// [`Self::window`] with the exact gradient of the meta-objective by theta. Advances the
-    /// trajectory as `window` does, to the same bits. The state at the start is a constant, unless it
+    /// [`Self::windows`] of one trajectory with the exact gradient of the meta-objective by theta. Advances the
+    /// trajectory as `windows` does, to the same bits. The state at the start is a constant, unless it
     /// is the fresh state of a run; a reset cuts the chain.
     ///
     /// Errors if the optimizer has no [`outerloop_core::UpdateVjp`].
-    #[allow(clippy::too_many_arguments)] // as `window`
+    #[allow(clippy::too_many_arguments)] // as `windows`
     pub fn window_and_grad(
         &self,
         theta: &[E],
@@ -160,16 +160,34 @@ impl<E: Float> TruncatedStep<E> {
         // Forward, with a state remembered every k calls.
         let bytes = size_of::<E>() * (2 * trajectory.opt.params.len()) + trajectory.opt.slot_bytes();
         let every = config.memory.every(steps, bytes);
+        // The last segment is recorded right away, the others when the sweep comes to them.
+        let last = steps.saturating_sub(1) / every * every;
         let mut saved: Vec<(Clock, Trajectory<E>)> = Vec::new();
-        let mut window = Window::default();
+        let mut segment: Vec<Replayed<E>> = Vec::new();
+        let mut window = Window::with_capacity(steps);
         let mut metas: Vec<f64> = Vec::with_capacity(steps);
         let mut train_loss: Vec<E> = Vec::with_capacity(steps);
-        let mut place = self.place(lane, clock);
+        let mut place = self.place(lane, clock.episode);
         for t in 0..steps {
-            if t % every == 0 {
-                saved.push((clock.clone(), trajectory.clone()));
-            }
-            let called = self.call(&*opt, lane, &mut place, clock, trajectory, outer_step, worker);
+            let called = if t < last {
+                if t % every == 0 {
+                    saved.push((clock.clone(), trajectory.clone()));
+                }
+                let t = &mut [&mut *trajectory];
+                let [called] = self.call([&*opt], lane, &mut place, clock, t, outer_step, worker);
+                called
+            } else {
+                let step = self.record(&*opt, lane, &mut place, clock, trajectory, outer_step, worker);
+                let called = match &step {
+                    Replayed::Reset(_) => Called::Reset,
+                    Replayed::Trained(s) => {
+                        let [meta] = self.metas([s.loss], s.at, &place, &[&mut *trajectory], worker);
+                        Called::Trained { loss: s.loss, meta }
+                    }
+                };
+                segment.push(step);
+                called
+            };
             window.push(&*place.task, clock, called);
             let (loss, meta) = match called {
                 Called::Reset => (E::of(f64::NAN), f64::NAN),
@@ -185,30 +203,37 @@ impl<E: Float> TruncatedStep<E> {
         // Backward, segment by segment.
         let mut grad = vec![E::of(0.0); theta.len()];
         let mut adjoint: Option<OptState<E>> = None;
-        while let Some((mut clock, mut trajectory)) = saved.pop() {
-            let first = saved.len() * every;
-            let calls = every.min(steps - first);
-            let segment = self.replay(&*opt, lane, &mut clock, &mut trajectory, calls, outer_step, worker);
-            for (t, step) in segment.into_iter().enumerate().rev() {
-                match step {
+        let mut first = last;
+        loop {
+            while let Some(step) = segment.pop() {
+                let step = match step {
                     // The new run's start does not depend on the old run, only on theta through `init`.
                     Replayed::Reset(start) => {
                         if let Some(a) = adjoint.take() {
                             vjp.init_vjp(&start, &a, &mut grad);
                         }
+                        continue;
                     }
-                    Replayed::Trained(step) => {
-                        let (w, m) = (weights[first + t], metas[first + t]);
-                        let slope = if w == 0.0 { 0.0 } else { w * normalizer_slope(&*step.task, m) };
-                        let a = adjoint.take().unwrap_or_else(|| step.before.zeros_like());
-                        let mut a = self.step_back(vjp, &step, a, E::of(slope), &mut grad, worker);
-                        if let Some(limit) = config.clip {
-                            clip_norm(&mut a, limit);
-                        }
-                        adjoint = Some(a);
-                    }
+                    Replayed::Trained(step) => step,
+                };
+                let t = first + segment.len();
+                let slope = match weights[t] {
+                    0.0 => 0.0,
+                    w => w * normalizer_slope(&*step.task, metas[t]),
+                };
+                let a = adjoint.take().unwrap_or_else(|| step.before.zeros_like());
+                let mut a = self.step_back(vjp, &step, a, E::of(slope), &mut grad, worker);
+                if let Some(limit) = config.clip {
+                    clip_norm(&mut a, limit);
                 }
+                adjoint = Some(a);
             }
+            let Some((mut clock, mut trajectory)) = saved.pop() else { break };
+            first = saved.len() * every;
+            let mut place = self.place(lane, clock.episode);
+            segment.extend((0..every).map(|_| {
+                self.record(&*opt, lane, &mut place, &mut clock, &mut trajectory, outer_step, worker)
+            }));
         }
         // A window that begins with a fresh run depends on theta through that run's `init`, too.
         if let (Some(a), Some(start)) = (adjoint, fresh_start) {
@@ -217,48 +242,26 @@ impl<E: Float> TruncatedStep<E> {
         Ok(Sweep { window, loss, grad, train_loss })
     }
 
-    /// Runs `calls` calls again, remembering what [`Self::step_back`] needs.
-    #[allow(clippy::too_many_arguments)] // as `window`
-    fn replay(
+    /// Trains one step, remembering what [`Self::step_back`] needs.
+    #[allow(clippy::too_many_arguments)] // as `windows`
+    fn record(
         &self,
         opt: &dyn Optimizer<E>,
         lane: Key,
+        place: &mut Place<E>,
         clock: &mut Clock,
         t: &mut Trajectory<E>,
-        calls: usize,
         outer_step: u64,
         worker: &mut Worker<E>,
-    ) -> Vec<Replayed<E>> {
-        let mut place = self.place(lane, clock);
-        let mut steps = Vec::with_capacity(calls);
-        for _ in 0..calls {
-            if clock.is_done {
-                (place.task, *clock, *t) = self.start(opt, lane, clock.episode + 1, outer_step);
-                place.keys = EpisodeKeys::new(lane, clock.episode);
-                steps.push(Replayed::Reset(t.opt.clone()));
-                continue;
-            }
-            let (before, model_state) = (t.opt.clone(), t.model_state.clone());
-            let (evaluator, grad) = worker.evaluator(&place.task);
-            let at = BatchKey::train(clock.inner_step, place.keys.data);
-            let key = place.keys.opt;
-            let loss = train_step(evaluator, opt, t, at, key, grad);
-            clock.inner_step += 1;
-            clock.is_done = clock.length.is_some_and(|n| clock.inner_step >= n);
-            let after = self.meta_loss.batch(at).map(|_| (t.opt.params.clone(), t.model_state.clone()));
-            let task = place.task.clone();
-            steps.push(Replayed::Trained(Step {
-                task,
-                before,
-                model_state,
-                at,
-                key,
-                loss,
-                grad: grad.to_vec(),
-                after,
-            }));
-        }
-        steps
+    ) -> Replayed<E> {
+        let at = place.batch(clock);
+        let (before, model_state) = (t.opt.clone(), t.model_state.clone());
+        let Some([loss]) = self.train([opt], lane, place, clock, &mut [&mut *t], outer_step, worker) else {
+            return Replayed::Reset(t.opt.clone());
+        };
+        let after = self.meta_loss.batch(at).map(|_| (t.opt.params.clone(), t.model_state.clone()));
+        let (task, key, grad) = (place.task.clone(), place.keys.opt, worker.grad.clone());
+        Replayed::Trained(Step { task, before, model_state, at, key, loss, grad, after })
     }
 
     /// The adjoint of the state before a step from the adjoint `a` after it; `slope` is the derivative

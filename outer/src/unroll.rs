@@ -159,11 +159,10 @@ impl<E: Float> TruncatedStep<E> {
         episode: u64,
         outer_step: u64,
     ) -> (Arc<dyn FlatTask<E>>, Clock, Trajectory<E>) {
-        let keys = EpisodeKeys::new(lane, episode);
-        let length = self.schedule.length(outer_step, keys.length);
-        let task = self.family.sample_task(keys.task);
-        let trajectory = fresh(&*task, opt, keys, length);
-        (task, Clock { episode, inner_step: 0, length, is_done: false }, trajectory)
+        let place = self.place(lane, episode);
+        let length = self.schedule.length(outer_step, place.keys.length);
+        let trajectory = fresh(&*place.task, opt, place.keys, length);
+        (place.task, Clock { episode, inner_step: 0, length, is_done: false }, trajectory)
     }
 
     /// The first run of a lane, offset as configured; `theta` is used by a burn-in.
@@ -176,68 +175,111 @@ impl<E: Float> TruncatedStep<E> {
             InitialOffset::Counter(max) => clock.inner_step = draw(max),
             InitialOffset::BurnIn(max) => {
                 let steps = draw(max).min(clock.length.map_or(u64::MAX, |n| n - 1));
-                let w = self.window(&*opt, lane, &mut clock, &mut trajectory, steps as usize, 0, worker);
+                let t = &mut trajectory;
+                let [w] = self.windows([&*opt], lane, &mut clock, [t], steps as usize, 0, worker);
                 clock.is_done |= w.diverged;
             }
         }
         (clock, trajectory)
     }
 
-    /// Advances a trajectory by `steps` calls. A call trains one step, or, if the run is over,
-    /// starts the next one (masked).
+    /// Advances trajectories of one lane in lock-step by `steps` calls, each with its own optimizer.
+    /// A call trains one step, or, if the run is over, starts the next one (masked). They share task,
+    /// clock and batches, so a batch is made once for all of them.
     #[allow(clippy::too_many_arguments)] // the loop body of everything: each is one noun
-    pub fn window(
+    pub fn windows<const N: usize>(
         &self,
-        opt: &dyn Optimizer<E>,
+        opts: [&dyn Optimizer<E>; N],
         lane: Key,
         clock: &mut Clock,
-        trajectory: &mut Trajectory<E>,
+        mut trajectories: [&mut Trajectory<E>; N],
         steps: usize,
         outer_step: u64,
         worker: &mut Worker<E>,
-    ) -> Window {
-        let mut at = self.place(lane, clock);
-        let mut w = Window::default();
+    ) -> [Window; N] {
+        let mut place = self.place(lane, clock.episode);
+        let mut windows = std::array::from_fn(|_| Window::with_capacity(steps));
         for _ in 0..steps {
-            let called = self.call(opt, lane, &mut at, clock, trajectory, outer_step, worker);
-            w.push(&*at.task, clock, called);
+            let called = self.call(opts, lane, &mut place, clock, &mut trajectories, outer_step, worker);
+            for (w, called) in windows.iter_mut().zip(called) {
+                w.push(&*place.task, clock, called);
+            }
         }
-        w
+        windows
     }
 
-    /// Keys and task of the run that a clock stands in.
-    pub(crate) fn place(&self, lane: Key, clock: &Clock) -> Place<E> {
-        let keys = EpisodeKeys::new(lane, clock.episode);
+    /// Keys and task of a lane's run.
+    pub(crate) fn place(&self, lane: Key, episode: u64) -> Place<E> {
+        let keys = EpisodeKeys::new(lane, episode);
         Place { keys, task: self.family.sample_task(keys.task) }
     }
 
-    /// One call of [`Self::window`].
-    #[allow(clippy::too_many_arguments)] // as `window`
-    pub(crate) fn call(
+    /// One call of [`Self::windows`].
+    #[allow(clippy::too_many_arguments)] // as `windows`
+    pub(crate) fn call<const N: usize>(
         &self,
-        opt: &dyn Optimizer<E>,
+        opts: [&dyn Optimizer<E>; N],
         lane: Key,
         place: &mut Place<E>,
         clock: &mut Clock,
-        trajectory: &mut Trajectory<E>,
+        trajectories: &mut [&mut Trajectory<E>; N],
         outer_step: u64,
         worker: &mut Worker<E>,
-    ) -> Called<E> {
+    ) -> [Called<E>; N] {
+        let at = place.batch(clock);
+        match self.train(opts, lane, place, clock, trajectories, outer_step, worker) {
+            None => [Called::Reset; N],
+            Some(losses) => {
+                let metas = self.metas(losses, at, place, trajectories, worker);
+                std::array::from_fn(|i| Called::Trained { loss: losses[i], meta: metas[i] })
+            }
+        }
+    }
+
+    /// Trains one step and returns the raw training losses; or, if the run is over, starts the next
+    /// one.
+    #[allow(clippy::too_many_arguments)] // as `windows`
+    pub(crate) fn train<const N: usize>(
+        &self,
+        opts: [&dyn Optimizer<E>; N],
+        lane: Key,
+        place: &mut Place<E>,
+        clock: &mut Clock,
+        trajectories: &mut [&mut Trajectory<E>; N],
+        outer_step: u64,
+        worker: &mut Worker<E>,
+    ) -> Option<[E; N]> {
         if clock.is_done {
-            (place.task, *clock, *trajectory) = self.start(opt, lane, clock.episode + 1, outer_step);
-            place.keys = EpisodeKeys::new(lane, clock.episode);
-            return Called::Reset;
+            let episode = clock.episode + 1;
+            *place = self.place(lane, episode);
+            let length = self.schedule.length(outer_step, place.keys.length);
+            *clock = Clock { episode, inner_step: 0, length, is_done: false };
+            for (t, opt) in trajectories.iter_mut().zip(opts) {
+                **t = fresh(&*place.task, opt, place.keys, length);
+            }
+            return None;
         }
         let (evaluator, grad) = worker.evaluator(&place.task);
-        let at = BatchKey::train(clock.inner_step, place.keys.data);
-        let loss = train_step(evaluator, opt, trajectory, at, place.keys.opt, grad);
-        let meta = match self.meta_loss.batch(at) {
-            None => loss,
-            Some(at) => evaluator.loss(&trajectory.opt.params, &trajectory.model_state, at),
-        };
+        let at = place.batch(clock);
+        let key = place.keys.opt;
+        let losses = std::array::from_fn(|i| train_step(evaluator, opts[i], trajectories[i], at, key, grad));
         clock.inner_step += 1;
         clock.is_done = clock.length.is_some_and(|n| clock.inner_step >= n);
-        Called::Trained { loss, meta }
+        Some(losses)
+    }
+
+    /// The raw meta-losses of a step that was just trained on the batch `at` with these losses.
+    pub(crate) fn metas<const N: usize>(
+        &self,
+        losses: [E; N],
+        at: BatchKey,
+        place: &Place<E>,
+        trajectories: &[&mut Trajectory<E>; N],
+        worker: &mut Worker<E>,
+    ) -> [E; N] {
+        let Some(at) = self.meta_loss.batch(at) else { return losses };
+        let (evaluator, _) = worker.evaluator(&place.task);
+        trajectories.each_ref().map(|t| evaluator.loss(&t.opt.params, &t.model_state, at))
     }
 }
 
@@ -245,6 +287,13 @@ impl<E: Float> TruncatedStep<E> {
 pub(crate) struct Place<E: Float> {
     pub keys: EpisodeKeys,
     pub task: Arc<dyn FlatTask<E>>,
+}
+
+impl<E: Float> Place<E> {
+    /// The training batch of the next step.
+    pub fn batch(&self, clock: &Clock) -> BatchKey {
+        BatchKey::train(clock.inner_step, self.keys.data)
+    }
 }
 
 /// What one call did.
@@ -259,6 +308,17 @@ pub(crate) enum Called<E> {
 }
 
 impl Window {
+    /// An empty window with room for `steps` steps.
+    pub(crate) fn with_capacity(steps: usize) -> Self {
+        Window {
+            loss: Vec::with_capacity(steps),
+            mask: Vec::with_capacity(steps),
+            is_done: Vec::with_capacity(steps),
+            inner_step: Vec::with_capacity(steps),
+            diverged: false,
+        }
+    }
+
     pub(crate) fn push<E: Float>(&mut self, task: &dyn FlatTask<E>, clock: &Clock, called: Called<E>) {
         let (loss, mask) = match called {
             Called::Reset => (0.0, false),

@@ -69,7 +69,7 @@ fn sweep<E: Float>(
     let base = step.lopt.init(Key::new(1));
     let opt = step.lopt.opt_fn(&base);
     let (_, mut clock, mut run) = step.start(&*opt, lane, 0, 0);
-    step.window(&*opt, lane, &mut clock, &mut run, skip, 0, &mut worker);
+    step.windows([&*opt], lane, &mut clock, [&mut run], skip, 0, &mut worker);
     step.window_and_grad(theta, lane, &mut clock, &mut run, steps, 0, &mut worker, config).unwrap()
 }
 

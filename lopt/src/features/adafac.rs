@@ -11,7 +11,7 @@ use outerloop_core::{Float, Layout};
 use std::ops::Range;
 
 /// Added to row and column means under the root.
-const FACTOR_EPSILON: f64 = 1e-8;
+pub(crate) const FACTOR_EPSILON: f64 = 1e-8;
 
 /// The accumulators' rates, one per decay.
 pub struct Adafac<E> {

@@ -9,11 +9,12 @@
 use super::averages;
 use crate::Var;
 use outerloop_core::Float;
+use std::ops::Range;
 
 /// Added to squared gradients.
-const SQUARE_EPSILON: f64 = 1e-30;
+pub(crate) const SQUARE_EPSILON: f64 = 1e-30;
 /// Smallest argument of a reciprocal root, and the term added to a denominator.
-const EPSILON: f64 = 1e-9;
+pub(crate) const EPSILON: f64 = 1e-9;
 
 /// How one tensor is factored.
 #[derive(Clone, Debug)]
@@ -24,11 +25,11 @@ pub struct Factored {
 
 /// The axes as `[outer, axis, inner]` extents.
 #[derive(Clone, Debug)]
-struct Axes {
-    d0: [usize; 3],
-    d1: [usize; 3],
+pub(crate) struct Axes {
+    pub(crate) d0: [usize; 3],
+    pub(crate) d1: [usize; 3],
     /// `d1` in the tensor without `d0`.
-    d1_of_row: [usize; 3],
+    pub(crate) d1_of_row: [usize; 3],
 }
 
 /// What one accumulator gives, every array of the tensor's length.
@@ -44,20 +45,24 @@ pub struct FactoredFeatures<E> {
 impl Factored {
     /// For a tensor of this shape.
     pub fn new(shape: &[usize]) -> Self {
-        let numel = shape.iter().product();
-        let extents = |shape: &[usize], axis: usize| {
-            [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
+        // The axis's extents in the tensor, or in the tensor without the axis `gone`.
+        let extents = |axis: usize, gone: usize| {
+            let product = |range: Range<usize>| range.filter(|a| *a != gone).map(|a| shape[a]).product();
+            [product(0..axis), shape[axis], product(axis + 1..shape.len())]
         };
-        let axes = (shape.len() >= 2).then(|| {
-            let mut order: Vec<usize> = (0..shape.len()).collect();
-            order.sort_by_key(|axis| shape[*axis]);
-            let (d1, d0) = (order[shape.len() - 2], order[shape.len() - 1]);
-            let mut rest = shape.to_vec();
-            rest.remove(d0);
-            let d1_of_row = extents(&rest, if d1 > d0 { d1 - 1 } else { d1 });
-            Axes { d0: extents(shape, d0), d1: extents(shape, d1), d1_of_row }
+        let none = shape.len();
+        // The last of the largest axes but `gone`.
+        let largest = |gone: usize| (0..none).filter(|a| *a != gone).max_by_key(|a| shape[*a]);
+        let axes = largest(none).and_then(|d0| {
+            let d1 = largest(d0)?;
+            Some(Axes { d0: extents(d0, none), d1: extents(d1, none), d1_of_row: extents(d1, d0) })
         });
-        Factored { numel, axes }
+        Factored { numel: shape.iter().product(), axes }
+    }
+
+    /// The averaged axes, for tensors of rank 2 and more.
+    pub(crate) fn axes(&self) -> Option<&Axes> {
+        self.axes.as_ref()
     }
 
     /// Elements of one decay's row and column accumulators.

@@ -127,8 +127,8 @@ fn rounded<E: Float, R: Elementwise>(c: &R::Coeffs<f64>) -> R::Coeffs<E> {
 
 /// A block of `x` from `start` on, padded with zeros.
 #[inline(always)]
-fn load<E: Float>(x: &[E], start: usize) -> [E; BLOCK] {
-    let mut out = [<E as Float>::of(0.0); BLOCK];
+fn load<E: Float, const B: usize>(x: &[E], start: usize) -> [E; B] {
+    let mut out = [<E as Float>::of(0.0); B];
     match x[start..].first_chunk() {
         Some(full) => out = *full,
         None => out[..x.len() - start].copy_from_slice(&x[start..]),
@@ -138,7 +138,7 @@ fn load<E: Float>(x: &[E], start: usize) -> [E; BLOCK] {
 
 /// Writes a block of `x` from `start` on, without the padding.
 #[inline(always)]
-fn store<E: Float>(block: &[E; BLOCK], x: &mut [E], start: usize) {
+fn store<E: Float, const B: usize>(block: &[E; B], x: &mut [E], start: usize) {
     let x = &mut x[start..];
     match x.first_chunk_mut() {
         Some(full) => *full = *block,
@@ -184,13 +184,25 @@ struct Update<'a, E, R: Elementwise> {
 impl<E: Float, R: Elementwise> WithSimd for Update<'_, E, R> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<V: Simd>(self, _: V) {
+    fn with_simd<V: Simd>(mut self, _: V) {
+        let start = self.blocks::<BLOCK>(0);
+        // The rest without padding: tiny tasks are all rest.
+        let start = self.blocks::<8>(start);
+        self.blocks::<1>(start);
+    }
+}
+
+impl<E: Float, R: Elementwise> Update<'_, E, R> {
+    /// Updates from `start` on as many whole blocks of B elements as there are; returns their end.
+    #[inline(always)]
+    fn blocks<const B: usize>(&mut self, start: usize) -> usize {
         let Update { rule, coeffs, state, grad } = self;
-        for start in (0..grad.len()).step_by(BLOCK) {
-            let mut p = load(&state.params, start);
-            let mut slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&state.slots[k].data, start));
-            let g = load(grad, start);
-            for i in 0..BLOCK {
+        let end = grad.len() - (grad.len() - start) % B;
+        for start in (start..end).step_by(B) {
+            let mut p: [E; B] = load(&state.params, start);
+            let mut slots = R::Slots::<[E; B]>::from_fn(|k| load(&state.slots[k].data, start));
+            let g: [E; B] = load(grad, start);
+            for i in 0..B {
                 let s = R::Slots::<E>::from_fn(|k| slots.as_ref()[k][i]);
                 let (new, s) = rule.step(coeffs, p[i], s, g[i]);
                 p[i] = new;
@@ -203,6 +215,7 @@ impl<E: Float, R: Elementwise> WithSimd for Update<'_, E, R> {
                 store(s, &mut state.slots[k].data, start);
             }
         }
+        end
     }
 }
 
@@ -281,9 +294,9 @@ impl<E: Float, R: Elementwise> WithSimd for Pass<'_, E, R> {
             Dual::<E, WIDTH>::variable(value, if input >= first { input - first } else { WIDTH })
         };
         for start in (0..grad.len()).step_by(BLOCK) {
-            let (p, g) = (load(&before.params, start), load(grad, start));
+            let (p, g): ([E; BLOCK], [E; BLOCK]) = (load(&before.params, start), load(grad, start));
             let slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&before.slots[k].data, start));
-            let a_p = load(&after.params, start);
+            let a_p: [E; BLOCK] = load(&after.params, start);
             let a_slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&after.slots[k].data, start));
             let mut sums = [[<E as Float>::of(0.0); BLOCK]; WIDTH];
             for i in 0..BLOCK {

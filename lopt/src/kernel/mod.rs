@@ -5,6 +5,8 @@
 //! the same to the bit on any thread; another path ([`path`]) differs in the last bits, because
 //! only some have fused multiply-add.
 
+mod adafac_features;
+mod adafac_step;
 mod dense;
 mod exp;
 mod mlp_features;
@@ -13,6 +15,7 @@ mod mlp_vjp;
 mod net;
 mod outer;
 
+pub use adafac_step::AdafacKernel;
 pub use mlp_step::MlpKernel;
 
 use outerloop_core::{Float, Optimizer};

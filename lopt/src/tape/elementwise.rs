@@ -30,13 +30,23 @@ impl<E: Float> Var<E> {
     pub fn square(&self) -> Self {
         self.map(|x| x * x, |x, _| x + x)
     }
-    /// `√x`.
+    /// `√x`; slope 0 at 0, as for [`Self::norm`].
     pub fn sqrt(&self) -> Self {
-        self.map(|x| x.sqrt(), |_, y| E::of(0.5) / y)
+        let zero = E::of(0.0);
+        self.map(|x| x.sqrt(), move |_, y| if y == zero { zero } else { E::of(0.5) / y })
     }
     /// `x^-½`.
+    ///
+    /// The slope `-½ x^-³⁄²` alone leaves the range of f32 below x = 1e-25, where the adjoint is 0 or
+    /// tiny (a second moment before the first gradient); so the adjoint is multiplied first.
     pub fn rsqrt(&self) -> Self {
-        self.map(|x| x.sqrt().recip(), |x, y| E::of(-0.5) * y / x)
+        let value: Vec<E> = self.value.iter().map(|x| x.sqrt().recip()).collect();
+        let (x, y) = (self.value.clone(), value.clone());
+        self.unary(value, move |adj, out| {
+            for (i, o) in out.iter_mut().enumerate() {
+                *o += E::of(-0.5) * (adj[i] * y[i]) / x[i];
+            }
+        })
     }
     /// `|x|`; slope 0 at 0.
     pub fn abs(&self) -> Self {

@@ -296,8 +296,8 @@ fn trained_steps(w: &Window) -> u64 {
     w.mask.iter().filter(|m| **m).count() as u64
 }
 
-/// Advances an antithetic pair from the given starts under one clock.
-#[allow(clippy::too_many_arguments)] // both signs of `TruncatedStep::window`
+/// Advances an antithetic pair under one clock.
+#[allow(clippy::too_many_arguments)] // both signs of `TruncatedStep::windows`
 fn run_pair(
     step: &TruncatedStep,
     thetas: &[Vec<f32>; 2],
@@ -308,16 +308,9 @@ fn run_pair(
     outer_step: u64,
     worker: &mut Worker,
 ) -> [Window; 2] {
-    let start = clock.clone();
-    let mut ends = [start.clone(), start];
-    let [plus, minus] = pair;
-    let mut run = |i: usize, t: &mut Trajectory| {
-        let opt = step.lopt.opt_fn(&thetas[i]);
-        step.window(&*opt, key, &mut ends[i], t, steps, outer_step, worker)
-    };
-    let windows = [run(0, plus), run(1, minus)];
-    *clock = ends[0].clone();
+    let opts = thetas.each_ref().map(|theta| step.lopt.opt_fn(theta));
+    let windows = step.windows(opts.each_ref().map(|o| &**o), key, clock, pair, steps, outer_step, worker);
     // A diverged run is over, for both signs: they must stay on the same clock.
-    clock.is_done |= windows[0].diverged || windows[1].diverged;
+    clock.is_done |= windows.iter().any(|w| w.diverged);
     windows
 }

@@ -29,13 +29,24 @@ fn trajectory<E: Float>(case: &Case, opt: &dyn Optimizer<E>) -> Vec<Vec<E>> {
     array(case.get("grads")).iter().enumerate().map(step).collect()
 }
 
-fn compare(case: &Case, f32s: &dyn Optimizer<f32>, f64s: &dyn Optimizer<f64>, relative: f64) -> Outcome {
+/// Relative tolerances of a case's f64 and f32 runs; the f32 run has at least that of its case's gap.
+struct Tolerance {
+    f64s: f64,
+    f32s: f64,
+}
+
+fn compare(
+    case: &Case,
+    f32s: &dyn Optimizer<f32>,
+    f64s: &dyn Optimizer<f64>,
+    relative: Tolerance,
+) -> Outcome {
     let mut errors = Errors::default();
     let layout = tree_layout(case.get("params0"), 0);
     let exact = case.json.get("params_f64").filter(|v| !v.is_null());
     if let Some(want) = exact {
         for (t, (got, want)) in trajectory(case, f64s).iter().zip(array(want)).enumerate() {
-            errors.check_tree(&format!("f64 step {t}"), got, &flatten(want, &layout), &layout, relative);
+            errors.check_tree(&format!("f64 step {t}"), got, &flatten(want, &layout), &layout, relative.f64s);
         }
     }
     // Where the library has no f64 run, its f32 run is the reference, to 1e-5.
@@ -43,7 +54,8 @@ fn compare(case: &Case, f32s: &dyn Optimizer<f32>, f64s: &dyn Optimizer<f64>, re
     let gap = if exact.is_some() { case.gap("") } else { 1e-6 };
     for (t, (got, want)) in trajectory(case, f32s).iter().zip(array(truth)).enumerate() {
         let want = flatten(want, &layout);
-        errors.check_all(&format!("f32 step {t}"), got, &want, f32_tolerance(gap, &want));
+        let tolerance = f32_tolerance(gap, &want).max(relative.f32s * magnitude(&want));
+        errors.check_all(&format!("f32 step {t}"), got, &want, tolerance);
     }
     errors.done()
 }
@@ -62,7 +74,12 @@ pub fn hand_designed(case: &Case) -> Outcome {
             let rounds = class.starts_with("Adafactor")
                 || class == "AdamSqrtDecayLR"
                 || hyper.to_string().contains("Cosine");
-            compare(case, &*f32s, &*f64s, if rounds { 1e-6 } else { 1e-9 })
+            // Shampoo has an f32 run only, whose roots come from a coupled Newton iteration in f32; the
+            // eigenvalue roots it approximates differ from it by as much as its own rounding.
+            let newton = class.starts_with("Shampoo");
+            let tolerance =
+                Tolerance { f64s: if rounds { 1e-6 } else { 1e-9 }, f32s: if newton { 1e-4 } else { 0.0 } };
+            compare(case, &*f32s, &*f64s, tolerance)
         }
         Err(e @ Error::Unknown { .. }) => Outcome::skip(&e.to_string()),
         Err(e) => Outcome::fail(e),
@@ -93,7 +110,7 @@ pub fn learned(case: &Case) -> Outcome {
         }
         let opt32 = f32s.opt_fn(&tree_inputs::<f32>(case.get("theta"), &layout));
         let opt64 = f64s.opt_fn(&tree_inputs::<f64>(case.get("theta"), &layout));
-        Ok(compare(case, &*opt32, &*opt64, 1e-9))
+        Ok(compare(case, &*opt32, &*opt64, Tolerance { f64s: 1e-9, f32s: 0.0 }))
     };
     run().unwrap_or_else(|outcome| outcome)
 }

@@ -1,7 +1,7 @@
 //! The problems of kinds D, E and F, with explicit parameters and batches.
 
 use crate::fixture::{array, get, inputs, numbers, tree_lane, tree_layout};
-use outerloop_core::ops::{linear, softmax_cross_entropy, Activation};
+use outerloop_core::ops::{linear, mse, softmax_cross_entropy, Activation};
 use outerloop_core::tensor::{Backend, Cpu, DynParams, DynTree, Host, Mode, Rank0, Tensor};
 use outerloop_core::{BatchKey, Evaluator, FlatTask, Float, Key, Layout, Params, Task, Typed};
 use outerloop_tasks::data::digits;
@@ -172,7 +172,7 @@ impl<E: Float, B: Backend<E>> Task<E, B> for GoldenMlp {
         (x, labels): &Self::Batch,
         m: M,
     ) -> Tensor<Rank0, E, B, M> {
-        use dfdx::prelude::{HasShape, MeanTo, PutTape};
+        use dfdx::prelude::{HasShape, PutTape};
         let layers = self.layout.entries().len() / 2;
         let mut h = x.clone().put_tape(m);
         for l in 0..layers {
@@ -188,7 +188,7 @@ impl<E: Float, B: Backend<E>> Task<E, B> for GoldenMlp {
                 let onehot =
                     |&l: &u32| (0..classes).map(move |c| E::of(f64::from(u8::from(c == l as usize))));
                 let target: Vec<E> = labels.iter().flat_map(onehot).collect();
-                (h - x.device().tensor_from_vec(target, (labels.len(), classes))).square().mean()
+                mse(h, &x.device().tensor_from_vec(target, (labels.len(), classes)))
             }
         }
     }

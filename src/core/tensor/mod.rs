@@ -6,8 +6,8 @@ mod params;
 mod rec;
 
 pub use dfdx::prelude::{
-    Axes, Axis, Const, ConstShape, Cpu, Device, Dim, Dtype, Gradients, HasShape, NoneTape, Rank0, Rank1,
-    Rank2, Rank3, Rank4, Shape, Storage, Tape, Tensor, TensorCollection,
+    Axes, Axis, Const, ConstShape, Cpu, Device, Dim, Dtype, Gradients, HasShape, NoneTape, PutTape, Rank0,
+    Rank1, Rank2, Rank3, Rank4, Shape, Storage, Tape, Tensor, TensorCollection,
 };
 #[doc(hidden)]
 pub use dfdx::prelude::{ModuleVisitor, TensorOptions};

@@ -109,6 +109,17 @@ impl Splits {
         Self::new(digits()).expect("1797 images can be split")
     }
 
+    /// The same division of other images of the same number, e.g. resized ones:
+    /// `splits.map(|d| d.channel_mean().resized(8, 8))`.
+    pub fn map(mut self, f: impl FnOnce(&ImageData) -> Result<ImageData>) -> Result<Self> {
+        let data = f(&self.data)?;
+        if data.len() != self.data.len() {
+            return Err(Error::mismatch("images of a division", self.data.len(), data.len()));
+        }
+        self.data = data;
+        Ok(self)
+    }
+
     /// The images.
     pub fn data(&self) -> &ImageData {
         &self.data
