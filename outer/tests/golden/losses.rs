@@ -58,6 +58,7 @@ struct Reference {
     loss: f64,
     grad: Vec<f64>,
     hvp: Vec<f64>,
+    loss_gap: f64,
     grad_gap: f64,
     hvp_gap: f64,
 }
@@ -79,7 +80,8 @@ impl Reference {
     }
     /// f32 to ten times the reference's own distance from f64, at least 2e-6 of the largest magnitude.
     fn check_f32(&self, errors: &mut Errors, what: &str, got: &Derivatives) {
-        errors.check(&format!("{what} f32 loss"), got.loss, self.loss, 1e-6 * self.loss.abs());
+        let tolerance = (1e-6 * self.loss.abs()).max(10.0 * self.loss_gap);
+        errors.check(&format!("{what} f32 loss"), got.loss, self.loss, tolerance);
         let tolerance = f32_tolerance(self.grad_gap, &self.grad);
         errors.check_all(&format!("{what} f32 gradient"), &got.grad, &self.grad, tolerance);
         let tolerance = f32_tolerance(self.hvp_gap, &self.hvp);
@@ -124,6 +126,7 @@ pub fn task(case: &Case) -> Outcome {
             loss: tensor("loss_f64")[0],
             grad: flat("grad_f64"),
             hvp: flat("hvp_f64"),
+            loss_gap: 0.0,
             grad_gap: gap("grad"),
             hvp_gap: gap("hvp"),
         };
@@ -189,11 +192,14 @@ where
     // With given noise the reference ran in f32 only.
     let exact = c.get("grad_f64").is_some();
     let (loss, grad) = if exact { ("loss_f64", "grad_f64") } else { ("loss_f32", "grad_f32") };
+    let gap = |a: &[f64], b: &[f64]| magnitude(&a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<_>>());
+    let grad_f32 = leaves("grad_f32");
     let want = Reference {
         loss: number(get(c, loss)),
         grad: leaves(grad),
         hvp: if exact { leaves("hvp_f64") } else { f64s.hvp.clone() },
-        grad_gap: 0.0,
+        loss_gap: (number(get(c, "loss_f32")) - number(get(c, loss))).abs(),
+        grad_gap: gap(&grad_f32, &leaves(grad)),
         hvp_gap: 0.0,
     };
     if exact {
