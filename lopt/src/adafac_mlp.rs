@@ -167,12 +167,9 @@ mod tests {
         check_learned_optimizer::<f32>(&AdafacMlp::default()).unwrap();
         check_learned_optimizer::<f64>(&AdafacMlp::default()).unwrap();
         assert_eq!(AdafacMlp::default().theta_layout().len(), 197);
-        assert_eq!(
-            AdafacMlp::default().architecture(),
-            "AdafacMlp(exp_mult=0.001, hidden_layers=2, hidden_size=4, \
-             initial_adafactor_decays=[0.9,0.99,0.999], initial_momentum_decays=[0.9,0.99,0.999], \
-             initial_rms_decays=[0.999], step_mult=0.001)"
-        );
+        let wide = AdafacMlp { hidden_size: 32, ..AdafacMlp::default() };
+        let again = crate::registry::from_architecture::<f32>(&wide.architecture()).unwrap();
+        assert_eq!(again.architecture(), wide.architecture());
     }
 
     #[test]
