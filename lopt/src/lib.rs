@@ -6,6 +6,7 @@
 //! | [`learnable`] | learned optimizers whose theta is an optimizer's hyperparameters |
 //! | [`MlpLopt`], ... | learned optimizers with a network per parameter |
 //! | [`features`] | what such networks read |
+//! | [`wrap`] | sums of optimizers, an optimizer per group of tensors, steps scaled by width |
 //! | [`Taped`] | an update rule written once over arrays, with its derivative for free |
 //! | [`kernel`] | fused, vectorized twins of the rules |
 //! | [`registry`] | optimizers by name and JSON hyperparameters |
@@ -32,6 +33,7 @@ mod tape;
 mod taped;
 pub mod theta;
 mod velo;
+pub mod wrap;
 
 pub use adafac_mlp::AdafacMlp;
 pub use celo2::{Celo2, Orthogonalize};
