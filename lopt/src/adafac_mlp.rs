@@ -173,6 +173,9 @@ mod tests {
         check_learned_optimizer::<f32>(&AdafacMlp::default()).unwrap();
         check_learned_optimizer::<f64>(&AdafacMlp::default()).unwrap();
         assert_eq!(AdafacMlp::default().theta_layout().len(), 197);
+        let wide = AdafacMlp { hidden_size: 32, ..AdafacMlp::default() };
+        let again = crate::registry::from_architecture::<f32>(&wide.architecture()).unwrap();
+        assert_eq!(again.architecture(), wide.architecture());
     }
 
     #[test]

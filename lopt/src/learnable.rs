@@ -261,6 +261,9 @@ impl<E: Float> Optimizer<E> for Shared<E> {
     fn update(&self, state: &mut outerloop_core::OptState<E>, grad: &[E], loss: E, key: Key) {
         self.0.update(state, grad, loss, key)
     }
+    fn observe_validation(&self, state: &mut outerloop_core::OptState<E>, loss: E) {
+        self.0.observe_validation(state, loss)
+    }
     fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
         self.0.update_vjp()
     }

@@ -6,6 +6,7 @@
 //! | [`learnable`] | learned optimizers whose theta is an optimizer's hyperparameters |
 //! | [`MlpLopt`], ... | learned optimizers with a network per parameter |
 //! | [`features`] | what such networks read |
+//! | [`wrap`] | sums of optimizers, an optimizer per group of tensors, steps scaled by width |
 //! | [`Taped`] | an update rule written once over arrays, with its derivative for free |
 //! | [`TensorRule`] | the same in dfdx tensor operations |
 //! | [`kernel`] | fused, vectorized twins of the rules |
@@ -51,6 +52,7 @@ mod taped;
 mod tensor_rule;
 pub mod theta;
 mod velo;
+pub mod wrap;
 
 pub use adafac_mlp::AdafacMlp;
 pub use celo2::{Celo2, Orthogonalize};

@@ -3,8 +3,12 @@
 //! The file holds one F32 array per tensor of the theta layout, readable by any safetensors
 //! library, and one metadata entry, `outerloop`: a JSON object with the format version, the
 //! architecture, the tensors' order, free-form provenance, and an XXH3-64 checksum over all of
-//! these, the names, the shapes and the data. The same theta gives the same bytes.
+//! these, the names, the shapes and the data. The same theta gives the same bytes. [`Import`] reads
+//! weights that other libraries published.
 
+mod import;
+
+pub use import::{import, Import, MULO_DECAYS};
 use outerloop_core::{atomic::write_atomic, Error, Layout, LearnedOptimizer, Result};
 use safetensors::{tensor::TensorView, Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};

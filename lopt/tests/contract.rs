@@ -1,10 +1,12 @@
 //! The table of all optimizers: every one keeps the traits' invariants in f32 and f64, and its
 //! derivative agrees with differences.
 
-use outerloop_core::contract::{check_learned_optimizer, check_optimizer, check_update_vjp};
-use outerloop_core::{Float, Key, LearnedOptimizer, Optimizer};
+use outerloop_core::contract::{awkward_layout, check_learned_optimizer, check_optimizer, check_update_vjp};
+use outerloop_core::{Float, Key, Layout, LearnedOptimizer, Optimizer};
 use outerloop_lopt::hand::*;
+use outerloop_lopt::wrap::{Combined, GroupRule, Grouped, LearnedWidthScaled, SumOptimizer, WidthScaled};
 use outerloop_lopt::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
+use std::sync::Arc;
 
 fn hand_designed<E: Float>() -> Vec<Box<dyn Optimizer<E>>> {
     let adam = || -> Box<dyn Optimizer<E>> { Box::new(Adam::default()) };
@@ -60,7 +62,20 @@ fn hand_designed<E: Float>() -> Vec<Box<dyn Optimizer<E>>> {
         Box::new(Muon { weight_decay: 0.1, ..Muon::default() }),
         Box::new(Graft::new(Box::new(Momentum::new(0.1, 0.9)), adam())),
         Box::new(Accumulate::new(3, Box::new(Accumulate::new(1, adam())))),
+        Box::new(SumOptimizer::new(vec![adam(), Box::new(Momentum::new(0.1, 0.9)), Box::new(Sgd::new(0.2))])),
+        Box::new(
+            Grouped::new(GroupRule::matrices_and_vectors(), vec![adam(), Box::new(Momentum::new(0.1, 0.9))])
+                .unwrap(),
+        ),
+        Box::new(WidthScaled::new(adam(), wider())),
     ]
+}
+
+/// A base model's layout: the awkward one with every axis longer by one.
+fn wider() -> Arc<Layout> {
+    let longer = |shape: &[usize]| shape.iter().map(|d| d + 1).collect::<Vec<_>>();
+    let layout = awkward_layout();
+    Arc::new(Layout::new(layout.entries().iter().map(|e| (e.name.clone(), longer(&e.shape)))))
 }
 
 fn learned<E: Float>() -> Vec<Box<dyn LearnedOptimizer<E>>> {
@@ -69,6 +84,19 @@ fn learned<E: Float>() -> Vec<Box<dyn LearnedOptimizer<E>>> {
         Box::new(LearnableSgdm::default()),
         Box::new(LearnableAdam::default()),
         Box::new(HandAsLearned::<E>::new(Adam::default())),
+        Box::new(Combined::sum(vec![Box::new(LearnableAdam::default()), Box::new(LearnableSgdm::default())])),
+        Box::new(
+            Combined::grouped(
+                GroupRule::matrices_vectors_and_embeddings(),
+                vec![
+                    Box::new(LearnableSgdm::default()),
+                    Box::new(HandAsLearned::<E>::new(Adam::default())),
+                    Box::new(LearnableSgd::default()),
+                ],
+            )
+            .unwrap(),
+        ),
+        Box::new(LearnedWidthScaled::new(Box::new(LearnableAdam::default()), wider())),
     ]
 }
 

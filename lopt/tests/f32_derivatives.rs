@@ -46,11 +46,12 @@ fn f32_adjoints_of_fresh_accumulators_are_finite_and_those_of_f64() {
             for ((what, narrow), (_, wide)) in
                 adjoints::<f32>(class, zeros).iter().zip(adjoints::<f64>(class, zeros))
             {
+                // Adjoints of the parameters are about 1; what cancels against them is rounding.
                 let size = wide.iter().fold(0.0f64, |a, x| a.max(x.abs()));
                 assert!(size.is_finite(), "{class} {what}");
                 for (i, (a, b)) in narrow.iter().zip(&wide).enumerate() {
                     assert!(
-                        (a - b).abs() <= 1e-3 * size,
+                        (a - b).abs() <= 1e-3 * size + 1e-9,
                         "{class}, zeros {zeros}: {what}[{i}]: {a:e}, not {b:e}"
                     );
                 }

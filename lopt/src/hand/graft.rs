@@ -1,6 +1,7 @@
 //! Grafting: the direction of one optimizer, the step length of another.
 
 use super::elementwise::sum_f64;
+use crate::wrap::{named_slots, part_state};
 use outerloop_core::{Float, Key, OptState, Optimizer, Params, Slot, UpdateAdjoint, UpdateVjp};
 
 /// Both optimizers step from the same parameters; `p ← p + d |m|/|d|` with the steps d of
@@ -23,25 +24,11 @@ impl<E: Float> Graft<E> {
 
     /// The states that the two optimizers know.
     fn split(state: &OptState<E>) -> [OptState<E>; 2] {
-        PREFIXES.map(|prefix| {
-            let of = |s: &Slot<E>| {
-                let name = s.name.strip_prefix(prefix)?.to_string();
-                Some(Slot { name, data: s.data.clone() })
-            };
-            OptState {
-                layout: state.layout.clone(),
-                params: state.params.clone(),
-                slots: state.slots.iter().filter_map(of).collect(),
-                ..*state
-            }
-        })
+        PREFIXES.map(|prefix| part_state(state, prefix))
     }
 
     fn join(states: [OptState<E>; 2]) -> Vec<Slot<E>> {
-        let named = |(prefix, state): (&str, OptState<E>)| {
-            let prefix = prefix.to_string();
-            state.slots.into_iter().map(move |s| Slot { name: format!("{prefix}{}", s.name), ..s })
-        };
+        let named = |(prefix, state): (&str, OptState<E>)| named_slots(prefix, state.slots);
         PREFIXES.into_iter().zip(states).flat_map(named).collect()
     }
 

@@ -59,6 +59,6 @@ pub use weight_decay::{LossTerm, WeightDecay};
 use outerloop_core::{Float, Optimizer, UpdateVjp};
 
 /// The inner optimizer's derivative; a wrapper offers its own only if there is one.
-fn vjp_of<E: Float>(inner: &dyn Optimizer<E>) -> &dyn UpdateVjp<E> {
+pub(crate) fn vjp_of<E: Float>(inner: &dyn Optimizer<E>) -> &dyn UpdateVjp<E> {
     inner.update_vjp().expect("a wrapper's `update_vjp` is `None` if the inner optimizer's is")
 }

@@ -10,12 +10,12 @@ pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
 use serde::{de::DeserializeOwned, Serialize};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 type Boxed<E> = Box<dyn Optimizer<E>>;
 
 /// The class names that [`hand_designed`] knows.
-pub const HAND_DESIGNED: [&str; 24] = [
+pub const HAND_DESIGNED: [&str; 27] = [
     "AdaBelief",
     "AdaGrad",
     "Adafactor",
@@ -29,6 +29,8 @@ pub const HAND_DESIGNED: [&str; 24] = [
     "GraftedOptimizer",
     "Lamb",
     "Lars",
+    "Lion",
+    "Muon",
     "NAdamW",
     "OptList",
     "PiecewiseLinearAdam",
@@ -37,6 +39,7 @@ pub const HAND_DESIGNED: [&str; 24] = [
     "SGD",
     "SGDM",
     "SM3",
+    "ScheduleFreeAdamW",
     "Shampoo",
     "WeightDecayWrapper",
     "Yogi",
@@ -187,6 +190,39 @@ pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
             skip_dim_above: h.count("skip_preconditioning_dim_size_gt", 4096)? as usize,
             ..Shampoo::default()
         }),
+        // Newer than the library: their own fields, learning rates as numbers.
+        "Lion" => {
+            let d = Lion::default();
+            Box::new(Lion {
+                learning_rate: h.schedule("learning_rate", 1e-4)?,
+                beta1: h.num("beta1", d.beta1)?,
+                beta2: h.num("beta2", d.beta2)?,
+                weight_decay: h.num("weight_decay", d.weight_decay)?,
+            })
+        }
+        "Muon" => {
+            let d = Muon::default();
+            Box::new(Muon {
+                learning_rate: h.schedule("learning_rate", 0.02)?,
+                momentum: h.num("momentum", d.momentum)?,
+                kind: h.momentum_kind("nesterov", true)?,
+                iterations: h.count("iterations", d.iterations as u64)? as usize,
+                weight_decay: h.num("weight_decay", d.weight_decay)?,
+                adam_learning_rate: h.schedule("adam_learning_rate", 3e-4)?,
+                ..d
+            })
+        }
+        "ScheduleFreeAdamW" => {
+            let d = ScheduleFreeAdamW::default();
+            Box::new(ScheduleFreeAdamW {
+                learning_rate: h.num("learning_rate", d.learning_rate)?,
+                beta1: h.num("beta1", d.beta1)?,
+                beta2: h.num("beta2", d.beta2)?,
+                epsilon: h.num("epsilon", d.epsilon)?,
+                weight_decay: h.num("weight_decay", d.weight_decay)?,
+                warmup_steps: h.count("warmup_steps", d.warmup_steps)?,
+            })
+        }
         "GraftedOptimizer" => Box::new(Graft::new(inner(&mut h, "magnitude")?, inner(&mut h, "direction")?)),
         "GradientClipOptimizer" => {
             Box::new(Clip::new(ClipRule::Value(h.num("grad_clip", 3.0)?), inner(&mut h, "inner")?))
@@ -206,6 +242,28 @@ pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
     };
     h.finish()?;
     Ok(opt)
+}
+
+/// The hyperparameters without defaults of a hand-designed class, filled with something that works, so
+/// that every name of [`HAND_DESIGNED`] can be built. Empty for most.
+///
+/// ```
+/// use outerloop_lopt::registry::{example_hyperparameters, hand_designed, HAND_DESIGNED};
+/// for class in HAND_DESIGNED {
+///     hand_designed::<f32>(class, &example_hyperparameters(class))?;
+/// }
+/// # Ok::<(), outerloop_core::Error>(())
+/// ```
+pub fn example_hyperparameters(class: &str) -> Value {
+    let adam = json!({"Adam": {"learning_rate": 1e-3}});
+    match class {
+        "GradientAccumulator" => json!({"inner": adam, "num_average": 4}),
+        "GradientClipOptimizer" | "WeightDecayWrapper" => json!({"inner": adam}),
+        "GraftedOptimizer" => json!({"magnitude": {"SGD": {}}, "direction": adam}),
+        "OptList" => json!({"config": {"learning_rate": 1e-3}}),
+        "PiecewiseLinearAdam" => json!({"times": [10.0, 40.0], "lrs": [1e-4, 1e-3]}),
+        _ => json!({}),
+    }
 }
 
 fn inner<E: Float>(h: &mut Hyper, key: &'static str) -> Result<Boxed<E>> {
@@ -325,7 +383,6 @@ pub fn from_architecture<E: Float>(text: &str) -> Result<Box<dyn LearnedOptimize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn known_names_are_known_and_unknown_ones_list_them() {

@@ -1,0 +1,81 @@
+//! Optimizers made of optimizers, hand-designed or learned, with their derivatives.
+//!
+//! | wrapper | update |
+//! |---|---|
+//! | [`SumOptimizer`] | the sum of several optimizers' steps |
+//! | [`Grouped`] | every group of tensors has its own optimizer |
+//! | [`WidthScaled`] | steps of wide matrices shrink with their width (muP) |
+//!
+//! [`Combined`] and [`LearnedWidthScaled`] are the same over learned optimizers: their theta is the
+//! parts' thetas one after the other. A hand-designed part enters as
+//! [`HandAsLearned`](crate::HandAsLearned). The parts' slots are named `0/momentum`, `1/momentum`, ...
+
+mod combined;
+mod grouped;
+mod sum;
+mod width;
+
+pub use combined::Combined;
+pub use grouped::{GroupRule, Grouped};
+pub use sum::SumOptimizer;
+pub use width::{LearnedWidthScaled, WidthScaled};
+
+use outerloop_core::{Float, OptState, Optimizer, Slot};
+use std::ops::Range;
+
+/// One of several optimizers, and where its theta lies in the whole theta.
+pub(crate) struct Part<E: Float> {
+    pub(crate) opt: Box<dyn Optimizer<E>>,
+    pub(crate) theta: Range<usize>,
+}
+
+impl<E: Float> Part<E> {
+    /// Parts without theta.
+    fn hand(parts: Vec<Box<dyn Optimizer<E>>>) -> Vec<Self> {
+        parts.into_iter().map(|opt| Part { opt, theta: 0..0 }).collect()
+    }
+
+    /// Whether all parts know their derivatives.
+    fn all_differentiable(parts: &[Self]) -> bool {
+        parts.iter().all(|p| p.opt.update_vjp().is_some())
+    }
+
+    fn names(parts: &[Self]) -> String {
+        parts.iter().map(|p| p.opt.name()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What the slots of part `i` begin with.
+pub(crate) fn prefix(i: usize) -> String {
+    format!("{i}/")
+}
+
+/// The slots that begin with `prefix`, without it.
+pub(crate) fn part_slots<E: Float>(state: &OptState<E>, prefix: &str) -> Vec<Slot<E>> {
+    let of = |s: &Slot<E>| {
+        let name = s.name.strip_prefix(prefix)?.to_string();
+        Some(Slot { name, data: s.data.clone() })
+    };
+    state.slots.iter().filter_map(of).collect()
+}
+
+/// The state that a part with all parameters knows.
+pub(crate) fn part_state<E: Float>(state: &OptState<E>, prefix: &str) -> OptState<E> {
+    OptState {
+        layout: state.layout.clone(),
+        params: state.params.clone(),
+        slots: part_slots(state, prefix),
+        ..*state
+    }
+}
+
+/// A part's slots with its prefix.
+pub(crate) fn named_slots<E: Float>(prefix: &str, mut slots: Vec<Slot<E>>) -> Vec<Slot<E>> {
+    slots.iter_mut().for_each(|s| s.name.insert_str(0, prefix));
+    slots
+}
+
+/// `x ← x + y`
+fn add<E: Float>(x: &mut [E], y: &[E]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
+}
