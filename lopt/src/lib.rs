@@ -11,12 +11,16 @@
 //! | [`kernel`] | fused, vectorized twins of the rules |
 //! | [`registry`] | optimizers by name and JSON hyperparameters |
 //! | [`theta`] | theta as a file |
+//! | [`guide`] | how to write a learned optimizer |
 //! | [`dual`] | numbers that carry derivatives, for elementwise rules written once |
+//!
+#![doc = include_str!("../OPTIMIZERS.md")]
 
 mod adafac_mlp;
 mod celo2;
 pub mod dual;
 pub mod features;
+pub mod guide;
 pub mod hand;
 pub mod kernel;
 pub mod learnable;
