@@ -70,13 +70,13 @@ impl<E: Float> LearnedOptimizer<E> for Combined<E> {
     }
     fn opt_fn(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
         let mut start = 0;
-        let part = |part: &Box<dyn LearnedOptimizer<E>>| {
+        let mut part = |part: &dyn LearnedOptimizer<E>| {
             let range = start..start + part.theta_layout().len();
             start = range.end;
             assert!(range.end <= theta.len(), "opt_fn: theta of {} is too short", self.name());
             Part { opt: part.opt_fn(&theta[range.clone()]), theta: range }
         };
-        let parts = self.parts.iter().map(part).collect();
+        let parts = self.parts.iter().map(|p| part(&**p)).collect();
         assert_eq!(start, theta.len(), "opt_fn: length of theta of {}", self.name());
         match &self.rule {
             None => Box::new(SumOptimizer::of(parts)),
