@@ -108,7 +108,7 @@ pub fn compare(
     );
     for e in &entries {
         let [a, b, c, d] = [e.at(tenth), e.at(half), e.final_train(), e.final_test()];
-        println!("{:<28} {a:>11.4} {b:>11.4} {c:>11.4} {d:>11.4}", e.name);
+        println!("{:<28} {a:>11.5} {b:>11.5} {c:>11.5} {d:>11.5}", e.name);
     }
     let plot = Plot {
         title: format!("Training loss on fresh tasks, {} seeds", config.eval_seeds),

@@ -12,29 +12,16 @@
 //! | [`kernel`] | fused, vectorized twins of the rules |
 //! | [`registry`] | optimizers by name and JSON hyperparameters |
 //! | [`theta`] | theta as a file |
+//! | [`guide`] | how to write a learned optimizer |
 //! | [`dual`] | numbers that carry derivatives, for elementwise rules written once |
 //!
-//! What the learned ones cost on a 64-32-10 network in f32 on one AVX2 thread of a busy machine, by
-//! `cargo run --release -p outerloop-lopt --example cost_of_learned_optimizers`. `AdafacMlp` and `MlpLopt` have
-//! kernels, the learnable ones are elementwise, the others run on the tape.
-//!
-//! | optimizer | weights | state bytes per parameter | ns per parameter and step | of its derivative |
-//! |---|---|---|---|---|
-//! | AdafacMlp | 197 | 16.9 | 40.1 | 882.3 |
-//! | Celo2 | 347 | 16.9 | 659.5 | 1764.4 |
-//! | Velo | 162305 | 18.6 | 846.9 | 2795.7 |
-//! | learnable_adam | 4 | 8.0 | 2.2 | 15.4 |
-//! | learnable_sgd | 1 | 0.0 | 0.5 | 1.9 |
-//! | learnable_sgdm | 2 | 4.0 | 1.2 | 5.5 |
-//! | MlpLopt | 1762 | 24.0 | 35.3 | 148.9 |
-//! | NominalMlp | 207 | 16.9 | 300.4 | 927.3 |
-//! | NnAdam | 6856 | 8.5 | 64.6 | 234.4 |
-//! | RnnMlp | 35799 | 41.0 | 1147.9 | 5005.1 |
+#![doc = include_str!("../OPTIMIZERS.md")]
 
 mod adafac_mlp;
 mod celo2;
 pub mod dual;
 pub mod features;
+pub mod guide;
 pub mod hand;
 pub mod kernel;
 pub mod learnable;

@@ -1,0 +1,110 @@
+//! What every optimizer costs: weights of theta, state per parameter, time per parameter and step, on
+//! the 64-32-10 digits MLP. Prints a table and writes it as markdown.
+//!
+//! `cargo run --release --example optimizer_table -- --out lopt/OPTIMIZERS.md` makes the table in lopt's docs.
+
+use clap::Parser;
+use outerloop::prelude::*;
+use serde_json::json;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Measure every optimizer.
+#[derive(Parser)]
+struct Options {
+    /// The markdown file to write.
+    #[arg(long, default_value = "runs/OPTIMIZERS.md")]
+    out: PathBuf,
+    /// Milliseconds per measurement.
+    #[arg(long, default_value_t = 50)]
+    millis: u64,
+    /// The machine's name [default: the processor's model].
+    #[arg(long)]
+    machine: Option<String>,
+}
+
+/// Measurements per optimizer; the fastest counts.
+const REPEATS: usize = 5;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let task = SingleTask::<f32>::new(ImageMlp::digits()).sample_task(Key::new(0));
+    let params = task.init(Key::new(1));
+    let mut grad = vec![0.0; params.data.len()];
+    let at = BatchKey::train(0, Key::new(2));
+    let loss = task.evaluator().loss_and_grad(&params.data, &mut task.init_state(), at, &mut grad);
+
+    let machine = options.machine.clone().unwrap_or_else(processor);
+    let build = if cfg!(debug_assertions) { "development build" } else { "release build" };
+    let mut table = format!(
+        "# What the optimizers cost\n\nMeasured on one thread of {machine} ({} kernels, {build}) with the 2410 parameters of the \
+         64-32-10 digits MLP; the fastest of {REPEATS} measurements. Bytes are of f32 slots.\n\n\
+         | optimizer | weights of theta | state, bytes per parameter | ns per parameter and step |\n\
+         |---|---:|---:|---:|\n",
+        kernel::path()
+    );
+    let n = params.data.len() as f64;
+    let mut row = |name: &str, weights: usize, opt: &dyn Optimizer| {
+        let bytes = opt.init(&params, Some(1000), Key::new(0)).slot_bytes() as f64 / n;
+        let nanos = nanos_per_step(opt, &params, &grad, loss, options.millis) / n;
+        println!("{name:<22} {weights:>8} {bytes:>8.1} {nanos:>10.2}");
+        let written = writeln!(table, "| `{name}` | {weights} | {bytes:.1} | {nanos:.2} |");
+        written.expect("a string takes everything");
+    };
+    println!("{:<22} {:>8} {:>8} {:>10}", "optimizer", "weights", "bytes", "ns");
+    for class in registry::HAND_DESIGNED {
+        row(class, 0, &*registry::hand_designed(class, &registry::example_hyperparameters(class))?);
+    }
+    let small_fc = json!({"hidden_size": 32});
+    let released = json!({"lstm_hidden_size": 512, "param_inits": 256, "use_bugged_loss_features": false});
+    let learned = registry::LEARNED.map(|class| (class, class, json!({})));
+    let sizes = [
+        ("AdafacMLPLOpt, 32 units", "AdafacMLPLOpt", small_fc),
+        ("HyperV2, as released", "HyperV2", released),
+    ];
+    for (name, class, hyper) in learned.into_iter().chain(sizes) {
+        let lopt = registry::learned::<f32>(class, &hyper)?;
+        let theta = lopt.init(Key::new(3));
+        row(name, theta.len(), &*lopt.opt_fn(&theta));
+    }
+    if let Some(dir) = options.out.parent() {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    }
+    write_atomic(&options.out, table.as_bytes())?;
+    println!("wrote {}", options.out.display());
+    Ok(())
+}
+
+/// The fastest of [`REPEATS`] measurements of about `millis` each. Every measurement starts from a
+/// fresh state, whose step and values do not matter for the time.
+fn nanos_per_step(opt: &dyn Optimizer, params: &Params, grad: &[f32], loss: f32, millis: u64) -> f64 {
+    let measure = || {
+        let mut state = opt.init(params, Some(1_000_000), Key::new(0));
+        opt.update(&mut state, grad, loss, Key::new(0));
+        let (start, mut steps) = (Instant::now(), 0u32);
+        while steps == 0 || start.elapsed().as_millis() < u128::from(millis) {
+            opt.update(&mut state, grad, loss, Key::new(0));
+            steps += 1;
+        }
+        start.elapsed().as_nanos() as f64 / f64::from(steps)
+    };
+    (0..REPEATS).map(|_| measure()).fold(f64::INFINITY, f64::min)
+}
+
+/// The processor's model, as far as the system tells.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
+    model.map_or_else(|| std::env::consts::ARCH.into(), |(_, name)| name.trim().to_string())
+}
