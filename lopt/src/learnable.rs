@@ -2,9 +2,7 @@
 //! [`HandAsLearned`], any optimizer as a learned one without theta.
 
 use crate::dual::Scalar;
-use crate::hand::{
-    adam_coeffs, adam_direction, adam_pull_back, Adjoints, At, Elementwise, Inputs, MomentumKind, Outputs,
-};
+use crate::hand::{adam_coeffs, adam_direction, At, Elementwise, MomentumKind};
 use outerloop_core::{Float, Key, Layout, LearnedOptimizer, Optimizer};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -193,12 +191,6 @@ impl Elementwise for LearnedAdam {
     fn step<S: Scalar>(&self, c: &[S; 9], p: S, slots: [S; 2], g: S) -> (S, [S; 2]) {
         let (u, slots) = adam_direction(c, slots, g);
         (p - u, slots)
-    }
-    const HAS_PULL_BACK: bool = true;
-    #[inline(always)]
-    fn pull_back<E: Float>(&self, c: &[E; 9], x: Inputs<E, Self>, a: Outputs<E, Self>) -> Adjoints<E, Self> {
-        let (slots, g, coeffs) = adam_pull_back(c, x.slots, x.g, a.p, a.slots);
-        Adjoints { x: Inputs { p: a.p, slots, g }, coeffs }
     }
 }
 learnable!(

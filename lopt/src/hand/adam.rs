@@ -1,7 +1,7 @@
 //! Adam and AdamW.
 
 use super::graph::{map, Graph, Var};
-use super::{Adjoints, At, Elementwise, Inputs, Outputs, Schedule};
+use super::{At, Elementwise, Schedule};
 use crate::dual::Scalar;
 use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
@@ -57,12 +57,6 @@ impl Elementwise for Adam {
     fn step<S: Scalar>(&self, c: &[S; 9], p: S, slots: [S; 2], g: S) -> (S, [S; 2]) {
         let (u, slots) = adam_direction(c, slots, g);
         (p - u, slots)
-    }
-    const HAS_PULL_BACK: bool = true;
-    #[inline(always)]
-    fn pull_back<E: Float>(&self, c: &[E; 9], x: Inputs<E, Self>, a: Outputs<E, Self>) -> Adjoints<E, Self> {
-        let (slots, g, coeffs) = adam_pull_back(c, x.slots, x.g, a.p, a.slots);
-        Adjoints { x: Inputs { p: a.p, slots, g }, coeffs }
     }
 }
 crate::elementwise_optimizer!(Adam);
@@ -136,35 +130,6 @@ pub(crate) fn adam_coeffs<S: Scalar>([lr, b1, b2, eps, eps_root, decay]: [S; 6],
 }
 
 /// Adam's step, with the learning rate, and the new moments.
-/// The adjoints of [`adam_direction`] with `p ← p − u`, in closed form. The slope of the root is 0 at
-/// 0, as on dual numbers.
-#[inline(always)]
-pub(crate) fn adam_pull_back<E: Float>(
-    &[scale, b1, rest1, b2, rest2, v_scale, eps, eps_root, _]: &[E; 9],
-    [m0, v0]: [E; 2],
-    g: E,
-    a_p: E,
-    [a_m, a_v]: [E; 2],
-) -> ([E; 2], E, [E; 9]) {
-    let zero = <E as Float>::of(0.0);
-    let m = b1 * m0 + rest1 * g;
-    let v = b2 * v0 + rest2 * (g * g);
-    let root = (v * v_scale + eps_root).sqrt();
-    let inverse = <E as Float>::of(1.0) / (root + eps);
-    let ratio = m * inverse;
-    // u = scale m / (root + eps), p' = p − u
-    let a_ratio = -a_p * scale;
-    let a_m = a_m + a_ratio * inverse;
-    let a_eps = -a_ratio * ratio * inverse;
-    let half = <E as Float>::of(0.5) * a_eps;
-    let a_root = if root > zero { half / root } else { zero };
-    let a_v = a_v + a_root * v_scale;
-    let two = <E as Float>::of(2.0);
-    let a_g = a_m * rest1 + two * a_v * rest2 * g;
-    let coeffs = [-a_p * ratio, a_m * m0, a_m * g, a_v * v0, a_v * (g * g), a_root * v, a_eps, a_root, zero];
-    ([a_m * b1, a_v * b2], a_g, coeffs)
-}
-
 #[inline(always)]
 pub(crate) fn adam_direction<S: Scalar>(
     &[scale, b1, rest1, b2, rest2, v_scale, eps, eps_root, _]: &[S; 9],

@@ -113,50 +113,6 @@ pub trait Elementwise: Send + Sync {
         slots: Self::Slots<S>,
         g: S,
     ) -> (S, Self::Slots<S>);
-
-    /// Whether [`Self::pull_back`] is written out.
-    const HAS_PULL_BACK: bool = false;
-
-    /// A closed form of the derivative, where its speed matters: the adjoints of p, slots, g and the
-    /// coefficients from those (`a_p`, `a_slots`) of what [`Self::step`] returns. By default the
-    /// derivative is taken on dual numbers instead. Mark it `#[inline(always)]`.
-    #[inline(always)]
-    fn pull_back<E: Float>(
-        &self,
-        c: &Self::Coeffs<E>,
-        x: Inputs<E, Self>,
-        a: Outputs<E, Self>,
-    ) -> Adjoints<E, Self> {
-        let _ = (c, a);
-        let zero = <E as Float>::of(0.0);
-        Adjoints { x, coeffs: Self::Coeffs::from_fn(|_| zero) }
-    }
-}
-
-/// One element's arguments of [`Elementwise::step`], or their adjoints.
-pub struct Inputs<E, R: Elementwise + ?Sized> {
-    /// The parameter.
-    pub p: E,
-    /// The slots.
-    pub slots: R::Slots<E>,
-    /// The gradient.
-    pub g: E,
-}
-
-/// Adjoints of what [`Elementwise::step`] returns.
-pub struct Outputs<E, R: Elementwise + ?Sized> {
-    /// Of the new parameter.
-    pub p: E,
-    /// Of the new slots.
-    pub slots: R::Slots<E>,
-}
-
-/// Adjoints of the arguments of [`Elementwise::step`].
-pub struct Adjoints<E, R: Elementwise + ?Sized> {
-    /// Of parameter, slots and gradient.
-    pub x: Inputs<E, R>,
-    /// Of the coefficients.
-    pub coeffs: R::Coeffs<E>,
 }
 
 /// Elements per block. Blocks are copied to the stack, so that the compiler sees buffers that do
@@ -292,18 +248,7 @@ pub fn vjp<E: Float, R: Elementwise>(
     // The inputs in order: p, slots, g, theta. One buffer of adjoints [n] for each.
     let num_inputs = num_slots + 2 + values.len();
     let mut adjoints: Vec<Vec<E>> = (0..num_inputs).map(|_| vec![<E as Float>::of(0.0); n]).collect();
-    if R::HAS_PULL_BACK {
-        let own = &mut adjoints[..num_slots + 2];
-        let sums = Arch::new().dispatch(PullBack { rule, coeffs: &coeffs, before, grad, after, out: own });
-        // theta's adjoint, through the coefficients
-        for (t, slope) in theta.iter_mut().zip(&slopes) {
-            let d: f64 = slope.as_ref().iter().zip(&sums).map(|(s, a)| s.f64() * a).sum();
-            *t += <E as Float>::of(d);
-        }
-        adjoints.truncate(num_slots + 2);
-    }
-    let passes = if R::HAS_PULL_BACK { 0 } else { num_inputs.div_ceil(WIDTH) };
-    for (pass, out) in adjoints.chunks_mut(WIDTH).enumerate().take(passes) {
+    for (pass, out) in adjoints.chunks_mut(WIDTH).enumerate() {
         let first = pass * WIDTH;
         let coeffs = R::Coeffs::<Dual<E, WIDTH>>::from_fn(|k| {
             let d = std::array::from_fn(|j| match (first + j).checked_sub(num_slots + 2) {
@@ -325,58 +270,6 @@ pub fn vjp<E: Float, R: Elementwise>(
         *t += <E as Float>::of(sum_f64(&parts));
     }
     UpdateAdjoint { state, grad, loss: <E as Float>::of(0.0) }
-}
-
-/// One pass of [`Elementwise::pull_back`]; gives the sums of the coefficients' adjoints.
-struct PullBack<'a, E, R: Elementwise> {
-    rule: &'a R,
-    coeffs: &'a R::Coeffs<E>,
-    before: &'a OptState<E>,
-    grad: &'a [E],
-    after: &'a OptState<E>,
-    out: &'a mut [Vec<E>],
-}
-
-impl<E: Float, R: Elementwise> WithSimd for PullBack<'_, E, R> {
-    type Output = Vec<f64>;
-    #[inline(always)]
-    fn with_simd<V: Simd>(self, _: V) -> Vec<f64> {
-        let PullBack { rule, coeffs, before, grad, after, out } = self;
-        let zero = <E as Float>::of(0.0);
-        let num_slots = R::Slots::<E>::LEN;
-        let mut totals = vec![0.0; R::Coeffs::<E>::LEN];
-        for start in (0..grad.len()).step_by(BLOCK) {
-            let (p, g): ([E; BLOCK], [E; BLOCK]) = (load(&before.params, start), load(grad, start));
-            let slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&before.slots[k].data, start));
-            let a_p: [E; BLOCK] = load(&after.params, start);
-            let a_slots = R::Slots::<[E; BLOCK]>::from_fn(|k| load(&after.slots[k].data, start));
-            let (mut d_p, mut d_g) = ([zero; BLOCK], [zero; BLOCK]);
-            let mut d_slots = R::Slots::<[E; BLOCK]>::from_fn(|_| [zero; BLOCK]);
-            let mut d_coeffs = R::Coeffs::<[E; BLOCK]>::from_fn(|_| [zero; BLOCK]);
-            for i in 0..BLOCK {
-                let x = Inputs { p: p[i], slots: R::Slots::from_fn(|k| slots.as_ref()[k][i]), g: g[i] };
-                let a = Outputs { p: a_p[i], slots: R::Slots::from_fn(|k| a_slots.as_ref()[k][i]) };
-                let d: Adjoints<E, R> = rule.pull_back(coeffs, x, a);
-                (d_p[i], d_g[i]) = (d.x.p, d.x.g);
-                for k in 0..num_slots {
-                    d_slots.as_mut()[k][i] = d.x.slots.as_ref()[k];
-                }
-                for k in 0..R::Coeffs::<E>::LEN {
-                    d_coeffs.as_mut()[k][i] = d.coeffs.as_ref()[k];
-                }
-            }
-            let valid = BLOCK.min(grad.len() - start);
-            for (total, d) in totals.iter_mut().zip(d_coeffs.as_ref()) {
-                *total += sum_f64(&d[..valid]);
-            }
-            store(&d_p, &mut out[0], start);
-            for k in 0..num_slots {
-                store(&d_slots.as_ref()[k], &mut out[k + 1], start);
-            }
-            store(&d_g, &mut out[num_slots + 1], start);
-        }
-        totals
-    }
 }
 
 /// One pass of [`vjp`]: the adjoints of the inputs `first..first + WIDTH`.

@@ -37,11 +37,11 @@ mod weight_decay;
 
 pub use accumulate::Accumulate;
 pub use adafactor::{Adafactor, Factoring, StepSize};
-pub(crate) use adam::{adam_coeffs, adam_direction, adam_pull_back};
+pub(crate) use adam::{adam_coeffs, adam_direction};
 pub use adam::{Adam, AdamW};
 pub use adam_kin::{AdaBelief, AdaGrad, RAdam, Yogi};
 pub use clip::{Clip, ClipRule};
-pub use elementwise::{Adjoints, Array, At, Elementwise, Initial, Inputs, Outputs};
+pub use elementwise::{Array, At, Elementwise, Initial};
 pub use graft::Graft;
 pub use layerwise::{Fromage, Lamb, Lars};
 pub use lion::Lion;
