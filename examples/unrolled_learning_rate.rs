@@ -2,7 +2,7 @@
 //!
 //! The meta-loss is the loss after 4 steps of LearnableAdam on one batch of digits, at fresh random
 //! parameters; its exact gradient by the four hyperparameters (second-order terms included) trains
-//! them with an outer Adam. Prints the first meta-gradient and writes `unrolled_learning_rate.svg`.
+//! them with an outer Adam. Prints the first meta-gradient and plots learning rate and meta-loss.
 //!
 //! `cargo run --release --example unrolled_learning_rate`
 
