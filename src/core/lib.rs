@@ -9,6 +9,7 @@
 //! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
 //! | [`ops`] | differentiable operations with exact second derivatives |
 //! | [`nn`] | layers made of them |
+//! | [`simd`] | vector instructions for kernels, one path per process |
 //! | [`tensor`] | the glue to dfdx: dtypes, devices, tapes, parameter trees |
 //! | [`atomic`] | files that are whole or not there |
 //! | [`contract`] | checks that every implementor's tests call |
@@ -25,6 +26,7 @@ mod layout;
 pub mod nn;
 pub mod ops;
 mod optimizer;
+pub mod simd;
 mod task;
 pub mod tensor;
 
