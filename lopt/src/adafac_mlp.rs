@@ -18,8 +18,8 @@ use std::sync::Arc;
 ///
 /// Theta: `nn/~/w{i}` `[in, out]`, `nn/~/b{i}` `[out]`, and one offset per decay in
 /// `momentum_decays`, `rms_decays`, `adafactor_decays`: a decay is `1 − (1 − d₀) exp(10 θ)`. 197
-/// numbers by default. State: [`adafac::slots`]. In f32 the update is a fused kernel
-/// ([`crate::kernel`]).
+/// numbers by default. State: [`adafac::slots`]. In f32 the update and most of its derivative are fused
+/// kernels ([`crate::kernel`]).
 /// Reference: Metz et al. 2022, arXiv:2203.11860; `AdafacMLPLOpt` of google/learned_optimization.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -95,13 +95,12 @@ impl AdafacNet<'_> {
         zero_slots(adafac::slots(layout, self.decays.map(<[f64]>::len)))
     }
 
-    /// Updates the accumulators and runs the network: what it gives per tensor, and the next
-    /// slots.
-    pub(crate) fn run<E: Float>(
+    /// Updates the accumulators: the tensors' features, and the next slots.
+    pub(crate) fn features<E: Float>(
         &self,
         theta: &Theta<E>,
         now: &StepVars<E>,
-    ) -> (Vec<TensorOutput<E>>, Vec<Var<E>>) {
+    ) -> (Vec<adafac::TensorFeatures<E>>, Vec<Var<E>>) {
         let rates = |i: usize| averages::learned_rates(theta, DECAY_NAMES[i], self.decays[i]);
         let accumulators = Adafac {
             momentum: rates(0),
@@ -110,7 +109,17 @@ impl AdafacNet<'_> {
             rms_epsilon: 1e-6,
             vector_epsilon: 1e-6,
         };
-        let (tensors, slots) = accumulators.update(now, &now.slots, &now.grad);
+        accumulators.update(now, &now.slots, &now.grad)
+    }
+
+    /// Updates the accumulators and runs the network: what it gives per tensor, and the next
+    /// slots.
+    pub(crate) fn run<E: Float>(
+        &self,
+        theta: &Theta<E>,
+        now: &StepVars<E>,
+    ) -> (Vec<TensorOutput<E>>, Vec<Var<E>>) {
+        let (tensors, slots) = self.features(theta, now);
         let (network, time) = (self.network(), time::features(now.step));
         let run = |t: adafac::TensorFeatures<E>| {
             let out = network.forward(theta, t.normalized_with(&time));

@@ -21,12 +21,11 @@ use pulp::{Simd, WithSimd};
 /// Vectors per block.
 const BLOCK: usize = 2 * COLUMNS;
 
-/// [`AdafacMlp`] in f32 at one theta; weights are packed and decays computed once. The derivative is
-/// its twin's.
+/// [`AdafacMlp`] in f32 at one theta; weights are packed and decays computed once.
 pub struct AdafacKernel {
-    twin: Taped<AdafacMlp, f32>,
-    path: Path,
-    net: Net,
+    pub(super) twin: Taped<AdafacMlp, f32>,
+    pub(super) path: Path,
+    pub(super) net: Net,
     /// The first layer of a factored tensor, of the features made per element; without bias.
     per_element: Dense,
     /// The first layer's weights of the other features, `[4, decays, units]`.
@@ -110,7 +109,7 @@ impl Optimizer<f32> for AdafacKernel {
         state.step += 1;
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
-        self.twin.update_vjp()
+        Some(self)
     }
 }
 

@@ -6,12 +6,14 @@
 mod adafac_factored;
 mod adafac_features;
 mod adafac_step;
+mod adafac_vjp;
 mod adam;
 mod dense;
 mod mlp_features;
 mod mlp_step;
 mod mlp_vjp;
 mod net;
+mod net_vjp;
 mod outer;
 
 pub use adafac_step::AdafacKernel;
