@@ -24,6 +24,7 @@ mod flat;
 mod key;
 mod layout;
 pub mod nn;
+mod normal;
 pub mod ops;
 mod optimizer;
 pub mod simd;
