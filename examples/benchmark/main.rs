@@ -9,7 +9,7 @@ mod options;
 
 use clap::Parser;
 use options::Options;
-use outerloop::lopt::baselines::{learning_rates, BASELINES};
+use outerloop::lopt::baselines::{learning_rates, nadamw_list, BASELINES};
 use outerloop::outer::benchmark::{time_steps, Contest, Contestant, Receipt, Report, Role};
 use outerloop::prelude::*;
 use outerloop::tasks::suite;
@@ -60,6 +60,8 @@ fn contestants(options: &Options) -> Result<(Vec<Contestant>, Receipt)> {
     let rates = if options.quick { options::quick_rates() } else { learning_rates() };
     let mut all: Vec<Contestant> =
         BASELINES.iter().map(|b| Contestant::swept(b.name, &rates, b.make)).collect();
+    let list = nadamw_list().into_iter().map(|o| Box::new(o) as Box<dyn Optimizer>).collect();
+    all.push(Contestant::listed("NAdamW list", list));
     let data = Splits::digits();
     let pixels: Vec<u8> = data.data().images.iter().flat_map(|x| x.to_le_bytes()).collect();
     let labels: Vec<u8> = data.data().labels.iter().flat_map(|l| l.to_le_bytes()).collect();

@@ -15,8 +15,8 @@ const LARGE: (u32, u32) = (760, 440);
 pub(super) fn colors(contest: &Contest) -> Vec<usize> {
     let rank = |i: usize| match contest.contestants[i].role {
         Role::Learned => 0,
-        Role::HandDesigned if i == contest.reference => 1,
-        Role::HandDesigned => 2,
+        Role::Baseline if i == contest.reference => 1,
+        Role::Baseline => 2,
     };
     let mut order: Vec<usize> = (0..contest.contestants.len()).collect();
     order.sort_by_key(|&i| (rank(i), i));
@@ -48,6 +48,13 @@ impl Charts<'_> {
         shown
     }
 
+    /// Contestants in drawing order: the learned ones last, on top.
+    fn drawn(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..self.contest.contestants.len()).collect();
+        all.sort_by_key(|&i| std::cmp::Reverse(self.colors[i]));
+        all
+    }
+
     /// Loss over steps with the range of the seeds.
     pub fn learning_curves(&self, task: usize) -> Result<String> {
         let of = |i: usize| {
@@ -62,7 +69,7 @@ impl Charts<'_> {
             y_scale: Scale::Log,
             size: SMALL,
             legend: Legend::None,
-            series: self.shown(task).into_iter().map(of).collect(),
+            series: self.shown(task).into_iter().rev().map(of).collect(),
             ..Plot::default()
         };
         plot.svg()
@@ -71,15 +78,15 @@ impl Charts<'_> {
     /// Final loss over the learning rate; contestants without a sweep are flat lines.
     pub fn sweep(&self, task: usize) -> Result<String> {
         let rates = |i: usize| self.contest.contestants[i].sweep == Sweep::LearningRate;
-        let all = 0..self.contest.contestants.len();
+        let all = self.drawn();
         let positions: Vec<f64> = all
-            .clone()
-            .filter(|&i| rates(i))
-            .flat_map(|i| self.contest.contestants[i].variants.iter().map(|v| v.position))
+            .iter()
+            .filter(|&&i| rates(i))
+            .flat_map(|&i| self.contest.contestants[i].variants.iter().map(|v| v.position))
             .collect();
         let low = positions.iter().copied().fold(f64::INFINITY, f64::min);
         let high = positions.iter().copied().fold(0.0, f64::max);
-        let series = all.map(|i| {
+        let series = all.into_iter().map(|i| {
             let (c, score) = (&self.contest.contestants[i], &self.scores.tasks[task][i]);
             let points = if rates(i) {
                 c.variants.iter().zip(&score.sweep).map(|(v, l)| (v.position, *l)).collect()
@@ -110,7 +117,7 @@ impl Charts<'_> {
 
     /// Every contestant's speed-ups in falling order.
     pub fn sorted_speedups(&self) -> Result<String> {
-        let series = (0..self.contest.contestants.len()).map(|i| {
+        let series = self.drawn().into_iter().map(|i| {
             let mut speedups: Vec<f64> = self.scores.tasks.iter().map(|t| t[i].speedup).collect();
             speedups.sort_by(|a, b| b.total_cmp(a));
             let n = speedups.len() as f64;
@@ -131,9 +138,14 @@ impl Charts<'_> {
 
     /// Fraction of tasks solved within a factor of the fastest.
     pub fn performance_profiles(&self) -> Result<String> {
-        let series = (0..self.contest.contestants.len()).map(|i| {
-            let points = self.scores.profile(i, tables::PROFILE_POINTS);
-            Series::line("", points).with_color(self.colors[i])
+        let series = self.drawn().into_iter().map(|i| {
+            // Stairs: the fraction holds up to the next factor.
+            let profile = self.scores.profile(i, tables::PROFILE_POINTS);
+            let before = std::iter::once(None).chain(profile.iter().map(|p| Some(p.1)));
+            let stairs = profile.iter().zip(before).flat_map(|(&(tau, fraction), before)| {
+                before.map(|b| (tau, b)).into_iter().chain([(tau, fraction)])
+            });
+            Series::line("", stairs.collect()).with_color(self.colors[i])
         });
         let plot = Plot {
             x_label: "steps to the target / steps of the fastest".into(),

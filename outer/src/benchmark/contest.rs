@@ -24,7 +24,7 @@ pub enum Role {
     /// Meta-trained; shown as what is judged, and also run at the other horizons.
     Learned,
     /// Everything else.
-    HandDesigned,
+    Baseline,
 }
 
 /// What distinguishes a contestant's variants.
@@ -78,7 +78,7 @@ impl Contestant {
             .iter()
             .map(|&lr| Variant { label: format!("{lr:.0e}"), position: lr, optimizer: make(lr) })
             .collect();
-        Contestant { name: name.into(), role: Role::HandDesigned, sweep: Sweep::LearningRate, variants }
+        Contestant { name: name.into(), role: Role::Baseline, sweep: Sweep::LearningRate, variants }
     }
 
     /// Optimizers in the order in which one would try them.
@@ -86,7 +86,7 @@ impl Contestant {
         let variant =
             |(i, optimizer)| Variant { label: format!("#{}", i + 1), position: (i + 1) as f64, optimizer };
         let variants = optimizers.into_iter().enumerate().map(variant).collect();
-        Contestant { name: name.into(), role: Role::HandDesigned, sweep: Sweep::List, variants }
+        Contestant { name: name.into(), role: Role::Baseline, sweep: Sweep::List, variants }
     }
 
     /// Name and variant.
@@ -180,6 +180,9 @@ pub struct Results {
     pub state_bytes: Vec<Vec<usize>>,
     /// Parameters per task (of the first seed's).
     pub parameters: Vec<usize>,
+    reference: usize,
+    horizon: u64,
+    longest: u64,
 }
 
 impl Contest {
@@ -196,7 +199,7 @@ impl Contest {
         if c.num_steps == 0 || c.seeds == 0 || c.reference_factor == 0 {
             return bad("num_steps, seeds and reference_factor must be at least 1");
         }
-        let longest = c.num_steps * c.reference_factor;
+        let longest = self.longest();
         if c.other_horizons.iter().any(|&h| h == 0 || h > longest) {
             return bad(&format!("other horizons must be 1 to {longest}: the reference runs no longer"));
         }
@@ -212,11 +215,16 @@ impl Contest {
         Ok(())
     }
 
+    /// Steps of the reference's runs.
+    fn longest(&self) -> u64 {
+        self.config.num_steps * self.config.reference_factor
+    }
+
     /// The run lengths of a contestant.
     fn lengths(&self, contestant: usize) -> Vec<u64> {
         let c = &self.config;
         if contestant == self.reference {
-            return vec![c.num_steps * c.reference_factor];
+            return vec![self.longest()];
         }
         let mut lengths = vec![c.num_steps];
         if self.contestants[contestant].role == Role::Learned {
@@ -275,8 +283,7 @@ impl Contest {
         });
         progress.into_inner().unwrap_or_else(PoisonError::into_inner).0.finish();
         let runs = runs.into_iter().collect::<Option<Vec<Run>>>().ok_or(Error::Interrupted)?;
-        let (parameters, state_bytes) = self.sizes();
-        Ok(Results { runs, state_bytes, parameters })
+        Ok(Results::new(self, runs))
     }
 
     /// Parameters per task, and bytes of state `[task][contestant]`.
@@ -294,11 +301,29 @@ impl Contest {
 }
 
 impl Results {
-    /// The runs of one variant on one task, of one length, by seed.
-    pub fn of(&self, task: usize, contestant: usize, variant: usize, num_steps: u64) -> Vec<&Run> {
-        let same = |r: &&Run| {
-            (r.task, r.contestant, r.variant, r.num_steps) == (task, contestant, variant, num_steps)
-        };
-        self.runs.iter().filter(same).collect()
+    /// The runs of a contest, in the order of its plan.
+    pub(super) fn new(contest: &Contest, runs: Vec<Run>) -> Self {
+        let (parameters, state_bytes) = contest.sizes();
+        let (reference, horizon) = (contest.reference, contest.config.num_steps);
+        Results { runs, state_bytes, parameters, reference, horizon, longest: contest.longest() }
+    }
+
+    /// The runs by which one variant is judged on one task at the contest's horizon, by seed (the
+    /// reference's are longer).
+    pub fn of(&self, task: usize, contestant: usize, variant: usize) -> impl Iterator<Item = &Run> {
+        let planned = if contestant == self.reference { self.longest } else { self.horizon };
+        self.of_length(task, contestant, variant, planned)
+    }
+
+    /// The runs of one variant on one task that were planned for `num_steps`, by seed.
+    pub fn of_length(
+        &self,
+        task: usize,
+        contestant: usize,
+        variant: usize,
+        num_steps: u64,
+    ) -> impl Iterator<Item = &Run> {
+        let wanted = (task, contestant, variant, num_steps);
+        self.runs.iter().filter(move |r| (r.task, r.contestant, r.variant, r.num_steps) == wanted)
     }
 }

@@ -24,7 +24,9 @@ fn number(x: f64) -> String {
         0.0 => "0".into(),
         x if !(1e-3..1e5).contains(&x.abs()) => format!("{x:.1e}"),
         x => {
-            let digits = (2 - x.abs().log10().floor() as i32).clamp(0, 4) as usize;
+            // Of what will be shown: 0.9996 is 1.00.
+            let shown = x.abs() * (1.0 + 5e-4);
+            let digits = (2 - shown.log10().floor() as i32).clamp(0, 4) as usize;
             format!("{x:.digits$}")
         }
     }
@@ -159,7 +161,7 @@ impl Page<'_> {
                     format!("tasks with a lower final training loss than best-of-sweep {}", self.reference()),
                 ),
                 (
-                    format!("{} ×", with_interval(s.median_speedup, number)),
+                    with_interval(s.median_speedup, |x| format!("{} ×", number(x))),
                     format!("median speed-up over swept {}", self.reference()),
                 ),
                 (
@@ -460,8 +462,8 @@ mod tests {
 
     #[test]
     fn numbers_have_three_digits() {
-        let shown = [0.012345, 1.2345, 12.345, 123.45, 1234.5, 0.0, 1.5e-7, 2e6].map(number);
-        assert_eq!(shown, ["0.0123", "1.23", "12.3", "123", "1234", "0", "1.5e-7", "2.0e6"]);
+        let shown = [0.012345, 0.9996, 1.2345, 12.345, 123.45, 1234.5, 0.0, 1.5e-7, 2e6].map(number);
+        assert_eq!(shown, ["0.0123", "1.00", "1.23", "12.3", "123", "1234", "0", "1.5e-7", "2.0e6"]);
         assert_eq!([f64::INFINITY, f64::NAN].map(number), ["∞", "–"]);
         assert_eq!([seconds(1.25e-5), seconds(0.0025)], ["12.5 µs", "2.50 ms"]);
         assert_eq!(percent(0.846), "85 %");

@@ -33,3 +33,6 @@ pub use receipt::Receipt;
 pub use report::Report;
 pub use scores::{ContestantScore, HorizonScore, Scores, TaskScore, LOSS_FLOOR, MAX_TAU, TARGET_FRACTION};
 pub use timing::{time_steps, StepTime};
+
+#[cfg(test)]
+mod tests;

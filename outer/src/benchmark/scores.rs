@@ -187,21 +187,19 @@ impl Scores {
     pub fn new(contest: &Contest, results: &Results) -> Self {
         let config = &contest.config;
         let horizon = config.num_steps;
-        let summary = |task, contestant, variant, num_steps| {
-            let runs = results.of(task, contestant, variant, num_steps);
+        let summary = |runs: &mut dyn Iterator<Item = &Run>, step| {
+            let runs: Vec<&Run> = runs.collect();
             let curves: Vec<Vec<f64>> = runs.iter().map(|r| smoothed(&r.curve.train)).collect();
-            let validation = runs.iter().map(|r| validation(r, horizon.min(num_steps))).collect();
+            let validation = runs.iter().map(|r| validation(r, step)).collect();
             Summary { mean: mean_curve(&curves), curves, validation }
-        };
-        let length = |contestant| match contestant == contest.reference {
-            true => horizon * config.reference_factor,
-            false => horizon,
         };
         // [task][contestant][variant]
         let all: Vec<Vec<Vec<Summary>>> = (0..contest.tasks.len())
             .map(|task| {
                 let of = |(c, contestant): (usize, &super::Contestant)| {
-                    (0..contestant.variants.len()).map(|v| summary(task, c, v, length(c))).collect()
+                    (0..contestant.variants.len())
+                        .map(|v| summary(&mut results.of(task, c, v), horizon))
+                        .collect()
                 };
                 contest.contestants.iter().enumerate().map(of).collect()
             })
@@ -300,7 +298,8 @@ impl Scores {
             }
             for &num_steps in &lengths {
                 let losses = tasks.clone().map(|task| {
-                    let runs = (0..contestant.variants.len()).map(|v| summary(task, c, v, num_steps));
+                    let runs = (0..contestant.variants.len())
+                        .map(|v| summary(&mut results.of_length(task, c, v, num_steps), num_steps));
                     let runs: Vec<Summary> = runs.collect();
                     runs[lowest(runs.iter().map(|s| s.mean[num_steps as usize]))].at(num_steps)
                 });

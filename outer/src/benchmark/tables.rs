@@ -44,7 +44,7 @@ macro_rules! row {
 fn role(role: Role) -> &'static str {
     match role {
         Role::Learned => "learned",
-        Role::HandDesigned => "hand-designed",
+        Role::Baseline => "baseline",
     }
 }
 
@@ -217,11 +217,9 @@ pub(super) fn curve(
     contestant: usize,
 ) -> Vec<(u64, f64, f64, f64)> {
     let horizon = contest.config.num_steps;
-    let length =
-        if contestant == contest.reference { horizon * contest.config.reference_factor } else { horizon };
     let best = scores.tasks[task][contestant].best;
-    let runs = results.of(task, contestant, best, length);
-    let curves: Vec<Vec<f64>> = runs.iter().map(|r| smoothed(&r.curve.train)).collect();
+    let curves: Vec<Vec<f64>> =
+        results.of(task, contestant, best).map(|r| smoothed(&r.curve.train)).collect();
     let stride = horizon.div_ceil(CURVE_POINTS).max(1);
     let steps = (0..horizon).step_by(stride as usize).chain([horizon]);
     let point = |step: u64| {
