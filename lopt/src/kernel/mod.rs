@@ -5,6 +5,7 @@
 
 mod adafac_features;
 mod adafac_step;
+mod adam;
 mod dense;
 mod mlp_features;
 mod mlp_step;
@@ -13,19 +14,34 @@ mod net;
 mod outer;
 
 pub use adafac_step::AdafacKernel;
+pub use adam::Fused;
 pub use mlp_step::MlpKernel;
 pub use outerloop_core::simd::{path, Path};
 
 use outerloop_core::{Float, Optimizer};
-use std::any::Any;
+use std::any::{Any, TypeId};
+
+/// These slices, if `E` is f32.
+pub(crate) fn f32s<'a, E: Float, const N: usize>(x: [&'a [E]; N]) -> Option<[&'a [f32]; N]> {
+    // SAFETY: `E` is f32, so only the type's name changes.
+    let cast = |x: &'a [E]| unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) };
+    (TypeId::of::<E>() == TypeId::of::<f32>()).then(|| x.map(cast))
+}
+
+/// These slices, if `E` is f32.
+pub(crate) fn f32s_mut<'a, E: Float, const N: usize>(x: [&'a mut [E]; N]) -> Option<[&'a mut [f32]; N]> {
+    // SAFETY: `E` is f32, so only the type's name changes; each borrow goes on under the new one.
+    let cast = |x: &'a mut [E]| unsafe { std::slice::from_raw_parts_mut(x.as_mut_ptr().cast(), x.len()) };
+    (TypeId::of::<E>() == TypeId::of::<f32>()).then(|| x.map(cast))
+}
 
 /// The f32 optimizer that `make` builds, if `E` is f32.
 pub(crate) fn in_f32<E: Float, O: Optimizer<f32> + 'static>(
     theta: &[E],
     make: impl FnOnce(&[f32]) -> O,
 ) -> Option<Box<dyn Optimizer<E>>> {
-    let theta: Box<dyn Any> = Box::new(theta.to_vec());
-    let optimizer: Box<dyn Optimizer<f32>> = Box::new(make(theta.downcast_ref::<Vec<f32>>()?));
+    let [theta] = f32s([theta])?;
+    let optimizer: Box<dyn Optimizer<f32>> = Box::new(make(theta));
     let optimizer: Box<dyn Any> = Box::new(optimizer);
     optimizer.downcast::<Box<dyn Optimizer<E>>>().ok().map(|o| *o)
 }
