@@ -83,12 +83,12 @@ impl Page<'_> {
         let (r, c) = (self.report, &self.report.contest.config);
         let title = escape(&r.title);
         let text = format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n <meta name=\"viewport\" \
-             content=\"width=device-width, initial-scale=1\">\n \
-             <title>{title}</title>\n<style>\n{CSS}</style></head>\n<body><main>\n<h1>{title}</h1>\n <p \
-             class=\"lead\">Tasks: {}; steps: {}; seeds: {}; runs: {}. Sweeps are represented by their best \
-             variant on each task, chosen on the very runs that are scored; learned optimizers run as they \
-             are.</p>\n",
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>{title}</title>\n<style>\n{CSS}</style></head>\n<body><main>\n<h1>{title}</h1>\n\
+             <p class=\"lead\">Tasks: {}; steps: {}; seeds: {}; runs: {}. Sweeps are represented by their \
+             best variant on each task, chosen on the very runs that are scored; learned optimizers run as \
+             they are.</p>\n",
             r.contest.tasks.len(),
             c.num_steps,
             c.seeds,
