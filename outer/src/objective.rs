@@ -2,8 +2,9 @@
 //!
 //! The mean of raw losses is dominated by the first steps, where losses are large: an optimizer
 //! trained on it is fast early and stops improving late. On a logarithmic scale, halving the loss is
-//! worth the same at every step and in every task, whatever its units; an [`Emphasis`] then says which
-//! part of a run matters more.
+//! worth the same at every step and in every task, whatever its units, but a rare spike of the loss costs
+//! little, and optimizers trained on it spike. A small power of the loss lies between. An [`Emphasis`] then
+//! says which part of a run matters more.
 
 use outerloop_core::{Error, FlatTask, Float, Result};
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,15 @@ pub enum LossScale {
         /// Losses above this count alike. Above the floor, finite.
         ceiling: f64,
     },
+    /// `(min(max(x, 0), ceiling) + floor)^power`; NaN counts as the ceiling.
+    Power {
+        /// Above 0.
+        power: f64,
+        /// As above.
+        floor: f64,
+        /// As above.
+        ceiling: f64,
+    },
 }
 
 /// How much a step counts by its place in the run; mean 1 over a run.
@@ -59,21 +69,33 @@ pub enum Emphasis {
 }
 
 impl LossScale {
+    /// Floor and ceiling.
+    fn limits(self) -> Option<[f64; 2]> {
+        match self {
+            LossScale::Linear => None,
+            LossScale::Log { floor, ceiling } | LossScale::Power { floor, ceiling, .. } => {
+                Some([floor, ceiling])
+            }
+        }
+    }
+
     /// A normalized loss on this scale.
     pub fn apply(self, loss: f64) -> f64 {
+        let Some([floor, ceiling]) = self.limits() else { return loss };
+        let x = if loss.is_nan() { ceiling } else { loss.clamp(0.0, ceiling) } + floor;
         match self {
-            LossScale::Linear => loss,
-            LossScale::Log { ceiling, .. } if loss.is_nan() => self.apply(ceiling),
-            LossScale::Log { floor, ceiling } => (loss.clamp(0.0, ceiling) + floor).ln(),
+            LossScale::Power { power, .. } => x.powf(power),
+            _ => x.ln(),
         }
     }
 
     /// The derivative of [`Self::apply`].
     pub fn slope(self, loss: f64) -> f64 {
+        let Some([floor, ceiling]) = self.limits() else { return 1.0 };
         match self {
-            LossScale::Linear => 1.0,
-            LossScale::Log { floor, ceiling } if loss > 0.0 && loss < ceiling => 1.0 / (loss + floor),
-            LossScale::Log { .. } => 0.0,
+            _ if !(loss > 0.0 && loss < ceiling) => 0.0,
+            LossScale::Power { power, .. } => power * (loss + floor).powf(power - 1.0),
+            _ => 1.0 / (loss + floor),
         }
     }
 }
@@ -92,9 +114,14 @@ impl Objective {
     /// Errors on numbers out of range.
     pub fn validate(&self) -> Result<()> {
         let bad = |why: &str| Err(Error::invalid(format!("objective {self:?}"), why));
-        if let LossScale::Log { floor, ceiling } = self.scale {
+        if let Some([floor, ceiling]) = self.scale.limits() {
             if !(floor > 0.0 && ceiling > floor && ceiling.is_finite()) {
-                return bad("the logarithm needs 0 < floor < ceiling < ∞");
+                return bad("the scale needs 0 < floor < ceiling < ∞");
+            }
+        }
+        if let LossScale::Power { power, .. } = self.scale {
+            if !(power > 0.0 && power.is_finite()) {
+                return bad("the power of the scale must be positive and finite");
             }
         }
         match self.emphasis {
@@ -128,6 +155,8 @@ mod tests {
 
     const LOG: LossScale = LossScale::Log { floor: 1e-4, ceiling: 5.0 };
 
+    const ROOT: LossScale = LossScale::Power { power: 0.25, floor: 1e-4, ceiling: 5.0 };
+
     /// A task of which only the normalizer is asked for: twice the loss, at most 8.
     struct Doubled;
     impl FlatTask<f64> for Doubled {
@@ -160,6 +189,8 @@ mod tests {
         assert_eq!([LOG.apply(0.0), LOG.apply(-3.0)], [1e-4f64.ln(); 2]);
         assert!((LOG.apply(0.5) - LOG.apply(0.05) - 10f64.ln()).abs() < 2e-3);
         assert!(LossScale::Linear.apply(f64::NAN).is_nan());
+        assert!((ROOT.apply(0.5) / ROOT.apply(0.05) - 10f64.powf(0.25)).abs() < 1e-3);
+        assert_eq!(ROOT.apply(f64::NAN), 5.0001f64.powf(0.25));
     }
 
     #[test]
@@ -175,7 +206,7 @@ mod tests {
 
     #[test]
     fn the_slope_is_the_derivative_through_normalizer_and_scale() {
-        for scale in [LossScale::Linear, LOG] {
+        for scale in [LossScale::Linear, LOG, ROOT] {
             let o = Objective { scale, ..Objective::default() };
             for x in [1e-6, 1e-4, 0.03, 1.0, 2.4, 3.9, 6.0] {
                 let h = 1e-6 * x;
@@ -197,6 +228,10 @@ mod tests {
         }
         for p in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(Objective { emphasis: Emphasis::Power(p), ..Objective::default() }.validate().is_err());
+        }
+        for power in [0.0, -1.0, f64::NAN] {
+            let scale = LossScale::Power { power, floor: 1e-4, ceiling: 1.0 };
+            assert!(Objective { scale, ..Objective::default() }.validate().is_err());
         }
         assert!(Objective { scale: LOG, emphasis: Emphasis::Power(1.0) }.validate().is_ok());
     }

@@ -85,7 +85,7 @@ proptest! {
         meta in 0usize..3,
         weighting in 0usize..3,
         every in 1usize..6,
-        log in any::<bool>(),
+        scale in 0usize..3,
         power in 0usize..2,
     ) {
         let meta_loss = [MetaLoss::Train, MetaLoss::SameBatch, MetaLoss::Fresh(Split::OuterValid)][meta];
@@ -98,7 +98,11 @@ proptest! {
             .unwrap()
             .with_meta_loss(meta_loss)
             .with_objective(Objective {
-                scale: if log { LossScale::Log { floor: 1e-3, ceiling: 1e6 } } else { LossScale::Linear },
+                scale: [
+                    LossScale::Linear,
+                    LossScale::Log { floor: 1e-3, ceiling: 1e6 },
+                    LossScale::Power { power: 0.25, floor: 1e-3, ceiling: 1e6 },
+                ][scale],
                 emphasis: [Emphasis::Uniform, Emphasis::Power(1.5)][power],
             })
             .unwrap();
@@ -116,8 +120,8 @@ proptest! {
         let h = 1e-6;
         let slope = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
         let dot: f64 = got.grad.iter().zip(&v).map(|(g, v)| g * v).sum();
-        let scale = got.grad.iter().zip(&v).map(|(g, v)| (g * v).abs()).sum::<f64>() + 1e-3 * got.loss.abs();
-        prop_assert!((slope - dot).abs() < 2e-6 * scale, "slope {slope:e}, gradient {dot:e}, scale {scale:e}");
+        let size = got.grad.iter().zip(&v).map(|(g, v)| (g * v).abs()).sum::<f64>() + 1e-3 * got.loss.abs();
+        prop_assert!((slope - dot).abs() < 2e-6 * size, "slope {slope:e}, gradient {dot:e}, size {size:e}");
     }
 }
 
