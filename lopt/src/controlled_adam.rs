@@ -29,9 +29,9 @@ const TENSOR_FEATURES: usize = 9;
 ///
 /// Features of a tensor: `½ ln(mean uₖ² + 1e-6)` of each direction, which falls with the noise of the
 /// gradients; `0.15 ln(mean p² + 1e-8)`; with the fraction `f` of the run that is done (0 if its length
-/// is unknown) `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with two axes or more; 0.2 times
-/// the logarithms of the last axis, of the product of the others and of the number of tensors; and the
-/// tensor's place among them, from 0 for the first to 1 for the last.
+/// is unknown) `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with two axes or more;
+/// `0.5 ln n − 1.5` of the last axis and of the product of the others; `ln N − 1.5` of the number of
+/// tensors; and the tensor's place among them, from 0 for the first to 1 for the last.
 ///
 /// Few numbers are computed per tensor and two multiply-adds per direction and parameter, so an update
 /// costs about as much as two of Adam's. The network's last layer starts at 0: initially the rule is Adam
@@ -85,9 +85,9 @@ fn constant_features(
         0.3 * (1.01 - done).ln(),
         0.2 * ((1 + step) as f64).ln(),
         f64::from(u8::from(shape.len() > 1)),
-        0.2 * last.ln(),
-        0.2 * others.ln(),
-        0.2 * count.ln(),
+        0.5 * (last.ln() - 3.0),
+        0.5 * (others.ln() - 3.0),
+        count.ln() - 1.5,
         index / (count - 1.0).max(1.0),
     ]
 }
