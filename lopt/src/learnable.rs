@@ -3,6 +3,7 @@
 
 use crate::dual::Scalar;
 use crate::hand::{adam_coeffs, adam_direction, At, Elementwise, MomentumKind};
+use crate::kernel::Fused;
 use outerloop_core::{Float, Key, Layout, LearnedOptimizer, Optimizer};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -174,6 +175,7 @@ impl Elementwise for LearnedAdam {
     type Slots<T> = [T; 2];
     type Coeffs<T> = [T; 9];
     const SLOTS: &'static [&'static str] = &["m", "v"];
+    const FUSED: Option<Fused> = Some(Fused::Adam);
 
     fn name(&self) -> String {
         LearnedOptimizer::<f64>::name(&self.config)
@@ -266,5 +268,19 @@ impl<E: Float> Optimizer<E> for Shared<E> {
     }
     fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
         self.0.update_vjp()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hand::elementwise::tests::check_fused_vjp;
+
+    #[test]
+    fn learned_adams_fused_derivative_is_that_of_dual_numbers() {
+        for epsilon_root in [1e-8, 1e-3] {
+            let config = LearnableAdam { initial_epsilon: 1e-4, epsilon_root, ..LearnableAdam::default() };
+            check_fused_vjp(&LearnedAdam { theta: config.initial_theta(), config });
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`hand`] | SGD, momentum, Adam and their kin; schedules; wrappers |
+//! | [`baselines`] | hand-designed optimizers as opponents, with their sweeps |
 //! | [`learnable`] | learned optimizers whose theta is an optimizer's hyperparameters |
 //! | [`MlpLopt`], ... | learned optimizers with a network per parameter |
 //! | [`features`] | what such networks read |
@@ -18,6 +19,7 @@
 #![doc = include_str!("../OPTIMIZERS.md")]
 
 mod adafac_mlp;
+pub mod baselines;
 mod celo2;
 mod controlled_adam;
 pub mod dual;

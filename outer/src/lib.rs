@@ -9,6 +9,7 @@
 //! | [`estimator`] | meta-gradient estimators, one file each |
 //! | [`learner`] | the outer update of theta |
 //! | [`workers`] | threads; results do not depend on their number |
+//! | [`benchmark`] | optimizers compared: sweeps, metrics with intervals, the report |
 //! | [`eval`] | training curves of any optimizer on any task |
 //! | [`run`] | a whole run on disk: metrics, checkpoints, stop and resume |
 //! | [`checkpoint`], [`metrics`], [`plot`], [`progress`], [`interrupt`] | what a run writes and shows |
@@ -16,6 +17,7 @@
 //! Nothing here knows tensors or tapes: tasks are flat buffers ([`outerloop_core::FlatTask`]).
 
 pub mod adjoint;
+pub mod benchmark;
 pub mod checkpoint;
 pub mod estimator;
 pub mod eval;

@@ -2,6 +2,7 @@
 
 use crate::tensor::{host_data, record, record_hvp, Cpu, Host, NoneTape, ParamTree};
 use crate::{BatchKey, Float, Key, Layout, Params, Task, TaskFamily};
+use std::any::{Any, TypeId};
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -41,6 +42,18 @@ pub trait Evaluator<E: Float = f32>: Send {
         grad: &mut [E],
         hvp: &mut [E],
     ) -> E;
+}
+
+/// The evaluator that `make` builds, if `E` is f32: for kernels of one dtype.
+pub fn in_f32<E: Float, V: Evaluator<f32> + 'static>(
+    make: impl FnOnce() -> V,
+) -> Option<Box<dyn Evaluator<E>>> {
+    if TypeId::of::<E>() != TypeId::of::<f32>() {
+        return None;
+    }
+    let evaluator: Box<dyn Evaluator<f32>> = Box::new(make());
+    let evaluator: Box<dyn Any> = Box::new(evaluator);
+    evaluator.downcast::<Box<dyn Evaluator<E>>>().ok().map(|e| *e)
 }
 
 /// A distribution over flat tasks, object safe. Every [`TaskFamily`] of CPU tasks is one.
@@ -120,7 +133,8 @@ where
         Task::<E, Cpu>::init_state(&*self.task)
     }
     fn evaluator(&self) -> Box<dyn Evaluator<E>> {
-        Box::new(TypedEvaluator::<E, T>::new(self.task.clone(), self.layout.clone()))
+        let own = Task::<E, Cpu>::evaluator(&*self.task);
+        own.unwrap_or_else(|| Box::new(TypedEvaluator::<E, T>::new(self.task.clone(), self.layout.clone())))
     }
     fn normalizer(&self, loss: f64) -> f64 {
         Task::<E, Cpu>::normalizer(&*self.task, loss)

@@ -9,6 +9,7 @@
 //! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
 //! | [`ops`] | differentiable operations with exact second derivatives |
 //! | [`nn`] | layers made of them |
+//! | [`simd`] | vector instructions for kernels, one path per process |
 //! | [`tensor`] | the glue to dfdx: dtypes, devices, tapes, parameter trees |
 //! | [`atomic`] | files that are whole or not there |
 //! | [`contract`] | checks that every implementor's tests call |
@@ -23,13 +24,15 @@ mod flat;
 mod key;
 mod layout;
 pub mod nn;
+mod normal;
 pub mod ops;
 mod optimizer;
+pub mod simd;
 mod task;
 pub mod tensor;
 
 pub use error::{Error, Result};
-pub use flat::{Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
+pub use flat::{in_f32, Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};

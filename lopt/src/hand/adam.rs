@@ -3,6 +3,7 @@
 use super::graph::{map, Graph, Var};
 use super::{At, Elementwise, Schedule};
 use crate::dual::Scalar;
+use crate::kernel::Fused;
 use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,7 @@ impl Elementwise for Adam {
     type Slots<T> = [T; 2];
     type Coeffs<T> = [T; 9];
     const SLOTS: &'static [&'static str] = &["m", "v"];
+    const FUSED: Option<Fused> = Some(Fused::Adam);
 
     fn name(&self) -> String {
         "adam".into()
@@ -105,6 +107,7 @@ impl Elementwise for AdamW {
     type Slots<T> = [T; 2];
     type Coeffs<T> = [T; 9];
     const SLOTS: &'static [&'static str] = &["m", "v"];
+    const FUSED: Option<Fused> = Some(Fused::AdamW);
 
     fn name(&self) -> String {
         "adamw".into()

@@ -2,6 +2,7 @@
 //! derivative follow from it.
 
 use crate::dual::{Dual, Scalar};
+use crate::kernel::{f32s, f32s_mut, Fused, Path};
 use outerloop_core::{Float, OptState, Params, Slot, UpdateAdjoint};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -86,6 +87,8 @@ pub trait Elementwise: Send + Sync {
     type Coeffs<T>: Array<T>;
     /// The slots' names.
     const SLOTS: &'static [&'static str];
+    /// A kernel for [`Self::step`] and its derivative in f32, if there is one.
+    const FUSED: Option<Fused> = None;
 
     /// Short name for reports.
     fn name(&self) -> String;
@@ -168,8 +171,37 @@ pub fn init<E: Float, R: Elementwise>(rule: &R, params: &Params<E>, num_steps: O
 pub fn update<E: Float, R: Elementwise>(rule: &R, state: &mut OptState<E>, grad: &[E]) {
     assert_eq!(grad.len(), state.params.len(), "update: length of the gradient");
     let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), At::of(state)));
-    Arch::new().dispatch(Update { rule, coeffs: &coeffs, state, grad });
+    if !update_fused::<E, R>(Path::best(), &coeffs, state, grad) {
+        update_plain(rule, &coeffs, state, grad);
+    }
     state.step += 1;
+}
+
+/// The update by [`Elementwise::step`].
+fn update_plain<E: Float, R: Elementwise>(
+    rule: &R,
+    coeffs: &R::Coeffs<E>,
+    state: &mut OptState<E>,
+    grad: &[E],
+) {
+    Arch::new().dispatch(Update { rule, coeffs, state, grad });
+}
+
+/// The update by [`Elementwise::FUSED`]; false if there is no kernel for this rule and dtype.
+fn update_fused<E: Float, R: Elementwise>(
+    path: Path,
+    coeffs: &R::Coeffs<E>,
+    state: &mut OptState<E>,
+    grad: &[E],
+) -> bool {
+    let (Some(fused), [m, v]) = (R::FUSED, &mut state.slots[..]) else { return false };
+    let (Some([c, g]), Some([p, m, v])) =
+        (f32s([coeffs.as_ref(), grad]), f32s_mut([&mut state.params[..], &mut m.data, &mut v.data]))
+    else {
+        return false;
+    };
+    fused.update(path, c, p, [m, v], g);
+    true
 }
 
 /// A loop that `pulp` compiles for every instruction set. Rust never contracts a product and a sum,
@@ -219,8 +251,75 @@ impl<E: Float, R: Elementwise> Update<'_, E, R> {
     }
 }
 
-/// `UpdateVjp::vjp` of a rule: forward mode, contracted with the adjoint `after` on the fly.
+/// `UpdateVjp::vjp` of a rule: its kernel, or forward mode, contracted with the adjoint `after` on the
+/// fly.
 pub fn vjp<E: Float, R: Elementwise>(
+    rule: &R,
+    before: &OptState<E>,
+    grad: &[E],
+    after: &OptState<E>,
+    theta: &mut [E],
+) -> UpdateAdjoint<E> {
+    assert_eq!(theta.len(), rule.theta().len(), "vjp: length of theta's adjoint");
+    vjp_fused(Path::best(), rule, before, grad, after, theta)
+        .unwrap_or_else(|| vjp_dual(rule, before, grad, after, theta))
+}
+
+/// d coeffs / d theta, one set of coefficients for each theta.
+fn slopes<R: Elementwise>(rule: &R, at: At) -> Vec<R::Coeffs<f64>> {
+    let values = rule.theta();
+    let mut slopes = Vec::with_capacity(values.len());
+    for first in (0..values.len()).step_by(WIDTH) {
+        let variable = |(i, &v): (usize, &f64)| Dual::<f64, WIDTH>::variable(v, i.wrapping_sub(first));
+        let theta: Vec<_> = values.iter().enumerate().map(variable).collect();
+        let c = rule.coeffs(&theta, at);
+        let along = |j: usize| R::Coeffs::from_fn(|k| c.as_ref()[k].d[j]);
+        slopes.extend((0..WIDTH.min(values.len() - first)).map(along));
+    }
+    slopes
+}
+
+/// [`vjp`] by [`Elementwise::FUSED`]; `None` if there is no kernel for this rule and dtype.
+fn vjp_fused<E: Float, R: Elementwise>(
+    path: Path,
+    rule: &R,
+    before: &OptState<E>,
+    grad: &[E],
+    after: &OptState<E>,
+    theta: &mut [E],
+) -> Option<UpdateAdjoint<E>> {
+    let fused = R::FUSED?;
+    let ([m, v], [a_m, a_v]) = (&before.slots[..], &after.slots[..]) else { return None };
+    let at = At::of(before);
+    let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), at));
+    let [coeffs] = f32s([coeffs.as_ref()])?;
+    let before_f32 = f32s([&before.params, &m.data, &v.data, grad])?;
+    let after_f32 = f32s([&after.params, &a_m.data, &a_v.data])?;
+    let [mut p, mut m, mut v, mut g] = [(); 4].map(|()| vec![<E as Float>::of(0.0); grad.len()]);
+    let out = f32s_mut([&mut p[..], &mut m, &mut v, &mut g])?;
+    let sums = fused.pull_back(path, coeffs, before_f32, after_f32, out);
+    // Through the coefficients, in f64.
+    for (t, slope) in theta.iter_mut().zip(slopes(rule, at)) {
+        *t += <E as Float>::of(slope.as_ref().iter().zip(sums).map(|(slope, sum)| slope * sum).sum());
+    }
+    Some(adjoint(before, p, [m, v], g))
+}
+
+/// The adjoint before an update that these buffers make.
+fn adjoint<E: Float>(
+    before: &OptState<E>,
+    params: Vec<E>,
+    slots: impl IntoIterator<Item = Vec<E>>,
+    grad: Vec<E>,
+) -> UpdateAdjoint<E> {
+    let named = before.slots.iter().zip(slots);
+    let slots = named.map(|(slot, data)| Slot { name: slot.name.clone(), data }).collect();
+    let state = OptState { params, slots, layout: before.layout.clone(), ..*before };
+    UpdateAdjoint { state, grad, loss: <E as Float>::of(0.0) }
+}
+
+/// [`vjp`] in forward mode.
+fn vjp_dual<E: Float, R: Elementwise>(
     rule: &R,
     before: &OptState<E>,
     grad: &[E],
@@ -230,46 +329,28 @@ pub fn vjp<E: Float, R: Elementwise>(
     let n = grad.len();
     let num_slots = R::Slots::<E>::LEN;
     let at = At::of(before);
-    let values = rule.theta();
-    assert_eq!(theta.len(), values.len(), "vjp: length of theta's adjoint");
-    let coeffs = rounded::<E, R>(&rule.coeffs(values, at));
-    // d coeffs / d theta
-    let slopes: Vec<R::Coeffs<E>> = (0..values.len())
-        .map(|i| {
-            let theta: Vec<Dual<f64, 1>> = values
-                .iter()
-                .enumerate()
-                .map(|(j, &v)| Dual::variable(v, if i == j { 0 } else { 1 }))
-                .collect();
-            let c = rule.coeffs(&theta, at);
-            R::Coeffs::from_fn(|k| <E as Float>::of(c.as_ref()[k].d[0]))
-        })
-        .collect();
+    let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), at));
+    let slopes = slopes(rule, at);
     // The inputs in order: p, slots, g, theta. One buffer of adjoints [n] for each.
-    let num_inputs = num_slots + 2 + values.len();
+    let num_inputs = num_slots + 2 + slopes.len();
     let mut adjoints: Vec<Vec<E>> = (0..num_inputs).map(|_| vec![<E as Float>::of(0.0); n]).collect();
     for (pass, out) in adjoints.chunks_mut(WIDTH).enumerate() {
         let first = pass * WIDTH;
         let coeffs = R::Coeffs::<Dual<E, WIDTH>>::from_fn(|k| {
             let d = std::array::from_fn(|j| match (first + j).checked_sub(num_slots + 2) {
-                Some(i) if i < slopes.len() => slopes[i].as_ref()[k],
+                Some(i) if i < slopes.len() => <E as Float>::of(slopes[i].as_ref()[k]),
                 _ => <E as Float>::of(0.0),
             });
             Dual { value: coeffs.as_ref()[k], d }
         });
         Arch::new().dispatch(Pass { rule, coeffs: &coeffs, first, before, grad, after, out });
     }
-    let mut adjoints = adjoints.into_iter();
-    let mut next = || adjoints.next().expect("one buffer for each input");
-    let mut state = OptState { params: next(), slots: Vec::new(), layout: before.layout.clone(), ..*before };
-    for slot in &before.slots {
-        state.slots.push(Slot { name: slot.name.clone(), data: next() });
-    }
-    let grad = next();
-    for (t, parts) in theta.iter_mut().zip(adjoints) {
+    for (t, parts) in theta.iter_mut().zip(adjoints.drain(num_slots + 2..)) {
         *t += <E as Float>::of(sum_f64(&parts));
     }
-    UpdateAdjoint { state, grad, loss: <E as Float>::of(0.0) }
+    let grad = adjoints.pop().expect("one buffer for each input");
+    let params = adjoints.remove(0);
+    adjoint(before, params, adjoints, grad)
 }
 
 /// One pass of [`vjp`]: the adjoints of the inputs `first..first + WIDTH`.
@@ -372,4 +453,116 @@ macro_rules! elementwise_optimizer {
             }
         }
     };
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::hand::{Adam, AdamW};
+    use outerloop_core::{Key, Layout};
+    use std::sync::Arc;
+
+    /// Numbers that are the same in both dtypes; every seventh is 0.
+    fn normal<E: Float>(key: Key, len: usize) -> Vec<E> {
+        let mut x = vec![0.0f32; len];
+        key.fill_normal(&mut x);
+        x.iter_mut().step_by(7).for_each(|x| *x = 0.0);
+        x.iter().map(|x| E::of(f64::from(*x))).collect()
+    }
+
+    /// Shapes around vectors and chunks of every path.
+    const SHAPES: [&[usize]; 8] = [&[], &[0], &[10], &[33, 7], &[7, 33], &[2, 3, 4, 5], &[513], &[2410]];
+
+    fn start<E: Float, R: Elementwise>(rule: &R, shape: &[usize]) -> OptState<E> {
+        let layout = Arc::new(Layout::new([("x", shape.to_vec())]));
+        let data = normal(Key::new(1), layout.len());
+        init(rule, &Params { layout, data }, Some(60))
+    }
+
+    fn rules() -> [Adam; 2] {
+        [Adam::default(), Adam { epsilon_root: 0.0, epsilon: 1e-3, ..Adam::default() }]
+    }
+
+    fn fifty_steps<R: Elementwise>(rule: &R) {
+        for shape in SHAPES {
+            for path in Path::available() {
+                let mut want = start::<f32, R>(rule, shape);
+                let mut got = want.clone();
+                for t in 0..50 {
+                    let grad = normal::<f32>(Key::new(t), want.params.len());
+                    let coeffs = rounded::<f32, R>(&rule.coeffs(rule.theta(), At::of(&want)));
+                    assert!(update_fused::<f32, R>(path, &coeffs, &mut got, &grad));
+                    update_plain::<f32, R>(rule, &coeffs, &mut want, &grad);
+                    (want.step, got.step) = (t + 1, t + 1);
+                }
+                assert_eq!(got, want, "{shape:?} {path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn fused_updates_have_the_bits_of_plain_ones() {
+        for adam in rules() {
+            fifty_steps(&adam);
+        }
+        fifty_steps(&AdamW::new(0.02, 0.1));
+    }
+
+    /// All adjoints after a few steps: state, gradient, theta.
+    fn adjoints<E: Float, R: Elementwise>(
+        rule: &R,
+        shape: &[usize],
+        steps: u64,
+        vjp: impl Fn(&OptState<E>, &[E], &OptState<E>, &mut [E]) -> UpdateAdjoint<E>,
+    ) -> Vec<Vec<f64>> {
+        // The states come from f32, so that both dtypes start from the same numbers.
+        let mut narrow = start::<f32, R>(rule, shape);
+        let n = narrow.params.len();
+        for t in 0..steps {
+            update(rule, &mut narrow, &normal(Key::new(t), n));
+        }
+        let wide = |x: &[f32]| -> Vec<E> { x.iter().map(|x| E::of(f64::from(*x))).collect() };
+        let mut state = start::<E, R>(rule, shape);
+        state.step = narrow.step;
+        state.params = wide(&narrow.params);
+        let mut after = state.zeros_like();
+        after.params = normal(Key::new(90), n);
+        for k in 0..state.slots.len() {
+            state.slots[k].data = wide(&narrow.slots[k].data);
+            after.slots[k].data = normal(Key::new(91 + k as u64), n);
+        }
+        let mut theta = vec![E::of(0.5); rule.theta().len()];
+        let a = vjp(&state, &normal(Key::new(95), n), &after, &mut theta);
+        assert_eq!((a.state.step, a.loss), (state.step, E::of(0.0)));
+        let mut all = vec![a.state.params, a.grad, theta];
+        all.extend(a.state.slots.into_iter().map(|s| s.data));
+        all.iter().map(|x| x.iter().map(|x| x.f64()).collect()).collect()
+    }
+
+    pub(crate) fn check_fused_vjp<R: Elementwise>(rule: &R) {
+        for (shape, steps) in SHAPES.into_iter().flat_map(|shape| [(shape, 0), (shape, 3)]) {
+            let want = adjoints::<f64, R>(rule, shape, steps, |s, g, a, t| vjp_dual(rule, s, g, a, t));
+            for path in Path::available() {
+                let got = adjoints::<f32, R>(rule, shape, steps, |s, g, a, t| {
+                    vjp_fused(path, rule, s, g, a, t).expect("Adam has a kernel")
+                });
+                for (got, want) in got.iter().zip(&want) {
+                    assert_eq!(got.len(), want.len());
+                    let size = want.iter().fold(1e-6f64, |a, x| a.max(x.abs()));
+                    for (got, want) in got.iter().zip(want) {
+                        let gap = (got - want).abs();
+                        assert!(gap <= 1e-5 * (want.abs() + size), "{shape:?} {path:?}: {got} {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fused_derivatives_are_those_of_dual_numbers() {
+        for adam in rules() {
+            check_fused_vjp(&adam);
+        }
+        check_fused_vjp(&AdamW::new(0.02, 0.1));
+    }
 }

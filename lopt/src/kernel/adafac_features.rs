@@ -1,8 +1,8 @@
 //! One tensor's accumulators and features in [`super::AdafacKernel`].
 
-use super::{load, store};
 use crate::features::adafac::{column_count, FACTOR_EPSILON};
 use crate::features::factored::{Axes, Factored, EPSILON, SQUARE_EPSILON};
+use outerloop_core::simd::{load, store};
 use pulp::Simd;
 use std::ops::Range;
 

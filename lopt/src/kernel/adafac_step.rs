@@ -7,12 +7,13 @@
 
 use super::adafac_features::{parts_lens, update_factored, Tensor};
 use super::net::{apply_step, Net, COLUMNS, MAX_LANES};
-use super::{load, store, with_scratch, Path};
+use super::Path;
 use crate::adafac_mlp::DECAY_NAMES;
 use crate::features::adafac::column_count;
 use crate::features::factored::Factored;
 use crate::features::{averages, normalize};
 use crate::{AdafacMlp, Taped, UpdateRule};
+use outerloop_core::simd::{load, store, with_scratch};
 use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
 
@@ -281,7 +282,7 @@ mod tests {
             theta.iter_mut().enumerate().for_each(|(i, t)| *t += 0.01 * (i as f32).sin());
             for layout in &layouts {
                 let want = run(&Taped::<_, f32>::new(rule.clone(), &theta), layout, 50);
-                for path in [Path::Scalar, Path::Simd] {
+                for path in Path::available() {
                     let got = run(&AdafacKernel::new(rule.clone(), &theta, path), layout, 50);
                     let close = |name: &str, a: &[f32], b: &[f32]| {
                         for (i, (a, b)) in a.iter().zip(b).enumerate() {
@@ -306,7 +307,7 @@ mod tests {
         let rule = AdafacMlp::default();
         let theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
         let layout = Arc::new(Layout::new([("a", vec![5, 4]), ("b", vec![30])]));
-        for path in [Path::Scalar, Path::Simd] {
+        for path in Path::available() {
             let opt = AdafacKernel::new(rule.clone(), &theta, path);
             let mut state = opt.init(&Params::zeros(layout.clone()), None, Key::new(0));
             let mut grad = vec![1.0; 50];

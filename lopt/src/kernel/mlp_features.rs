@@ -1,8 +1,8 @@
 //! The tensor features of [`crate::MlpLopt`], shared by its update and its derivative.
 
-use super::{load, store};
 use crate::features::normalize;
 use crate::mlp_lopt::{DECAYS, TENSOR_FEATURES};
+use outerloop_core::simd::{load, store};
 use outerloop_core::Layout;
 use pulp::Simd;
 use std::ops::Range;

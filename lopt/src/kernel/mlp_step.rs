@@ -9,9 +9,10 @@
 
 use super::mlp_features::{Features, Position};
 use super::net::{apply_step, Net, COLUMNS, MAX_LANES};
-use super::{with_scratch, Path};
+use super::Path;
 use crate::mlp_lopt::{DECAYS, TENSOR_FEATURES};
 use crate::{MlpLopt, Taped, UpdateRule};
+use outerloop_core::simd::with_scratch;
 use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
 
@@ -182,7 +183,7 @@ mod tests {
             let theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
             for layout in layouts() {
                 let want = run(&Taped::<_, f32>::new(rule.clone(), &theta), &layout, 50);
-                for path in [Path::Scalar, Path::Simd] {
+                for path in Path::available() {
                     let got = run(&MlpKernel::new(rule.clone(), &theta, path), &layout, 50);
                     let close = |a: &[f32], b: &[f32]| {
                         a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * (1.0 + b.abs()))
@@ -215,7 +216,7 @@ mod tests {
         let rule = MlpLopt::default();
         let theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
         let layout = Arc::new(Layout::new([("a", vec![5]), ("b", vec![30])]));
-        for path in [Path::Scalar, Path::Simd] {
+        for path in Path::available() {
             let opt = MlpKernel::new(rule.clone(), &theta, path);
             let mut state = opt.init(&Params::zeros(layout.clone()), None, Key::new(0));
             let mut grad = vec![1.0; 35];

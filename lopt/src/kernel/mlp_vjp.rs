@@ -7,14 +7,14 @@
 //! products to theta's sums; a last pass over each tensor undoes the normalization.
 
 use super::dense::After;
-use super::exp::exp;
 use super::mlp_features::{Features, Position};
 use super::mlp_step::MlpKernel;
 use super::net::{time_features, COLUMNS, MAX_LANES};
 use super::outer::add_outer;
-use super::{load, store, with_scratch};
 use crate::features::time;
 use crate::mlp_lopt::{DECAYS, TENSOR_FEATURES};
+use outerloop_core::simd::exp;
+use outerloop_core::simd::{load, store, with_scratch};
 use outerloop_core::{Key, OptState, UpdateAdjoint, UpdateVjp};
 use pulp::{Simd, WithSimd};
 
@@ -326,7 +326,7 @@ mod tests {
                 state.slots[0].data = rounded.slots[0].data.iter().map(|p| f64::from(*p)).collect();
                 let want = adjoints(&twin, &state, theta.len());
                 let (grad, after) = arguments(&state);
-                for path in [Path::Scalar, Path::Simd] {
+                for path in Path::available() {
                     let kernel = MlpKernel::new(rule.clone(), &theta, path);
                     let mut theta = vec![0.0; theta.len()];
                     let after = state_f32(&after);

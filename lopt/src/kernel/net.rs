@@ -2,10 +2,9 @@
 //! parameters, so their rows of the first layer are kept apart and added to its bias once per step.
 
 use super::dense::{After, Dense};
-use super::exp::{exp, tanh};
-use super::{load, store};
 use crate::features::time;
 use crate::mlp::MlpShape;
+use outerloop_core::simd::{exp, load, store, tanh};
 use outerloop_core::Layout;
 use pulp::Simd;
 use std::ops::Range;

@@ -15,6 +15,7 @@
 mod autoencoder;
 mod conv;
 mod family;
+mod fused;
 mod layers;
 mod mlp;
 mod typed;
