@@ -204,15 +204,31 @@ impl<E: Float> TruncatedStep<E> {
         opts: [&dyn Optimizer<E>; N],
         lane: Key,
         clock: &mut Clock,
-        mut trajectories: [&mut Trajectory<E>; N],
+        trajectories: [&mut Trajectory<E>; N],
         steps: usize,
         outer_step: u64,
         worker: &mut Worker<E>,
     ) -> [Window; N] {
         let mut place = self.place(lane, clock.episode);
+        self.windows_from(&mut place, opts, lane, clock, trajectories, steps, outer_step, worker)
+    }
+
+    /// [`Self::windows`] from where the lane's run was found.
+    #[allow(clippy::too_many_arguments)] // as `windows`
+    pub(crate) fn windows_from<const N: usize>(
+        &self,
+        place: &mut Place<E>,
+        opts: [&dyn Optimizer<E>; N],
+        lane: Key,
+        clock: &mut Clock,
+        mut trajectories: [&mut Trajectory<E>; N],
+        steps: usize,
+        outer_step: u64,
+        worker: &mut Worker<E>,
+    ) -> [Window; N] {
         let mut windows = std::array::from_fn(|_| Window::with_capacity(steps));
         for _ in 0..steps {
-            let called = self.call(opts, lane, &mut place, clock, &mut trajectories, outer_step, worker);
+            let called = self.call(opts, lane, place, clock, &mut trajectories, outer_step, worker);
             for (w, called) in windows.iter_mut().zip(called) {
                 w.push(&self.objective, &*place.task, clock, called);
             }
@@ -223,7 +239,22 @@ impl<E: Float> TruncatedStep<E> {
     /// Keys and task of a lane's run.
     pub(crate) fn place(&self, lane: Key, episode: u64) -> Place<E> {
         let keys = EpisodeKeys::new(lane, episode);
-        Place { keys, task: self.family.sample_task(keys.task) }
+        Place { family: self.family.clone(), lane, episode, keys, task: self.family.sample_task(keys.task) }
+    }
+
+    /// [`Self::place`], kept from call to call where it is the same.
+    pub(crate) fn place_kept<'a>(
+        &self,
+        kept: &'a mut Option<Place<E>>,
+        lane: Key,
+        episode: u64,
+    ) -> &'a mut Place<E> {
+        let is_same =
+            |p: &Place<E>| Arc::ptr_eq(&p.family, &self.family) && (p.lane, p.episode) == (lane, episode);
+        if !kept.as_ref().is_some_and(is_same) {
+            *kept = None;
+        }
+        kept.get_or_insert_with(|| self.place(lane, episode))
     }
 
     /// One call of [`Self::windows`].
@@ -297,6 +328,9 @@ impl<E: Float> TruncatedStep<E> {
 
 /// The run a trajectory is in.
 pub(crate) struct Place<E: Float> {
+    family: Arc<dyn FlatFamily<E>>,
+    lane: Key,
+    episode: u64,
     pub keys: EpisodeKeys,
     pub task: Arc<dyn FlatTask<E>>,
 }

@@ -149,7 +149,8 @@ where
     layout: Arc<Layout>,
     /// One per evaluator: dfdx devices must not be shared between threads.
     dev: Cpu,
-    params: T::Params,
+    /// None until the loss is traced: closed forms need no tensors.
+    params: Option<T::Params>,
     batch: Option<(BatchKey, T::Batch)>,
     state: Vec<E>,
     /// Differences in f64, for losses with operations that have no tangent rule.
@@ -162,16 +163,21 @@ where
 {
     fn new(task: Arc<T>, layout: Arc<Layout>) -> Self {
         crate::tensor::keep_gemm_on_one_thread();
-        let dev = Cpu::default();
         TypedEvaluator {
-            params: task.init(&dev, Key::new(0)),
+            dev: Cpu::default(),
+            params: None,
             batch: None,
             state: Vec::new(),
             fallback: None,
-            dev,
             task,
             layout,
         }
+    }
+
+    /// Fills the parameters' tensors.
+    fn load_params(&mut self, flat: &[E]) {
+        let params = self.params.get_or_insert_with(|| self.task.init(&self.dev, Key::new(0)));
+        params.read_flat(flat);
     }
 
     /// Makes `batch` the one that `at` names.
@@ -194,6 +200,13 @@ macro_rules! batch {
     };
 }
 
+/// What `load_params` filled, likewise.
+macro_rules! params {
+    ($s:ident) => {
+        $s.params.as_ref().expect("load_params ran")
+    };
+}
+
 impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> Evaluator<E> for TypedEvaluator<E, T>
 where
     Cpu: Host<E>,
@@ -203,10 +216,10 @@ where
         if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self), None) {
             return loss;
         }
-        self.params.read_flat(params);
+        self.load_params(params);
         self.state.clear();
         self.state.extend_from_slice(state);
-        let l = self.task.loss_with_state(&self.params, &mut self.state, batch!(self), NoneTape);
+        let l = self.task.loss_with_state(params!(self), &mut self.state, batch!(self), NoneTape);
         host_data(&l)[0]
     }
 
@@ -216,10 +229,11 @@ where
         if let Some(loss) = closed {
             return loss;
         }
-        self.params.read_flat(params);
-        let mut r =
-            record(&self.params.ids(), |m| self.task.loss_with_state(&self.params, state, batch!(self), m));
-        self.params.read_grads(&self.dev, &mut r.grads, grad);
+        self.load_params(params);
+        let mut r = record(&params!(self).ids(), |m| {
+            self.task.loss_with_state(params!(self), state, batch!(self), m)
+        });
+        params!(self).read_grads(&self.dev, &mut r.grads, grad);
         host_data(&r.value)[0]
     }
 
@@ -237,15 +251,15 @@ where
             let mut state = state.to_vec();
             return self.loss_and_grad(params, &mut state, at, grad);
         }
-        self.params.read_flat(params);
+        self.load_params(params);
         let entries = self.layout.entries();
         let parts: Vec<&[E]> = entries.iter().map(|e| &v[e.range()]).collect();
         self.state.clear();
         self.state.extend_from_slice(state);
-        let mut r = record_hvp(&self.params.ids(), &parts, |m| {
-            self.task.loss_with_state(&self.params, &mut self.state, batch!(self), m)
+        let mut r = record_hvp(&params!(self).ids(), &parts, |m| {
+            self.task.loss_with_state(params!(self), &mut self.state, batch!(self), m)
         });
-        self.params.read_grads(&self.dev, &mut r.grads, grad);
+        params!(self).read_grads(&self.dev, &mut r.grads, grad);
         match r.hvp {
             Some(parts) => {
                 for (e, part) in entries.iter().zip(parts) {
