@@ -3,7 +3,7 @@
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use outerloop::lopt::{AdafacMlp, ControlledAdam};
-use outerloop::outer::{Emphasis, LossScale, Objective};
+use outerloop::outer::Objective;
 use outerloop::prelude::*;
 use outerloop::tasks::suite;
 use serde::{Deserialize, Serialize};
@@ -66,12 +66,9 @@ pub struct Config {
     /// Instead of --min-length and --max-length: any schedule of lengths (recipes only).
     #[arg(skip)]
     horizon: Option<TruncationSchedule>,
-    /// Losses count by their logarithm, with this added to them [default: as they are].
-    #[arg(long)]
-    log_floor: Option<f64>,
-    /// Late steps count more: by this power of their place in the run.
-    #[arg(long, default_value_t = 0.0)]
-    late_power: f64,
+    /// On which scale losses count, and when (recipes only) [default: as they are, all steps alike].
+    #[arg(skip)]
+    objective: Objective,
     /// The mixture of the task `suite` (recipes only) [default: that of the suite].
     #[arg(skip)]
     training: Option<suite::Training>,
@@ -253,10 +250,8 @@ impl Config {
     pub fn learner(&self, lopt: Arc<dyn LearnedOptimizer>) -> Result<GradientLearner> {
         let lengths = TruncationSchedule::LogUniform { min: self.min_length, max: self.max_length };
         let schedule = self.horizon.clone().unwrap_or(lengths);
-        let scale =
-            self.log_floor.map_or(LossScale::Linear, |floor| LossScale::Log { floor, ceiling: 100.0 });
-        let step = TruncatedStep::new(self.family()?, lopt.clone(), schedule)?
-            .with_objective(Objective { scale, emphasis: Emphasis::Power(self.late_power) })?;
+        let step =
+            TruncatedStep::new(self.family()?, lopt.clone(), schedule)?.with_objective(self.objective)?;
         let common = Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,

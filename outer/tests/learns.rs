@@ -64,7 +64,8 @@ fn a_minute_of_meta_training_beats_the_start_and_untuned_adam() {
     {
         let gains: Vec<f64> = baseline.iter().zip(&learned).map(|(b, l)| b - l).collect();
         let mean = gains.iter().sum::<f64>() / gains.len() as f64;
-        let spread = (gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (gains.len() - 1) as f64).sqrt();
+        let spread =
+            (gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (gains.len() - 1) as f64).sqrt();
         println!("against {name}: ln of the loss ratio {mean:.2}, standard deviation over seeds {spread:.2}");
         // A third of the loss at least, and six standard deviations of single seeds.
         assert!(mean > 3f64.ln() && mean > 6.0 * spread, "{name}: {mean} with spread {spread}");
