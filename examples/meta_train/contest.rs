@@ -1,61 +1,20 @@
 //! The final comparison: learned against hand-designed optimizers on fresh tasks.
 
 use crate::config::Config;
+use outerloop::outer::benchmark::{
+    time_steps, Contest, ContestConfig, ContestTask, Contestant, Receipt, Report, Results, Role,
+};
 use outerloop::prelude::*;
-
-/// A contestant's runs.
-struct Entry {
-    name: String,
-    curves: Vec<Curve>,
-}
 
 /// Steps that a final loss is averaged over: batch losses are noisy.
 const TAIL: usize = 20;
-
-impl Entry {
-    /// Mean over seeds of the mean of the last training losses; NaN if a run diverged.
-    fn final_train(&self) -> f32 {
-        self.mean(|c| c.final_train(TAIL))
-    }
-    fn final_test(&self) -> f32 {
-        self.mean(|c| c.evals.last().map_or(f32::NAN, |e| e.loss))
-    }
-    fn at(&self, step: usize) -> f32 {
-        self.mean(|c| {
-            let window = &c.train[step.saturating_sub(TAIL)..=step.min(c.train.len() - 1)];
-            window.iter().sum::<f32>() / window.len() as f32
-        })
-    }
-    fn mean(&self, f: impl Fn(&Curve) -> f32) -> f32 {
-        self.curves.iter().map(f).sum::<f32>() / self.curves.len() as f32
-    }
-
-    /// Mean over seeds, smoothed, with the range of the seeds as band.
-    fn series(&self) -> Series {
-        let steps = self.curves[0].train.len();
-        let smooth = |c: &Curve, t: usize| {
-            let window = &c.train[t.saturating_sub(9)..=t];
-            f64::from(window.iter().sum::<f32>() / window.len() as f32)
-        };
-        let mut points = Vec::with_capacity(steps);
-        let mut band = Vec::with_capacity(steps);
-        for t in 0..steps {
-            let all: Vec<f64> = self.curves.iter().map(|c| smooth(c, t)).collect();
-            points.push((t as f64, all.iter().sum::<f64>() / all.len() as f64));
-            let low = all.iter().copied().fold(f64::INFINITY, f64::min);
-            let high = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            band.push((t as f64, low, high));
-        }
-        Series::line(self.name.clone(), points).with_band(band)
-    }
-}
 
 /// The learning rates that hand-designed optimizers are swept over: half decades from 1e-4 to 3.
 fn learning_rates() -> Vec<f64> {
     (-8..=1).map(|i| 10f64.powf(f64::from(i) / 2.0)).collect()
 }
 
-/// Trains fresh tasks with every contestant, prints the table and draws the curves.
+/// Trains fresh tasks with every contestant, prints the table and writes the report.
 pub fn compare(
     dir: &RunDir,
     config: &Config,
@@ -64,39 +23,53 @@ pub fn compare(
     workers: &Workers,
 ) -> Result<()> {
     let family = config.family()?;
-    // Keys that meta-training never used.
-    let key = Key::new(config.seed).named("comparison");
-    let eval = EvalConfig {
-        num_steps: config.eval_steps,
-        eval_every: config.eval_steps,
-        eval_batches: 5,
-        splits: vec![Split::Test],
+    let learned = lopt.opt_fn(&state.theta.params);
+    let untrained = lopt.opt_fn(&lopt.init(state.key.named("theta")));
+    let rates = learning_rates();
+    let contest = Contest {
+        config: ContestConfig {
+            num_steps: config.eval_steps,
+            seeds: config.eval_seeds,
+            seed: config.seed,
+            evaluations: 1,
+            validation: Split::Test,
+            ..ContestConfig::default()
+        },
+        tasks: vec![ContestTask { name: family.name(), family }],
+        contestants: vec![
+            Contestant::single(format!("{} (learned)", lopt.name()), Role::Learned, learned),
+            Contestant::single(format!("{} (untrained)", lopt.name()), Role::Baseline, untrained),
+            Contestant::swept("SGD", &rates, |lr| Box::new(Sgd::new(lr))),
+            Contestant::swept("Adam", &rates, |lr| Box::new(Adam::new(lr))),
+            Contestant::single("Adam, default lr 1e-3", Role::Baseline, Box::new(Adam::new(1e-3))),
+        ],
+        reference: 3,
+        // Keys that meta-training never used.
+        key: Key::new(config.seed).named("comparison"),
     };
-    let run = |name: String, opt: &dyn Optimizer| Entry {
-        curves: training_curves(&*family, opt, &eval, key, config.eval_seeds, workers),
-        name,
-    };
-    // The best of a sweep, chosen on the very runs that are shown: in favour of the baseline.
-    let sweep = |name: &str, make: &dyn Fn(f64) -> Box<dyn Optimizer>| {
-        let entries =
-            learning_rates().into_iter().map(|lr| run(format!("{name}, best lr {lr:.0e}"), &*make(lr)));
-        let score = |e: &Entry| if e.final_train().is_finite() { e.final_train() } else { f32::INFINITY };
-        entries.min_by(|a, b| score(a).total_cmp(&score(b)))
-    };
-    let learned = run(format!("{} (learned)", lopt.name()), &*lopt.opt_fn(&state.theta.params));
-    let untrained = lopt.init(state.key.named("theta"));
-    let untrained = run(format!("{} (untrained)", lopt.name()), &*lopt.opt_fn(&untrained));
-    let sgd = sweep("SGD", &|lr| Box::new(Sgd::new(lr)));
-    let adam = sweep("Adam", &|lr| Box::new(Adam::new(lr)));
-    let default = run("Adam, default lr 1e-3".into(), &Adam::new(1e-3));
-    let entries: Vec<Entry> =
-        [Some(learned), Some(untrained), sgd, adam, Some(default)].into_iter().flatten().collect();
+    let results = contest.run(workers)?;
+    let mut report = Report::new("Meta-trained against hand-designed optimizers", &contest, &results);
+    let theta: Vec<u8> = state.theta.params.iter().flat_map(|x| x.to_le_bytes()).collect();
+    report.receipt = Receipt::new()
+        .with("kernels", kernel::path())
+        .with("learned optimizer", lopt.architecture())
+        .with_hash("theta", &theta)
+        .with("configuration", config.to_toml()?);
+    report.times = time_steps(&contest);
+    table(&contest, &results, &report);
+    let files = dir.file("report");
+    std::fs::create_dir_all(&files).map_err(|e| Error::io(&files, e))?;
+    println!("wrote {}", report.save(&files)?.display());
+    Ok(())
+}
 
-    let half = config.eval_steps as usize / 2;
-    let tenth = config.eval_steps as usize / 10;
+/// Mean losses of every contestant's best variant along the run.
+fn table(contest: &Contest, results: &Results, report: &Report) {
+    let steps = contest.config.num_steps;
+    let [tenth, half] = [steps / 10, steps / 2];
     println!(
-        "\n{} fresh runs of {} steps, mean training loss (last {TAIL} batches):",
-        config.eval_seeds, config.eval_steps
+        "\n{} fresh runs of {steps} steps, mean training loss (last {TAIL} batches):",
+        contest.config.seeds
     );
     println!(
         "{:<28} {:>11} {:>11} {:>11} {:>11}",
@@ -106,19 +79,24 @@ pub fn compare(
         "end",
         "test, end"
     );
-    for e in &entries {
-        let [a, b, c, d] = [e.at(tenth), e.at(half), e.final_train(), e.final_test()];
-        println!("{:<28} {a:>11.5} {b:>11.5} {c:>11.5} {d:>11.5}", e.name);
+    for (i, c) in contest.contestants.iter().enumerate() {
+        let score = &report.scores.tasks[0][i];
+        let curves: Vec<&Curve> = results.of(0, i, score.best).map(|r| &r.curve).collect();
+        let mean = |step: u64| {
+            let (end, n) = (step as usize + 1, curves.len() as f32);
+            let tail = |c: &&Curve| {
+                let window = &c.train[end.saturating_sub(TAIL)..end];
+                window.iter().sum::<f32>() / window.len() as f32
+            };
+            curves.iter().map(tail).sum::<f32>() / n
+        };
+        let name = match c.variants.len() {
+            1 => c.name.clone(),
+            _ => format!("{}, best lr {}", c.name, c.variants[score.best].label),
+        };
+        let [a, b, c, d] = [mean(tenth), mean(half), mean(steps), score.validation as f32];
+        println!("{name:<28} {a:>11.5} {b:>11.5} {c:>11.5} {d:>11.5}");
     }
-    let plot = Plot {
-        title: format!("Training loss on fresh tasks, {} seeds", config.eval_seeds),
-        x_label: "inner step".into(),
-        y_label: "training loss".into(),
-        y_scale: Scale::Log,
-        series: entries.iter().map(Entry::series).collect(),
-        ..Plot::default()
-    };
-    save(dir, "learning_curves", &plot)
 }
 
 /// Draws the meta-loss of the whole run from its metrics.

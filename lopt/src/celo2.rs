@@ -2,7 +2,7 @@
 
 use crate::features::adafac::{self, Adafac, TensorFeatures};
 use crate::features::{averages, normalize};
-use crate::mlp::{sorted_layout, truncated_normal};
+use crate::mlp::sorted_layout;
 use crate::taped::{zero_slots, Slots};
 use crate::{learned_optimizer, StepVars, Theta, UpdateRule, Var};
 use outerloop_core::{Float, Key, Layout};
@@ -205,7 +205,7 @@ impl UpdateRule for Celo2 {
             // The blocks of the first layer share its number of inputs.
             let inputs = if entry.name.contains("w0__") { self.sizes()[0] } else { entry.shape[0] };
             let std = 1.0 / (inputs as f64).sqrt();
-            truncated_normal(key.named(&entry.name), std, &mut theta[entry.range()]);
+            key.named(&entry.name).fill_truncated_normal(&mut theta[entry.range()], std);
         }
         theta
     }

@@ -27,7 +27,7 @@ macro_rules! learnable {
             }
             fn opt_fn(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
                 assert_eq!(theta.len(), $theta.len(), "opt_fn: length of theta");
-                Box::new($rule { theta: std::array::from_fn(|i| theta[i].f64()), config: self.clone() })
+                Box::new($rule::new(std::array::from_fn(|i| theta[i].f64()), self.clone()))
             }
         }
         crate::elementwise_optimizer!($rule);
@@ -57,6 +57,12 @@ impl LearnableSgd {
 struct LearnedSgd {
     theta: [f64; 1],
     config: LearnableSgd,
+}
+
+impl LearnedSgd {
+    fn new(theta: [f64; 1], config: LearnableSgd) -> Self {
+        LearnedSgd { theta, config }
+    }
 }
 
 impl Elementwise for LearnedSgd {
@@ -106,6 +112,12 @@ impl LearnableSgdm {
 struct LearnedSgdm {
     theta: [f64; 2],
     config: LearnableSgdm,
+}
+
+impl LearnedSgdm {
+    fn new(theta: [f64; 2], config: LearnableSgdm) -> Self {
+        LearnedSgdm { theta, config }
+    }
 }
 
 impl Elementwise for LearnedSgdm {
@@ -164,11 +176,26 @@ impl LearnableAdam {
         let one_minus = [1.0 - self.initial_beta1, 1.0 - self.initial_beta2];
         [self.initial_epsilon, self.initial_lr, one_minus[0], one_minus[1]].map(f64::ln)
     }
+
+    /// `[lr, β₁, β₂, ε, ε_root, 0]`
+    fn hyper<S: Scalar>(&self, theta: &[S]) -> [S; 6] {
+        let one = S::of(1.0);
+        let [eps, lr, rest1, rest2] = [0, 1, 2, 3].map(|i| theta[i].exp());
+        [lr, one - rest1, one - rest2, eps, S::of(self.epsilon_root), S::of(0.0)]
+    }
 }
 
 struct LearnedAdam {
     theta: [f64; 4],
     config: LearnableAdam,
+    /// What [`adam_coeffs`] takes.
+    hyper: [f64; 6],
+}
+
+impl LearnedAdam {
+    fn new(theta: [f64; 4], config: LearnableAdam) -> Self {
+        LearnedAdam { theta, hyper: config.hyper(&theta), config }
+    }
 }
 
 impl Elementwise for LearnedAdam {
@@ -184,10 +211,10 @@ impl Elementwise for LearnedAdam {
         &self.theta
     }
     fn coeffs<S: Scalar>(&self, theta: &[S], at: At) -> [S; 9] {
-        let one = S::of(1.0);
-        let (eps, lr) = (theta[0].exp(), theta[1].exp());
-        let (b1, b2) = (one - theta[2].exp(), one - theta[3].exp());
-        adam_coeffs([lr, b1, b2, eps, S::of(self.config.epsilon_root), S::of(0.0)], at)
+        adam_coeffs(self.config.hyper(theta), at)
+    }
+    fn values(&self, at: At) -> [f64; 9] {
+        adam_coeffs(self.hyper, at)
     }
     #[inline(always)]
     fn step<S: Scalar>(&self, c: &[S; 9], p: S, slots: [S; 2], g: S) -> (S, [S; 2]) {
@@ -280,7 +307,7 @@ mod tests {
     fn learned_adams_fused_derivative_is_that_of_dual_numbers() {
         for epsilon_root in [1e-8, 1e-3] {
             let config = LearnableAdam { initial_epsilon: 1e-4, epsilon_root, ..LearnableAdam::default() };
-            check_fused_vjp(&LearnedAdam { theta: config.initial_theta(), config });
+            check_fused_vjp(&LearnedAdam::new(config.initial_theta(), config));
         }
     }
 }

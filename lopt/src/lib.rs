@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`hand`] | SGD, momentum, Adam and their kin; schedules; wrappers |
+//! | [`baselines`] | hand-designed optimizers as opponents, with their sweeps |
 //! | [`learnable`] | learned optimizers whose theta is an optimizer's hyperparameters |
 //! | [`MlpLopt`], ... | learned optimizers with a network per parameter |
 //! | [`features`] | what such networks read |
@@ -18,7 +19,9 @@
 #![doc = include_str!("../OPTIMIZERS.md")]
 
 mod adafac_mlp;
+pub mod baselines;
 mod celo2;
+mod controlled_adam;
 pub mod dual;
 pub mod features;
 pub mod guide;
@@ -43,6 +46,7 @@ pub mod wrap;
 
 pub use adafac_mlp::AdafacMlp;
 pub use celo2::{Celo2, Orthogonalize};
+pub use controlled_adam::ControlledAdam;
 pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 pub use mlp_lopt::MlpLopt;
 pub use nn_adam::NnAdam;

@@ -2,8 +2,6 @@
 
 use crate::{Theta, Var};
 use outerloop_core::{Float, Key, Layout};
-use rand::Rng;
-use rand_distr::StandardNormal;
 
 /// The shape of a network and the names of its tensors in theta.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +46,8 @@ impl MlpShape {
     pub fn init<E: Float>(&self, layout: &Layout, theta: &mut [E], key: Key) {
         for (i, (inputs, _, w, b)) in self.layers().enumerate() {
             let range = |name| layout.get(name).expect("theta holds the network").range();
-            truncated_normal(key.fold_in(i as u64), 1.0 / (inputs as f64).sqrt(), &mut theta[range(w)]);
+            let std = 1.0 / (inputs as f64).sqrt();
+            key.fold_in(i as u64).fill_truncated_normal(&mut theta[range(w)], std);
             theta[range(b)].fill(E::of(0.0));
         }
     }
@@ -87,40 +86,13 @@ pub(crate) fn init_dense<E: Float>(layout: &Layout, key: Key) -> Vec<E> {
     let mut theta = vec![E::of(0.0); layout.len()];
     for entry in layout.entries().iter().filter(|e| e.name.ends_with("/w")) {
         let std = 1.0 / (entry.shape[0] as f64).sqrt();
-        truncated_normal(key.named(&entry.name), std, &mut theta[entry.range()]);
+        key.named(&entry.name).fill_truncated_normal(&mut theta[entry.range()], std);
     }
     theta
-}
-
-/// Normal numbers of standard deviation `std` (before truncation), redrawn outside ±2 `std`.
-pub fn truncated_normal<E: Float>(key: Key, std: f64, out: &mut [E]) {
-    let mut rng = key.rng();
-    for x in out {
-        let mut z: f64 = rng.sample(StandardNormal);
-        while z.abs() > 2.0 {
-            z = rng.sample(StandardNormal);
-        }
-        *x = E::of(std * z);
-    }
 }
 
 /// A layout of these tensors in the order of their names.
 pub fn sorted_layout(mut tensors: Vec<(String, Vec<usize>)>) -> Layout {
     tensors.sort();
     Layout::new(tensors)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn truncated_normal_has_its_variance_and_bounds() {
-        let mut x = vec![0.0f64; 100_000];
-        truncated_normal(Key::new(2), 0.5, &mut x);
-        // Variance of a standard normal cut at ±2: 1 − 4φ(2)/(2Φ(2) − 1) = 0.773741.
-        let var = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
-        assert!((var / 0.25 - 0.773741).abs() < 0.01, "{var}");
-        assert!(x.iter().all(|x| x.abs() <= 1.0) && x.iter().any(|x| x.abs() > 0.99));
-    }
 }

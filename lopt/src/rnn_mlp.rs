@@ -3,7 +3,7 @@
 use crate::features::stats::{log_magnitude, mean_and_variance};
 use crate::features::{adafac, averages, normalize, time};
 use crate::lstm::{columns, Lstm};
-use crate::mlp::{dense, dense_tensors, init_dense, sorted_layout, truncated_normal, MlpShape};
+use crate::mlp::{dense, dense_tensors, init_dense, sorted_layout, MlpShape};
 use crate::taped::{zero_slots, Slots};
 use crate::{learned_optimizer, StepVars, Theta, UpdateRule, Var};
 use outerloop_core::{Float, Key, Layout, OptState};
@@ -215,7 +215,7 @@ impl UpdateRule for RnnMlp {
         for name in ["initial_from_lstm", "initial_from_mlp"] {
             let range = layout.get(name).expect("its own name").range();
             let std = 1.0 / (range.len() as f64).sqrt() / CUT_STD;
-            truncated_normal(key.named(name), std, &mut theta[range]);
+            key.named(name).fill_truncated_normal(&mut theta[range], std);
         }
         theta
     }

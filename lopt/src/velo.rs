@@ -3,7 +3,7 @@
 use crate::features::adafac::{self, Adafac, TensorFeatures};
 use crate::features::{averages, loss, normalize, stats};
 use crate::lstm::{columns, Lstm};
-use crate::mlp::{dense, dense_tensors, init_dense, sorted_layout, truncated_normal};
+use crate::mlp::{dense, dense_tensors, init_dense, sorted_layout};
 use crate::taped::{zero_slots, Slots};
 use crate::{learned_optimizer, StepVars, Theta, UpdateRule, Var};
 use outerloop_core::{Float, Key, Layout};
@@ -268,7 +268,7 @@ impl UpdateRule for Velo {
             // The blocks of the first layer share its number of inputs.
             let inputs = if name.contains("w0__") { self.sizes()[0] } else { shape[1] };
             let range = layout.get(name).expect("its own name").range();
-            truncated_normal(key.named(name), 1.0 / (inputs as f64).sqrt(), &mut theta[range]);
+            key.named(name).fill_truncated_normal(&mut theta[range], 1.0 / (inputs as f64).sqrt());
         }
         theta
     }

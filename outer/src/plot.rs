@@ -36,6 +36,22 @@ pub enum Style {
     Points,
 }
 
+/// Where the names of the series stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Legend {
+    /// Right of the plot, if there is more than one series.
+    #[default]
+    Beside,
+    /// Nowhere: whoever shows the plot explains it.
+    None,
+}
+
+/// Colour number `i` as red, green, blue, and how its lines are drawn.
+pub fn palette(i: usize) -> ([u8; 3], Style) {
+    let c = draw::color(i);
+    ([c.0, c.1, c.2], draw::line_style(i))
+}
+
 /// One line of a plot, with an entry in the legend.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
@@ -49,12 +65,21 @@ pub struct Series {
     pub band: Option<Vec<(f64, f64, f64)>>,
     /// Line or points; a line by default.
     pub style: Style,
+    /// Number of the colour, as in [`palette`]; the series' place by default.
+    pub color: Option<usize>,
 }
 
 impl Series {
     /// A line without a band.
     pub fn line(name: impl Into<String>, points: Vec<(f64, f64)>) -> Self {
         Series { name: name.into(), points, ..Self::default() }
+    }
+
+    /// Sets the colour: see [`Self::color`].
+    #[must_use]
+    pub fn with_color(mut self, color: usize) -> Self {
+        self.color = Some(color);
+        self
     }
 
     /// Adds a band of `(x, low, high)`.
@@ -68,7 +93,8 @@ impl Series {
 /// A plot of any number of series.
 ///
 /// Colours are Okabe and Ito's, distinguishable with colour-blind eyes; from the eighth series on
-/// they repeat with broken lines. The legend stands beside the plot when there is more than one series.
+/// they repeat with broken lines. The legend stands beside the plot when there is more than one series,
+/// unless it is left out.
 ///
 /// ```
 /// use outerloop_outer::plot::{Plot, Scale, Series};
@@ -102,6 +128,8 @@ pub struct Plot {
     pub y_range: Option<(f64, f64)>,
     /// Width and height in pixels without the legend; 800 x 500 by default.
     pub size: (u32, u32),
+    /// Where the legend stands; beside the plot by default.
+    pub legend: Legend,
     /// The lines, in legend order.
     pub series: Vec<Series>,
 }
@@ -116,6 +144,7 @@ impl Default for Plot {
             y_scale: Scale::Linear,
             y_range: None,
             size: (800, 500),
+            legend: Legend::Beside,
             series: Vec::new(),
         }
     }

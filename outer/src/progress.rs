@@ -49,10 +49,17 @@ impl Progress {
 
     /// `step` outer steps are done. `inner_steps_per_second`: recent speed over all lanes.
     pub fn update(&mut self, step: u64, inner_steps_per_second: f64, meta_loss: f64) {
+        self.status(step, || {
+            let speed = short_number(inner_steps_per_second);
+            format!("{speed} inner steps/s  meta-loss {meta_loss:.4}")
+        });
+    }
+
+    /// `step` of all steps are done; `message` is shown beside the remaining time.
+    pub fn status(&mut self, step: u64, message: impl FnOnce() -> String) {
         let status = || {
             let eta = self.pace.eta(step, self.began.elapsed()).map_or("?".into(), short_time);
-            let speed = short_number(inner_steps_per_second);
-            format!("eta {eta}  {speed} inner steps/s  meta-loss {meta_loss:.4}")
+            format!("eta {eta}  {}", message())
         };
         match &self.output {
             Output::Bar(bar) => {

@@ -1,6 +1,7 @@
 //! Worker threads. Work is cut into items; an item is computed on one thread, and results come back
 //! in item order, so nothing depends on the number of threads.
 
+use crate::unroll::Place;
 use outerloop_core::{Error, Evaluator, FlatTask, Float, Result};
 use std::sync::{
     atomic::{AtomicUsize, Ordering},
@@ -12,13 +13,15 @@ pub struct Worker<E: Float = f32> {
     cached: Option<Cached<E>>,
     /// Gradient buffer.
     pub grad: Vec<E>,
+    /// Buffer for a perturbed theta.
+    pub(crate) theta: Vec<E>,
 }
 
 type Cached<E> = (Arc<dyn FlatTask<E>>, Box<dyn Evaluator<E>>);
 
 impl<E: Float> Default for Worker<E> {
     fn default() -> Self {
-        Worker { cached: None, grad: Vec::new() }
+        Worker { cached: None, grad: Vec::new(), theta: Vec::new() }
     }
 }
 
@@ -40,6 +43,18 @@ impl<E: Float> Worker<E> {
 pub struct Workers<E: Float = f32> {
     pool: Option<rayon::ThreadPool>,
     scratch: Vec<Mutex<Worker<E>>>,
+    lanes: Mutex<Vec<LaneBuffers<E>>>,
+}
+
+/// What the work on one lane leaves behind for the next work on it: buffers, to be overwritten.
+#[derive(Default)]
+pub(crate) struct LaneBuffers<E: Float> {
+    /// The lane's perturbation of theta.
+    pub eps: Vec<E>,
+    /// The sum of all perturbations that act on its run.
+    pub sum: Vec<E>,
+    /// The run that it was in.
+    pub place: Option<Place<E>>,
 }
 
 impl<E: Float> Workers<E> {
@@ -58,12 +73,26 @@ impl<E: Float> Workers<E> {
                 .build();
             Some(built.map_err(|e| Error::invalid(format!("{threads} threads"), e.to_string()))?)
         };
-        Ok(Workers { pool, scratch: (0..threads).map(|_| Mutex::default()).collect() })
+        Ok(Workers {
+            pool,
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            lanes: Mutex::default(),
+        })
     }
 
     /// Number of threads.
     pub fn threads(&self) -> usize {
         self.scratch.len()
+    }
+
+    /// Calls `f` with the buffers of lanes `0..lanes`, which hold what the last call left there.
+    pub(crate) fn with_lane_buffers<R>(&self, lanes: usize, f: impl FnOnce(&mut [LaneBuffers<E>]) -> R) -> R {
+        let lock = || self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = std::mem::take(&mut *lock());
+        buffers.resize_with(buffers.len().max(lanes), LaneBuffers::default);
+        let result = f(&mut buffers[..lanes]);
+        *lock() = buffers;
+        result
     }
 
     /// Applies `f` to every item, each on one thread; results in item order.
@@ -73,7 +102,7 @@ impl<E: Float> Workers<E> {
         f: impl Fn(&mut Worker<E>, usize, &mut T) -> R + Sync,
     ) -> Vec<R> {
         let lock = |i: usize| self.scratch[i].lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(pool) = &self.pool else {
+        let Some(pool) = self.pool.as_ref().filter(|_| items.len() > 1) else {
             let mut w = lock(0);
             return items.iter_mut().enumerate().map(|(i, item)| f(&mut w, i, item)).collect();
         };

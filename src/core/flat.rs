@@ -2,6 +2,7 @@
 
 use crate::tensor::{host_data, record, record_hvp, Cpu, Host, NoneTape, ParamTree};
 use crate::{BatchKey, Float, Key, Layout, Params, Task, TaskFamily};
+use std::any::{Any, TypeId};
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -41,6 +42,18 @@ pub trait Evaluator<E: Float = f32>: Send {
         grad: &mut [E],
         hvp: &mut [E],
     ) -> E;
+}
+
+/// The evaluator that `make` builds, if `E` is f32: for kernels of one dtype.
+pub fn in_f32<E: Float, V: Evaluator<f32> + 'static>(
+    make: impl FnOnce() -> V,
+) -> Option<Box<dyn Evaluator<E>>> {
+    if TypeId::of::<E>() != TypeId::of::<f32>() {
+        return None;
+    }
+    let evaluator: Box<dyn Evaluator<f32>> = Box::new(make());
+    let evaluator: Box<dyn Any> = Box::new(evaluator);
+    evaluator.downcast::<Box<dyn Evaluator<E>>>().ok().map(|e| *e)
 }
 
 /// A distribution over flat tasks, object safe. Every [`TaskFamily`] of CPU tasks is one.
@@ -120,7 +133,8 @@ where
         Task::<E, Cpu>::init_state(&*self.task)
     }
     fn evaluator(&self) -> Box<dyn Evaluator<E>> {
-        Box::new(TypedEvaluator::<E, T>::new(self.task.clone(), self.layout.clone()))
+        let own = Task::<E, Cpu>::evaluator(&*self.task);
+        own.unwrap_or_else(|| Box::new(TypedEvaluator::<E, T>::new(self.task.clone(), self.layout.clone())))
     }
     fn normalizer(&self, loss: f64) -> f64 {
         Task::<E, Cpu>::normalizer(&*self.task, loss)
@@ -135,7 +149,8 @@ where
     layout: Arc<Layout>,
     /// One per evaluator: dfdx devices must not be shared between threads.
     dev: Cpu,
-    params: T::Params,
+    /// None until the loss is traced: closed forms need no tensors.
+    params: Option<T::Params>,
     batch: Option<(BatchKey, T::Batch)>,
     state: Vec<E>,
     /// Differences in f64, for losses with operations that have no tangent rule.
@@ -148,16 +163,21 @@ where
 {
     fn new(task: Arc<T>, layout: Arc<Layout>) -> Self {
         crate::tensor::keep_gemm_on_one_thread();
-        let dev = Cpu::default();
         TypedEvaluator {
-            params: task.init(&dev, Key::new(0)),
+            dev: Cpu::default(),
+            params: None,
             batch: None,
             state: Vec::new(),
             fallback: None,
-            dev,
             task,
             layout,
         }
+    }
+
+    /// Fills the parameters' tensors.
+    fn load_params(&mut self, flat: &[E]) {
+        let params = self.params.get_or_insert_with(|| self.task.init(&self.dev, Key::new(0)));
+        params.read_flat(flat);
     }
 
     /// Makes `batch` the one that `at` names.
@@ -180,6 +200,13 @@ macro_rules! batch {
     };
 }
 
+/// What `load_params` filled, likewise.
+macro_rules! params {
+    ($s:ident) => {
+        $s.params.as_ref().expect("load_params ran")
+    };
+}
+
 impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> Evaluator<E> for TypedEvaluator<E, T>
 where
     Cpu: Host<E>,
@@ -189,10 +216,10 @@ where
         if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self), None) {
             return loss;
         }
-        self.params.read_flat(params);
+        self.load_params(params);
         self.state.clear();
         self.state.extend_from_slice(state);
-        let l = self.task.loss_with_state(&self.params, &mut self.state, batch!(self), NoneTape);
+        let l = self.task.loss_with_state(params!(self), &mut self.state, batch!(self), NoneTape);
         host_data(&l)[0]
     }
 
@@ -202,10 +229,11 @@ where
         if let Some(loss) = closed {
             return loss;
         }
-        self.params.read_flat(params);
-        let mut r =
-            record(&self.params.ids(), |m| self.task.loss_with_state(&self.params, state, batch!(self), m));
-        self.params.read_grads(&self.dev, &mut r.grads, grad);
+        self.load_params(params);
+        let mut r = record(&params!(self).ids(), |m| {
+            self.task.loss_with_state(params!(self), state, batch!(self), m)
+        });
+        params!(self).read_grads(&self.dev, &mut r.grads, grad);
         host_data(&r.value)[0]
     }
 
@@ -223,15 +251,15 @@ where
             let mut state = state.to_vec();
             return self.loss_and_grad(params, &mut state, at, grad);
         }
-        self.params.read_flat(params);
+        self.load_params(params);
         let entries = self.layout.entries();
         let parts: Vec<&[E]> = entries.iter().map(|e| &v[e.range()]).collect();
         self.state.clear();
         self.state.extend_from_slice(state);
-        let mut r = record_hvp(&self.params.ids(), &parts, |m| {
-            self.task.loss_with_state(&self.params, &mut self.state, batch!(self), m)
+        let mut r = record_hvp(&params!(self).ids(), &parts, |m| {
+            self.task.loss_with_state(params!(self), &mut self.state, batch!(self), m)
         });
-        self.params.read_grads(&self.dev, &mut r.grads, grad);
+        params!(self).read_grads(&self.dev, &mut r.grads, grad);
         match r.hvp {
             Some(parts) => {
                 for (e, part) in entries.iter().zip(parts) {

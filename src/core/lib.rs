@@ -24,6 +24,7 @@ mod flat;
 mod key;
 mod layout;
 pub mod nn;
+mod normal;
 pub mod ops;
 mod optimizer;
 pub mod simd;
@@ -31,7 +32,7 @@ mod task;
 pub mod tensor;
 
 pub use error::{Error, Result};
-pub use flat::{Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
+pub use flat::{in_f32, Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};

@@ -1,7 +1,7 @@
 //! [`Task`] and [`TaskFamily`]: what is trained.
 
 use crate::tensor::{Backend, Mode, ParamTree, Rank0, Tensor};
-use crate::{Float, Key};
+use crate::{Evaluator, Float, Key};
 use serde::{Deserialize, Serialize};
 
 /// The four parts of a data set.
@@ -131,6 +131,12 @@ pub trait Task<E: Float, B: Backend<E>>: Send + Sync + 'static {
     fn hvp(&self, params: &[E], batch: &Self::Batch, v: &[E], out: &mut [E]) -> bool {
         let _ = (params, batch, v, out);
         false
+    }
+
+    /// An evaluator of the task's own, used instead of differentiating [`Self::loss`], with which it
+    /// must agree to rounding. `None`: there is none for this dtype ([`crate::in_f32`] helps).
+    fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
+        None
     }
 
     /// Maps a loss into the range that meta-training sees, e.g. clips it and replaces NaN.

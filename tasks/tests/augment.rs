@@ -73,6 +73,7 @@ fn everything<E: Float>() -> Vec<Box<dyn Augmentation<E>>> {
         Box::new(DelayedGradients { delay: 0 }),
         Box::new(DelayedGradients { delay: 3 }),
         Box::new(ModifyGradient(NormalizeGradient)),
+        Box::new(ModifyGradient(NoisyGradient::new(0.5).unwrap())),
         Box::new(ModifyGradient(SubsampleDirections::new(3).unwrap())),
         Box::new(ModifyGradient(SubsampleDirections::signs(2).unwrap())),
         Box::new(EsGradient::default()),
@@ -163,6 +164,26 @@ fn reparametrized_tasks_have_the_same_losses() {
     near(&gradient(&*task, &task.init(Key::new(2)).data, at(1)).1, &want, 1e-12);
     assert!(ReparamWeights::with_scales(mlp::<f64>(), vec![1.0]).is_err());
     assert!(ReparamWeights::new(ReparamLevel::Global, 0.0..=1.0).is_err());
+}
+
+#[test]
+fn gradient_noise_has_the_given_size_and_no_bias() {
+    let grad = normals(50, 8);
+    let norm = dot(&grad, &grad).sqrt();
+    let map = NoisyGradient::new(2.0).unwrap();
+    let n = 4000;
+    let (mut along, mut square) = (0.0, 0.0);
+    for i in 0..n {
+        let mut noisy = grad.clone();
+        map.apply(&mut noisy, Key::new(9).fold_in(i));
+        let noise: Vec<f64> = noisy.iter().zip(&grad).map(|(a, b)| a - b).collect();
+        along += dot(&noise, &grad) / (norm * norm) / n as f64;
+        square += dot(&noise, &noise) / (norm * norm) / n as f64;
+    }
+    // ξ·ĝ has variance r²/P, ‖noise‖²/‖g‖² mean r² and variance 2 r⁴/P.
+    assert!(along.abs() < 4.0 * 2.0 / (50.0 * n as f64).sqrt(), "{along}");
+    assert!((square - 4.0).abs() < 4.0 * 4.0 * (2.0 / (50.0 * n as f64)).sqrt(), "{square}");
+    assert!(NoisyGradient::new(-1.0).is_err() && NoisyGradient::new(f64::NAN).is_err());
 }
 
 #[test]

@@ -108,6 +108,11 @@ pub trait Elementwise: Send + Sync {
     /// corrections. `theta` is [`Self::theta`], as numbers that may carry derivatives.
     fn coeffs<S: Scalar>(&self, theta: &[S], at: At) -> Self::Coeffs<S>;
 
+    /// [`Self::coeffs`] at [`Self::theta`]; override where parts can be computed once for all steps.
+    fn values(&self, at: At) -> Self::Coeffs<f64> {
+        self.coeffs(self.theta(), at)
+    }
+
     /// The new parameter and slots. Mark it `#[inline(always)]`: the driver vectorizes it.
     fn step<S: Scalar>(
         &self,
@@ -170,7 +175,7 @@ pub fn init<E: Float, R: Elementwise>(rule: &R, params: &Params<E>, num_steps: O
 #[track_caller]
 pub fn update<E: Float, R: Elementwise>(rule: &R, state: &mut OptState<E>, grad: &[E]) {
     assert_eq!(grad.len(), state.params.len(), "update: length of the gradient");
-    let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), At::of(state)));
+    let coeffs = rounded::<E, R>(&rule.values(At::of(state)));
     if !update_fused::<E, R>(Path::best(), &coeffs, state, grad) {
         update_plain(rule, &coeffs, state, grad);
     }
@@ -291,7 +296,7 @@ fn vjp_fused<E: Float, R: Elementwise>(
     let fused = R::FUSED?;
     let ([m, v], [a_m, a_v]) = (&before.slots[..], &after.slots[..]) else { return None };
     let at = At::of(before);
-    let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), at));
+    let coeffs = rounded::<E, R>(&rule.values(at));
     let [coeffs] = f32s([coeffs.as_ref()])?;
     let before_f32 = f32s([&before.params, &m.data, &v.data, grad])?;
     let after_f32 = f32s([&after.params, &a_m.data, &a_v.data])?;
@@ -329,7 +334,7 @@ fn vjp_dual<E: Float, R: Elementwise>(
     let n = grad.len();
     let num_slots = R::Slots::<E>::LEN;
     let at = At::of(before);
-    let coeffs = rounded::<E, R>(&rule.coeffs(rule.theta(), at));
+    let coeffs = rounded::<E, R>(&rule.values(at));
     let slopes = slopes(rule, at);
     // The inputs in order: p, slots, g, theta. One buffer of adjoints [n] for each.
     let num_inputs = num_slots + 2 + slopes.len();

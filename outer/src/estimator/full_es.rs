@@ -1,12 +1,12 @@
 //! Evolution strategies over whole runs.
 
 use super::{
-    noise_index, pes::sign_of, reduce, run_pair, trained_steps, Antithetic, Contribution, Estimate,
+    over_lanes, pes::sign_of, run_pair, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
     EstimatorState, GradientEstimator,
 };
 use crate::truncation::TruncationSchedule;
 use crate::unroll::{fresh, Clock, EpisodeKeys, Trajectory, TruncatedStep};
-use crate::workers::{Worker, Workers};
+use crate::workers::{LaneBuffers, Worker, Workers};
 use outerloop_core::{BatchKey, Error, FlatTask, Key, Result, Split};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub enum FullLoss {
     Min,
     /// That of the last step.
     Last,
-    /// Mean over fresh batches at the final parameters.
+    /// Mean over fresh batches at the final parameters, on the objective's scale.
     LastRecomputed {
         /// Number of batches.
         batches: usize,
@@ -102,7 +102,7 @@ impl FullEs {
         let (evaluator, _) = worker.evaluator(task);
         let mut one = |step: u64| {
             let l = evaluator.loss(&t.opt.params, &t.model_state, BatchKey { split, step, key });
-            task.normalizer(f64::from(l))
+            self.step.objective.scaled(&**task, f64::from(l))
         };
         (0..batches as u64).map(&mut one).sum::<f64>() / batches as f64
     }
@@ -138,27 +138,29 @@ impl GradientEstimator for FullEs {
         let length = self.step.schedule.length(outer_step, state.key.named("length").fold_in(outer_step));
         let steps = length.expect("checked by the constructor") as usize;
         let mut lanes: Vec<usize> = (0..c.num_tasks).collect();
-        let contributions = workers.map(&mut lanes, |worker, _, &mut i| {
-            let (eps, thetas) = c.perturb(theta, noise_index(state, outer_step, i));
+        let keys = EstimateKeys::new(state, outer_step);
+        over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, _, &mut i, buffers| {
+            let LaneBuffers { eps, place, .. } = buffers;
+            let opts = c.perturbed(&*self.step.lopt, theta, keys.noise(i), eps, worker);
             // Each estimate is a run of its own, numbered by the outer step.
-            let lane = state.lane_key(i);
-            let keys = EpisodeKeys::new(lane, outer_step);
-            let task = self.step.family.sample_task(keys.task);
-            let start = |theta: &[f32]| fresh(&*task, &*self.step.lopt.opt_fn(theta), keys, length);
-            let [mut plus, mut minus] = [start(&thetas[0]), start(&thetas[1])];
+            let lane = keys.lane(i);
+            let here = self.step.place_kept(place, lane, outer_step);
+            let (task, keys) = (here.task.clone(), here.keys);
+            let [mut plus, mut minus] = opts.each_ref().map(|opt| fresh(&*task, &**opt, keys, length));
             let mut clock = Clock { episode: outer_step, inner_step: 0, length, is_done: false };
             let pair = [&mut plus, &mut minus];
-            let windows = run_pair(&self.step, &thetas, lane, &mut clock, pair, steps, outer_step, worker);
+            let windows =
+                run_pair(&self.step, place, &opts, lane, &mut clock, pair, steps, outer_step, worker);
             let [pos, neg] = [(&windows[0], &plus), (&windows[1], &minus)].map(|(w, t)| {
                 self.loss.of_steps(&w.loss).unwrap_or_else(|| self.recomputed(t, &task, keys, worker))
             });
             Contribution {
-                terms: vec![(Self::difference(pos, neg, self.clip, c.sign), eps)],
+                eps: Self::difference(pos, neg, self.clip, c.sign),
                 mean_loss: (pos + neg) / 2.0,
                 inner_steps: trained_steps(&windows[0]) + trained_steps(&windows[1]),
                 diverged: windows.iter().any(|w| w.diverged),
+                ..Contribution::default()
             }
-        });
-        reduce(theta.len(), c.factor(), contributions)
+        })
     }
 }

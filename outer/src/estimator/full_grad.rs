@@ -1,7 +1,7 @@
 //! Backpropagation through whole runs.
 
 use super::truncated_grad::{check, contribution};
-use super::{reduce, Estimate, EstimatorState, GradientEstimator};
+use super::{over_lanes, Estimate, EstimatorState, GradientEstimator};
 use crate::adjoint::{StepWeights, SweepConfig};
 use crate::truncation::TruncationSchedule;
 use crate::unroll::{fresh, Clock, EpisodeKeys, TruncatedStep};
@@ -65,7 +65,7 @@ impl GradientEstimator for FullGrad {
         let length = self.step.schedule.length(outer_step, state.key.named("length").fold_in(outer_step));
         let steps = length.expect("checked by the constructor") as usize;
         let mut lanes: Vec<usize> = (0..self.num_tasks).collect();
-        let contributions = workers.map(&mut lanes, |worker, _, &mut i| {
+        over_lanes(workers, &mut lanes, theta.len(), 1.0, |worker, _, &mut i, _| {
             // Each estimate is a run of its own, numbered by the outer step.
             let lane = state.lane_key(i);
             let keys = EpisodeKeys::new(lane, outer_step);
@@ -83,7 +83,6 @@ impl GradientEstimator for FullGrad {
                 &self.sweep,
             );
             contribution(sweep.expect("the constructor checked the settings"))
-        });
-        reduce(theta.len(), 1.0, contributions)
+        })
     }
 }

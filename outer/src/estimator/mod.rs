@@ -8,6 +8,7 @@ mod full_es;
 mod full_grad;
 mod pes;
 mod pes_analytic;
+mod reduce;
 mod truncated_es;
 mod truncated_grad;
 
@@ -18,9 +19,10 @@ pub use pes_analytic::PesAnalytic;
 pub use truncated_es::TruncatedEs;
 pub use truncated_grad::TruncatedGrad;
 
-use crate::unroll::{Clock, Trajectory, TruncatedStep, Window};
+use crate::unroll::{Clock, Place, Trajectory, TruncatedStep, Window};
 use crate::workers::{Worker, Workers};
-use outerloop_core::Key;
+use outerloop_core::{Key, LearnedOptimizer, Optimizer};
+use reduce::{over_lanes, Contribution};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -52,7 +54,7 @@ pub trait GradientEstimator: Send + Sync {
 pub struct Estimate {
     /// Estimated gradient of the meta-loss, `[theta]`.
     pub grad: Vec<f32>,
-    /// Normalized loss, averaged over steps, signs and healthy lanes; NaN if there is none.
+    /// The objective ([`crate::objective`]; by default the normalized loss), averaged over steps, signs and healthy lanes; NaN if there is none.
     pub mean_loss: f64,
     /// Inner steps (loss, gradient and update) that were computed.
     pub inner_steps: u64,
@@ -60,7 +62,7 @@ pub struct Estimate {
     pub lanes: usize,
     /// Lanes whose raw loss became non-finite in this window; they were reset.
     pub diverged: usize,
-    /// Lanes left out of `grad` because even their normalized loss was non-finite.
+    /// Lanes left out of `grad` because even their objective was non-finite.
     pub masked: usize,
 }
 
@@ -87,7 +89,11 @@ pub struct Lane {
 impl EstimatorState {
     /// The root key of a lane: its runs are `key.fold_in(episode)`.
     pub fn lane_key(&self, lane: usize) -> Key {
-        self.key.named("lane").fold_in(lane as u64)
+        self.lanes_key().fold_in(lane as u64)
+    }
+
+    fn lanes_key(&self) -> Key {
+        self.key.named("lane")
     }
 }
 
@@ -124,16 +130,14 @@ impl std::fmt::Debug for Noise {
 }
 
 impl Noise {
-    fn draw(&self, std: f32, index: NoiseIndex, len: usize) -> Vec<f32> {
-        let mut eps = vec![0.0; len];
+    fn draw(&self, std: f32, index: NoiseIndex, eps: &mut [f32]) {
         match self {
             Noise::Gaussian => {
-                index.key.fill_normal(&mut eps);
+                index.key.fill_normal(eps);
                 eps.iter_mut().for_each(|e| *e *= std);
             }
-            Noise::Given(f) => f(index, &mut eps),
+            Noise::Given(f) => f(index, eps),
         }
-        eps
     }
 }
 
@@ -210,18 +214,45 @@ impl Antithetic {
         1.0 / (2.0 * std * std)
     }
 
-    /// The perturbation of a lane, and theta moved by plus and minus it.
-    fn perturb(&self, theta: &[f32], index: NoiseIndex) -> (Vec<f32>, [Vec<f32>; 2]) {
-        let eps = self.noise.draw(self.std, index, theta.len());
-        let plus = theta.iter().zip(&eps).map(|(t, e)| t + e).collect();
-        let minus = theta.iter().zip(&eps).map(|(t, e)| t - e).collect();
-        (eps, [plus, minus])
+    /// Draws the perturbation of a lane into `eps` and makes the optimizers at theta plus and minus it.
+    fn perturbed(
+        &self,
+        lopt: &dyn LearnedOptimizer,
+        theta: &[f32],
+        index: NoiseIndex,
+        eps: &mut Vec<f32>,
+        worker: &mut Worker,
+    ) -> [Box<dyn Optimizer>; 2] {
+        eps.resize(theta.len(), 0.0);
+        self.noise.draw(self.std, index, eps);
+        [1.0, -1.0].map(|sign| {
+            worker.theta.clear();
+            worker.theta.extend(theta.iter().zip(&*eps).map(|(t, e)| t + sign * e));
+            lopt.opt_fn(&worker.theta)
+        })
     }
 }
 
-fn noise_index(state: &EstimatorState, outer_step: u64, lane: usize) -> NoiseIndex {
-    let key = state.key.named("noise").fold_in(outer_step).fold_in(lane as u64);
-    NoiseIndex { outer_step, lane, key }
+/// The keys of one estimate.
+#[derive(Clone, Copy)]
+struct EstimateKeys {
+    outer_step: u64,
+    lanes: Key,
+    noise: Key,
+}
+
+impl EstimateKeys {
+    fn new(state: &EstimatorState, outer_step: u64) -> Self {
+        let noise = state.key.named("noise").fold_in(outer_step);
+        EstimateKeys { outer_step, lanes: state.lanes_key(), noise }
+    }
+    /// [`EstimatorState::lane_key`].
+    fn lane(self, lane: usize) -> Key {
+        self.lanes.fold_in(lane as u64)
+    }
+    fn noise(self, lane: usize) -> NoiseIndex {
+        NoiseIndex { outer_step: self.outer_step, lane, key: self.noise.fold_in(lane as u64) }
+    }
 }
 
 /// The lanes at their start, with `trajectories` copies of the first trajectory each.
@@ -243,49 +274,6 @@ fn start_lanes(
     state
 }
 
-/// One lane's contribution: `grad += Σₖ coefficientₖ · directionₖ`, and its share of the metrics.
-struct Contribution {
-    /// `(coefficient, direction)` pairs.
-    terms: Vec<(f64, Vec<f32>)>,
-    mean_loss: f64,
-    inner_steps: u64,
-    diverged: bool,
-}
-
-/// Adds contributions in lane order: `grad = factor/N Σᵢ Σₖ cᵢₖ dᵢₖ`.
-fn reduce(theta_len: usize, factor: f64, contributions: Vec<Contribution>) -> Estimate {
-    let lanes = contributions.len();
-    let scale = factor / lanes as f64;
-    let mut grad = vec![0.0f64; theta_len];
-    let (mut loss, mut healthy, mut inner_steps, mut diverged, mut masked) = (0.0, 0usize, 0, 0, 0);
-    for c in contributions {
-        inner_steps += c.inner_steps;
-        diverged += usize::from(c.diverged);
-        if c.mean_loss.is_finite() {
-            loss += c.mean_loss;
-            healthy += 1;
-        }
-        // A lane without a finite difference says nothing: it counts as a zero difference.
-        if c.terms.iter().any(|(c, _)| !c.is_finite()) {
-            masked += 1;
-            continue;
-        }
-        for (c, d) in &c.terms {
-            for (g, d) in grad.iter_mut().zip(d) {
-                *g += c * f64::from(*d);
-            }
-        }
-    }
-    Estimate {
-        grad: grad.into_iter().map(|g| (g * scale) as f32).collect(),
-        mean_loss: loss / healthy as f64,
-        inner_steps,
-        lanes,
-        diverged,
-        masked,
-    }
-}
-
 /// Masked mean of a window's losses.
 fn masked_mean(w: &Window) -> f64 {
     let sum: f64 = w.loss.iter().zip(&w.mask).filter(|(_, m)| **m).map(|(l, _)| l).sum();
@@ -300,7 +288,8 @@ fn trained_steps(w: &Window) -> u64 {
 #[allow(clippy::too_many_arguments)] // both signs of `TruncatedStep::windows`
 fn run_pair(
     step: &TruncatedStep,
-    thetas: &[Vec<f32>; 2],
+    place: &mut Option<Place<f32>>,
+    opts: &[Box<dyn Optimizer>; 2],
     key: Key,
     clock: &mut Clock,
     pair: [&mut Trajectory; 2],
@@ -308,8 +297,9 @@ fn run_pair(
     outer_step: u64,
     worker: &mut Worker,
 ) -> [Window; 2] {
-    let opts = thetas.each_ref().map(|theta| step.lopt.opt_fn(theta));
-    let windows = step.windows(opts.each_ref().map(|o| &**o), key, clock, pair, steps, outer_step, worker);
+    let place = step.place_kept(place, key, clock.episode);
+    let opts = opts.each_ref().map(|o| &**o);
+    let windows = step.windows_from(place, opts, key, clock, pair, steps, outer_step, worker);
     // A diverged run is over, for both signs: they must stay on the same clock.
     clock.is_done |= windows.iter().any(|w| w.diverged);
     windows

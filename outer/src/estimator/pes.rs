@@ -1,11 +1,11 @@
 //! Persistent evolution strategies.
 
 use super::{
-    masked_mean, noise_index, reduce, run_pair, start_lanes, trained_steps, Antithetic, Contribution,
-    Estimate, EstimatorState, GradientEstimator, WindowLoss,
+    masked_mean, over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate,
+    EstimateKeys, EstimatorState, GradientEstimator, WindowLoss,
 };
 use crate::unroll::{TruncatedStep, Window};
-use crate::workers::Workers;
+use crate::workers::{LaneBuffers, Workers};
 use outerloop_core::{Key, Result};
 use serde::{Deserialize, Serialize};
 
@@ -160,35 +160,42 @@ impl GradientEstimator for TruncatedPes {
     ) -> Estimate {
         let c = &self.common;
         let mut lanes = std::mem::take(&mut state.lanes);
-        let contributions = workers.map(&mut lanes, |worker, i, lane| {
-            let (eps, thetas) = c.perturb(theta, noise_index(state, outer_step, i));
-            let [plus, minus] = &mut lane.trajectories[..] else {
-                unreachable!("PES lanes hold an antithetic pair")
-            };
-            let [pos, neg] = run_pair(
-                &self.step.0,
-                &thetas,
-                state.lane_key(i),
-                &mut lane.clock,
-                [plus, minus],
-                c.trunc_length,
-                outer_step,
-                worker,
-            );
-            let t = PesTerms::new(&pos, &neg, c.window_loss, c.sign, self.terminal);
-            // ξ + ε weighs what belongs to the run that was in progress, ε what started here.
-            let sum: Vec<f32> = lane.accumulator.iter().zip(&eps).map(|(a, e)| a + e).collect();
-            let diverged = pos.diverged || neg.diverged;
-            t.next.apply(&mut lane.accumulator, &sum, &eps, diverged);
-            Contribution {
-                terms: vec![(t.before, sum), (t.after, eps)],
-                mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
-                inner_steps: trained_steps(&pos) + trained_steps(&neg),
-                diverged,
-            }
-        });
+        let (keys, step) = (EstimateKeys::new(state, outer_step), &self.step.0);
+        let estimate =
+            over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, i, lane, buffers| {
+                let LaneBuffers { eps, sum, place } = buffers;
+                let opts = c.perturbed(&*step.lopt, theta, keys.noise(i), eps, worker);
+                let [plus, minus] = &mut lane.trajectories[..] else {
+                    unreachable!("PES lanes hold an antithetic pair")
+                };
+                let [pos, neg] = run_pair(
+                    step,
+                    place,
+                    &opts,
+                    keys.lane(i),
+                    &mut lane.clock,
+                    [plus, minus],
+                    c.trunc_length,
+                    outer_step,
+                    worker,
+                );
+                let t = PesTerms::new(&pos, &neg, c.window_loss, c.sign, self.terminal);
+                // ξ + ε weighs what belongs to the run that was in progress, ε what started here.
+                sum.clear();
+                sum.extend(lane.accumulator.iter().zip(&*eps).map(|(a, e)| a + e));
+                let diverged = pos.diverged || neg.diverged;
+                t.next.apply(&mut lane.accumulator, sum, eps, diverged);
+                Contribution {
+                    sum: t.before,
+                    eps: t.after,
+                    terms: Vec::new(),
+                    mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
+                    inner_steps: trained_steps(&pos) + trained_steps(&neg),
+                    diverged,
+                }
+            });
         state.lanes = lanes;
-        reduce(theta.len(), c.factor(), contributions)
+        estimate
     }
 }
 

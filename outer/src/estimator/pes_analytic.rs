@@ -3,12 +3,12 @@
 use super::pes::{PesTerms, TerminalWeight, TruncatedStepDebug};
 use super::truncated_grad::check;
 use super::{
-    masked_mean, noise_index, reduce, run_pair, start_lanes, trained_steps, Antithetic, Contribution,
-    Estimate, EstimatorState, GradientEstimator, Lane,
+    masked_mean, over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate,
+    EstimateKeys, EstimatorState, GradientEstimator, Lane,
 };
 use crate::adjoint::{Memory, StepWeights, SweepConfig};
 use crate::unroll::TruncatedStep;
-use crate::workers::{Worker, Workers};
+use crate::workers::{LaneBuffers, Worker, Workers};
 use outerloop_core::{Error, Key, Result};
 
 /// PES with the truncated analytic gradient as control variate.
@@ -108,46 +108,53 @@ impl GradientEstimator for PesAnalytic {
     ) -> Estimate {
         let c = &self.common;
         let mut lanes = std::mem::take(&mut state.lanes);
-        let contributions = workers.map(&mut lanes, |worker, i, lane| {
-            let key = state.lane_key(i);
-            let (eps, thetas) = c.perturb(theta, noise_index(state, outer_step, i));
-            let [mut before, mut after] = self.analytic(theta, lane, key, outer_step, worker);
-            let [plus, minus, _] = &mut lane.trajectories[..] else {
-                unreachable!("lanes hold an antithetic pair and its mean")
-            };
-            let pair = [plus, minus];
-            let [pos, neg] = run_pair(
-                &self.step.0,
-                &thetas,
-                key,
-                &mut lane.clock,
-                pair,
-                c.trunc_length,
-                outer_step,
-                worker,
-            );
-            let divisor = c.window_loss.divisor(&pos.mask);
-            for a in before.iter_mut().chain(&mut after) {
-                *a /= divisor as f32;
-            }
-            let t = PesTerms::new(&pos, &neg, c.window_loss, None, TerminalWeight::Full);
-            let sum: Vec<f32> = lane.accumulator.iter().zip(&eps).map(|(x, e)| x + e).collect();
-            // A run that diverged at the unperturbed theta predicts nothing.
-            let finite = before.iter().chain(&after).all(|a| a.is_finite());
-            let diverged = pos.diverged || neg.diverged || !finite;
-            let coefficients = [t.before - 2.0 * dot(&eps, &before), t.after - 2.0 * dot(&eps, &after)];
-            // `reduce` multiplies by 1/(2σ²): the analytic part must not be.
-            let whole = 1.0 / c.factor();
-            lane.clock.is_done |= diverged;
-            t.next.apply(&mut lane.accumulator, &sum, &eps, diverged);
-            Contribution {
-                terms: vec![(coefficients[0], sum), (coefficients[1], eps), (whole, before), (whole, after)],
-                mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
-                inner_steps: trained_steps(&pos) + trained_steps(&neg) + trained_steps(&pos),
-                diverged,
-            }
-        });
+        let (keys, step) = (EstimateKeys::new(state, outer_step), &self.step.0);
+        let estimate =
+            over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, i, lane, buffers| {
+                let LaneBuffers { eps, sum, place } = buffers;
+                let key = keys.lane(i);
+                let opts = c.perturbed(&*step.lopt, theta, keys.noise(i), eps, worker);
+                let [mut before, mut after] = self.analytic(theta, lane, key, outer_step, worker);
+                let [plus, minus, _] = &mut lane.trajectories[..] else {
+                    unreachable!("lanes hold an antithetic pair and its mean")
+                };
+                let pair = [plus, minus];
+                let [pos, neg] = run_pair(
+                    step,
+                    place,
+                    &opts,
+                    key,
+                    &mut lane.clock,
+                    pair,
+                    c.trunc_length,
+                    outer_step,
+                    worker,
+                );
+                let divisor = c.window_loss.divisor(&pos.mask);
+                for a in before.iter_mut().chain(&mut after) {
+                    *a /= divisor as f32;
+                }
+                let t = PesTerms::new(&pos, &neg, c.window_loss, None, TerminalWeight::Full);
+                sum.clear();
+                sum.extend(lane.accumulator.iter().zip(&*eps).map(|(x, e)| x + e));
+                // A run that diverged at the unperturbed theta predicts nothing.
+                let finite = before.iter().chain(&after).all(|a| a.is_finite());
+                let diverged = pos.diverged || neg.diverged || !finite;
+                let coefficients = [t.before - 2.0 * dot(eps, &before), t.after - 2.0 * dot(eps, &after)];
+                // `reduce` multiplies by 1/(2σ²): the analytic part must not be.
+                let whole = 1.0 / c.factor();
+                lane.clock.is_done |= diverged;
+                t.next.apply(&mut lane.accumulator, sum, eps, diverged);
+                Contribution {
+                    sum: coefficients[0],
+                    eps: coefficients[1],
+                    terms: vec![(whole, before), (whole, after)],
+                    mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
+                    inner_steps: trained_steps(&pos) + trained_steps(&neg) + trained_steps(&pos),
+                    diverged,
+                }
+            });
         state.lanes = lanes;
-        reduce(theta.len(), c.factor(), contributions)
+        estimate
     }
 }

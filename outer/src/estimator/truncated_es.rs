@@ -1,11 +1,11 @@
 //! Truncated evolution strategies.
 
 use super::{
-    masked_mean, noise_index, pes::sign_of, reduce, run_pair, start_lanes, trained_steps, Antithetic,
-    Contribution, Estimate, EstimatorState, GradientEstimator, WindowLoss,
+    masked_mean, over_lanes, pes::sign_of, run_pair, start_lanes, trained_steps, Antithetic, Contribution,
+    Estimate, EstimateKeys, EstimatorState, GradientEstimator, WindowLoss,
 };
 use crate::unroll::{TruncatedStep, Window};
-use crate::workers::Workers;
+use crate::workers::{LaneBuffers, Workers};
 use outerloop_core::{Key, Result};
 
 /// Truncated evolution strategies: antithetic ES on each window by itself.
@@ -62,28 +62,33 @@ impl GradientEstimator for TruncatedEs {
     ) -> Estimate {
         let c = &self.common;
         let mut lanes = std::mem::take(&mut state.lanes);
-        let contributions = workers.map(&mut lanes, |worker, i, lane| {
-            let (eps, thetas) = c.perturb(theta, noise_index(state, outer_step, i));
-            let plus = &mut lane.trajectories[0];
-            let mut minus = plus.clone();
-            let [pos, neg] = run_pair(
-                &self.step,
-                &thetas,
-                state.lane_key(i),
-                &mut lane.clock,
-                [plus, &mut minus],
-                c.trunc_length,
-                outer_step,
-                worker,
-            );
-            Contribution {
-                terms: vec![(Self::difference(&pos, &neg, c.window_loss, c.sign), eps)],
-                mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
-                inner_steps: trained_steps(&pos) + trained_steps(&neg),
-                diverged: pos.diverged || neg.diverged,
-            }
-        });
+        let keys = EstimateKeys::new(state, outer_step);
+        let estimate =
+            over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, i, lane, buffers| {
+                let LaneBuffers { eps, place, .. } = buffers;
+                let opts = c.perturbed(&*self.step.lopt, theta, keys.noise(i), eps, worker);
+                let plus = &mut lane.trajectories[0];
+                let mut minus = plus.clone();
+                let [pos, neg] = run_pair(
+                    &self.step,
+                    place,
+                    &opts,
+                    keys.lane(i),
+                    &mut lane.clock,
+                    [plus, &mut minus],
+                    c.trunc_length,
+                    outer_step,
+                    worker,
+                );
+                Contribution {
+                    eps: Self::difference(&pos, &neg, c.window_loss, c.sign),
+                    mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
+                    inner_steps: trained_steps(&pos) + trained_steps(&neg),
+                    diverged: pos.diverged || neg.diverged,
+                    ..Contribution::default()
+                }
+            });
         state.lanes = lanes;
-        reduce(theta.len(), c.factor(), contributions)
+        estimate
     }
 }

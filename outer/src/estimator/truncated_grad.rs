@@ -1,7 +1,7 @@
 //! Truncated backpropagation through the unroll.
 
 use super::{
-    masked_mean, reduce, start_lanes, trained_steps, Contribution, Estimate, EstimatorState,
+    masked_mean, over_lanes, start_lanes, trained_steps, Contribution, Estimate, EstimatorState,
     GradientEstimator,
 };
 use crate::adjoint::{StepWeights, Sweep, SweepConfig};
@@ -76,6 +76,7 @@ pub(super) fn contribution(sweep: Sweep<f32>) -> Contribution {
         inner_steps: trained_steps(&sweep.window),
         diverged: sweep.window.diverged,
         terms: vec![(if finite { 1.0 } else { f64::NAN }, sweep.grad)],
+        ..Contribution::default()
     }
 }
 
@@ -106,7 +107,7 @@ impl GradientEstimator for TruncatedGrad {
         workers: &Workers,
     ) -> Estimate {
         let mut lanes = std::mem::take(&mut state.lanes);
-        let contributions = workers.map(&mut lanes, |worker, i, lane| {
+        let estimate = over_lanes(workers, &mut lanes, theta.len(), 1.0, |worker, i, lane, _| {
             let sweep = self.step.window_and_grad(
                 theta,
                 state.lane_key(i),
@@ -122,6 +123,6 @@ impl GradientEstimator for TruncatedGrad {
             c
         });
         state.lanes = lanes;
-        reduce(theta.len(), 1.0, contributions)
+        estimate
     }
 }

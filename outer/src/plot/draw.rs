@@ -1,6 +1,6 @@
 //! The drawing itself, on any plotters backend.
 
-use super::{axis::Axis, trace, Plot, Series, Style};
+use super::{axis::Axis, trace, Legend, Plot, Series, Style};
 use outerloop_core::{Error, Result};
 use plotters::prelude::*;
 
@@ -23,6 +23,9 @@ const ROW: i32 = 22;
 
 /// Pixels of the legend beside the plot; none for a single series.
 pub(super) fn legend_width(plot: &Plot) -> u32 {
+    if plot.legend == Legend::None {
+        return 0;
+    }
     let longest = plot.series.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
     if plot.series.len() > 1 {
         56 + 8 * longest as u32
@@ -31,14 +34,30 @@ pub(super) fn legend_width(plot: &Plot) -> u32 {
     }
 }
 
+pub(super) fn color(i: usize) -> RGBColor {
+    PALETTE[i % PALETTE.len()]
+}
+
+/// Series with their colours and the colours' numbers.
 fn colored(plot: &Plot) -> impl Iterator<Item = (usize, &Series, RGBColor)> {
-    plot.series.iter().enumerate().map(|(i, s)| (i, s, PALETTE[i % PALETTE.len()]))
+    plot.series.iter().enumerate().map(|(i, s)| {
+        let i = s.color.unwrap_or(i);
+        (i, s, color(i))
+    })
 }
 
 /// Where colours repeat, lines are broken.
+pub(super) fn line_style(i: usize) -> Style {
+    if i / PALETTE.len() % 2 == 1 {
+        Style::Dashed
+    } else {
+        Style::Line
+    }
+}
+
 fn style(i: usize, series: &Series) -> Style {
     match series.style {
-        Style::Line if i / PALETTE.len() % 2 == 1 => Style::Dashed,
+        Style::Line => line_style(i),
         style => style,
     }
 }
@@ -98,7 +117,7 @@ fn paint<B: DrawingBackend>(plot: &Plot, root: &Area<B>, axes: (Axis, Axis)) -> 
             }
         }
     }
-    if plot.series.len() > 1 {
+    if plot.series.len() > 1 && plot.legend == Legend::Beside {
         legend(plot, &right)?;
     }
     root.present()
@@ -106,8 +125,8 @@ fn paint<B: DrawingBackend>(plot: &Plot, root: &Area<B>, axes: (Axis, Axis)) -> 
 
 fn legend<B: DrawingBackend>(plot: &Plot, area: &Area<B>) -> Painted<B> {
     let font = ("sans-serif", 16).into_font();
-    for (i, series, color) in colored(plot) {
-        let y = 58 + ROW * i as i32;
+    for (row, (i, series, color)) in colored(plot).enumerate() {
+        let y = 58 + ROW * row as i32;
         let stroke = color.stroke_width(3);
         if series.band.is_some() {
             area.draw(&Rectangle::new([(0, y - 6), (28, y + 6)], color.mix(0.18).filled()))?;

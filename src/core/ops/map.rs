@@ -74,16 +74,30 @@ pub fn map<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
 }
 
 macro_rules! unary {
-    ($($(#[$m:meta])* fn $name:ident($x:ident $(, $c:ident)*) $body:block)+) => {$(
-        $(#[$m])*
-        pub fn $name<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
-            x: Tensor<S, E, B, M>
-            $(, $c: f64)*
-        ) -> Tensor<S, E, B, M> {
-            $(let $c = E::of($c);)*
-            map(x, move |$x: E| $body)
+    ($($(#[$m:meta])* fn $name:ident($x:ident $(, $c:ident)*) $body:block)+) => {
+        $(
+            $(#[$m])*
+            pub fn $name<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+                x: Tensor<S, E, B, M>
+                $(, $c: f64)*
+            ) -> Tensor<S, E, B, M> {
+                $(let $c = E::of($c);)*
+                map(x, move |x: E| scalar::$name(x $(, $c)*))
+            }
+        )+
+
+        /// The elementwise functions of one number, each with its first and second derivative:
+        /// `[f, f', f'']`.
+        pub mod scalar {
+            use super::{k, pick};
+            use crate::Float;
+            $(
+                $(#[$m])*
+                #[inline(always)]
+                pub fn $name<E: Float>($x: E $(, $c: E)*) -> [E; 3] $body
+            )+
         }
-    )+};
+    };
 }
 
 /// A literal.

@@ -15,6 +15,8 @@
 //! | select | [`embedding`], [`repeat_row`], [`columns`], [`transpose`], [`swap_middle`], [`reshape`], [`concat()`], [`concat_rows`] |
 //! | conv | [`conv2d`], [`max_pool`], [`avg_pool`], [`global_max_pool`], [`global_avg_pool`] |
 //!
+//! [`DenseNet`] is a whole network as one kernel, for tasks that are nothing else.
+//!
 //! A new operation is a [`map`], or a [`RawOp`] given to [`apply`].
 //!
 //! The first operand carries the tape; parameters among the others need none, since the recording
@@ -22,6 +24,7 @@
 
 mod binary;
 mod conv;
+mod dense_net;
 mod dual;
 mod gemm;
 mod linear;
@@ -39,12 +42,13 @@ mod xent;
 
 pub use binary::{add, div, mul, sub};
 pub use conv::{avg_pool, conv2d, global_avg_pool, global_max_pool, max_pool, Padding};
+pub use dense_net::{DenseNet, Elementwise, Head, Rows};
 pub(crate) use linear::raw_linear;
 pub use linear::Activation;
 pub use loss::{mse, sigmoid_cross_entropy};
 pub use map::{
-    abs, affine, clip, cos, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scale, selu, shift, sigmoid,
-    silu, sin, softplus, sqrt, square, tanh,
+    abs, affine, clip, cos, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu, shift,
+    sigmoid, silu, sin, softplus, sqrt, square, tanh,
 };
 pub use matmul::{batch_matmul, batch_matmul_transposed, matmul};
 pub use norm::{batch_norm, layer_norm, softmax, NORM_EPS};

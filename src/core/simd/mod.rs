@@ -74,6 +74,19 @@ impl Path {
         }
     }
 
+    /// f32 numbers per vector.
+    pub fn lanes(self) -> usize {
+        struct Lanes;
+        impl WithSimd for Lanes {
+            type Output = usize;
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> usize {
+                S::F32_LANES
+            }
+        }
+        self.run(Lanes)
+    }
+
     /// Runs `work` with these instructions.
     pub fn run<W: WithSimd>(self, work: W) -> W::Output {
         match self.0 {
@@ -137,15 +150,8 @@ mod tests {
 
     #[test]
     fn paths_are_named_by_their_width() {
-        struct Lanes;
-        impl WithSimd for Lanes {
-            type Output = usize;
-            fn with_simd<S: Simd>(self, _: S) -> usize {
-                S::F32_LANES
-            }
-        }
         for path in Path::available() {
-            let lanes = path.run(Lanes);
+            let lanes = path.lanes();
             let named = [("avx512", 16), ("avx2", 8), ("neon", 4), ("scalar", 1)];
             assert!(named.contains(&(path.name(), lanes)), "{} has {lanes} lanes", path.name());
         }

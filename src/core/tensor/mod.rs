@@ -23,7 +23,7 @@ use std::borrow::Cow;
 pub trait Float:
     Dtype
     + num_traits::Float
-    + rand_distr::uniform::SampleUniform
+    + rand::distributions::uniform::SampleUniform
     + std::iter::Sum
     + std::fmt::LowerExp
     + std::fmt::Display

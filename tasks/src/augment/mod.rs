@@ -6,6 +6,7 @@
 //! | [`ReparamWeights`] | stored parameters are the task's divided by random scales |
 //! | [`ReducedBatchsize`] | the first rows of every batch |
 //! | [`ModifyGradient`] of [`NormalizeGradient`] | gradients of norm 1 |
+//! | [`ModifyGradient`] of [`NoisyGradient`] | gradients with noise of a given relative size |
 //! | [`ModifyGradient`] of [`SubsampleDirections`] | gradients projected on a few random directions |
 //! | [`EsGradient`] | gradients estimated by evolution strategies |
 //! | [`DelayedGradients`] | gradients at parameters of some steps ago |
@@ -19,6 +20,7 @@
 mod delayed_gradients;
 mod es_gradient;
 mod modify_gradient;
+mod noisy_gradient;
 mod normalize_gradient;
 mod reduced_batchsize;
 mod reparam_weights;
@@ -27,6 +29,7 @@ mod subsample_directions;
 pub use delayed_gradients::DelayedGradients;
 pub use es_gradient::EsGradient;
 pub use modify_gradient::{GradientMap, ModifyGradient};
+pub use noisy_gradient::NoisyGradient;
 pub use normalize_gradient::NormalizeGradient;
 pub use reduced_batchsize::{KeepRows, ReducedBatchsize, ReducedBatchsizeFamily};
 pub use reparam_weights::{ReparamLevel, ReparamWeights};

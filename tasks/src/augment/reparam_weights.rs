@@ -3,11 +3,12 @@
 use super::{Augmentation, Wrapped, Wrapper};
 use outerloop_core::{BatchKey, Error, Evaluator, FlatTask, Float, Key, Layout, Result};
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 /// What shares one scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ReparamLevel {
     /// All parameters.
     Global,

@@ -178,8 +178,13 @@ impl Splits {
     /// The images of the batch that `at` names, as indices into [`Self::data`].
     pub fn indices(&self, at: BatchKey, size: usize) -> Vec<u32> {
         let mut out = vec![0; size];
-        self.each(at, size, |row, i| out[row] = i as u32);
+        self.indices_into(at, &mut out);
         out
+    }
+
+    /// [`Self::indices`] for a batch of the length of `out`.
+    pub(crate) fn indices_into(&self, at: BatchKey, out: &mut [u32]) {
+        self.each(at, out.len(), |row, i| out[row] = i as u32);
     }
 
     /// The batch that `at` names; `features` is the images' number of features as a dfdx dimension.

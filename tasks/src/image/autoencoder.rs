@@ -1,13 +1,14 @@
 //! Reconstruction of images by an MLP.
 
 use super::family::{check_ranges, log_uniform, one_of};
+use super::fused::FusedNet;
 use super::layers::{dense, initial, Nonlinearity};
 use super::{check_init_scale, check_widths, joined};
 use crate::data::{ImageBatch, Splits};
 use dfdx::prelude::PutTape;
-use outerloop_core::ops::{self, Activation};
+use outerloop_core::ops::{self, Activation, Head};
 use outerloop_core::tensor::{Backend, DynParams, Mode, Rank0, Tensor};
-use outerloop_core::{BatchKey, Float, Key, Layout, Result, Task, TaskFamily};
+use outerloop_core::{in_f32, BatchKey, Evaluator, Float, Key, Layout, Result, Task, TaskFamily};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -111,6 +112,13 @@ impl<E: Float, B: Backend<E>> Task<E, B> for AutoencoderTask {
         }
         let y = dense(params, 2 * hidden.len(), x, batch.features(), Activation::Sigmoid); // [N, F]
         ops::mse(y, &batch.images)
+    }
+
+    fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
+        let AutoencoderConfig { hidden, nonlinearity, batch_size, .. } = &self.config;
+        let features = self.data.data().features();
+        let map = || nonlinearity.elementwise();
+        in_f32(|| FusedNet::new(&self.data, *batch_size, hidden, features, map(), Head::Reconstruction))
     }
 
     fn normalizer(&self, loss: f64) -> f64 {

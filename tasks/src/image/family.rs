@@ -72,12 +72,12 @@ pub(super) fn check_ranges(
 }
 
 /// An integer between the ends of `range`, log-uniform, rounded to the nearest.
-pub(super) fn log_uniform(rng: &mut impl Rng, range: &RangeInclusive<usize>) -> usize {
+pub(crate) fn log_uniform(rng: &mut impl Rng, range: &RangeInclusive<usize>) -> usize {
     let (low, high) = ((*range.start() as f64).ln(), (*range.end() as f64).ln());
     rng.gen_range(low..=high).exp().round() as usize
 }
 
-pub(super) fn one_of<T: Clone>(rng: &mut impl Rng, choices: &[T]) -> T {
+pub(crate) fn one_of<T: Clone>(rng: &mut impl Rng, choices: &[T]) -> T {
     choices[rng.gen_range(0..choices.len())].clone()
 }
 

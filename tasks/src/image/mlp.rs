@@ -1,12 +1,13 @@
 //! MLPs whose shapes are known at run time only.
 
+use super::fused::FusedNet;
 use super::layers::{dense, initial, one_hot_mse, Nonlinearity, Rows};
 use super::{check_init_scale, check_widths, joined, normalize_cross_entropy, normalize_mse};
 use crate::data::{ImageBatch, Splits};
 use dfdx::prelude::PutTape;
-use outerloop_core::ops::{batch_norm, layer_norm, softmax_cross_entropy, Activation};
+use outerloop_core::ops::{batch_norm, layer_norm, softmax_cross_entropy, Activation, Head};
 use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, Rank0, Tensor};
-use outerloop_core::{BatchKey, Float, Key, Layout, Result, Task};
+use outerloop_core::{in_f32, BatchKey, Evaluator, Float, Key, Layout, Result, Task};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -240,6 +241,19 @@ impl<E: Float, B: Backend<E>> Task<E, B> for MlpTask {
             ImageLoss::CrossEntropy => softmax_cross_entropy(logits, &batch.labels),
             ImageLoss::MeanSquaredError => one_hot_mse(logits, &batch.labels),
         }
+    }
+
+    fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
+        let MlpConfig { hidden, nonlinearity, norm, loss, batch_size, .. } = &self.config;
+        if *norm != Norm::None {
+            return None;
+        }
+        let head = match loss {
+            ImageLoss::CrossEntropy => Head::CrossEntropy,
+            ImageLoss::MeanSquaredError => Head::SquaredError,
+        };
+        let classes = self.data.data().classes;
+        in_f32(|| FusedNet::new(&self.data, *batch_size, hidden, classes, nonlinearity.elementwise(), head))
     }
 
     fn normalizer(&self, loss: f64) -> f64 {

@@ -15,6 +15,7 @@
 mod autoencoder;
 mod conv;
 mod family;
+mod fused;
 mod layers;
 mod mlp;
 mod typed;
@@ -22,6 +23,7 @@ mod typed;
 pub use autoencoder::{AutoencoderConfig, AutoencoderFamily, AutoencoderTask};
 pub use conv::{ConvConfig, ConvTask, Pooling};
 pub use family::ImageMlpFamily;
+pub(crate) use family::{log_uniform, one_of};
 pub use layers::Nonlinearity;
 pub use mlp::{BatchNormAverages, ImageLoss, MlpConfig, MlpTask, Norm};
 pub use typed::{ImageMlp, MlpParams};

@@ -1,11 +1,14 @@
 //! An MLP with one hidden layer whose shapes the compiler checks.
 
+use super::fused::{elementwise, FusedNet};
 use super::normalize_cross_entropy;
 use crate::data::{ImageBatch, Splits};
 use dfdx::prelude::PutTape;
-use outerloop_core::ops::{linear, softmax_cross_entropy, Activation};
+use outerloop_core::ops::{linear, softmax_cross_entropy, Activation, Head};
 use outerloop_core::tensor::{Backend, Const, Mode, Rank0, Rank1, Rank2, Tensor};
-use outerloop_core::{collection, nn::truncated_normal, BatchKey, Error, Float, Key, Result, Task};
+use outerloop_core::{
+    collection, in_f32, nn::truncated_normal, BatchKey, Error, Evaluator, Float, Key, Result, Task,
+};
 
 collection! {
     /// Parameters of [`ImageMlp`].
@@ -82,6 +85,13 @@ impl<const IN: usize, const HIDDEN: usize, const CLASSES: usize, E: Float, B: Ba
         let hidden = linear(x, &p.w0, &p.b0, self.activation); // [N, HIDDEN]
         let logits = linear(hidden, &p.w1, &p.b1, Activation::Identity); // [N, CLASSES]
         softmax_cross_entropy(logits, &batch.labels)
+    }
+
+    fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
+        in_f32(|| {
+            let map = elementwise(self.activation);
+            FusedNet::new(&self.data, self.batch_size, &[HIDDEN], CLASSES, map, Head::CrossEntropy)
+        })
     }
 
     fn normalizer(&self, loss: f64) -> f64 {

@@ -1,0 +1,86 @@
+//! Learned against hand-designed optimizers, honestly:
+//!
+//! `cargo run --release --example benchmark -- --theta runs/meta_train-1/theta.safetensors`
+//!
+//! trains every task of the held-out suite with every optimizer and writes a report (HTML, CSV, JSON)
+//! whose numbers repeat bit for bit. `-- --help` lists the choices, `-- --quick` takes seconds.
+
+mod options;
+
+use clap::Parser;
+use options::Options;
+use outerloop::lopt::baselines::{learning_rates, nadamw_list, BASELINES};
+use outerloop::outer::benchmark::{time_steps, Contest, Contestant, Receipt, Report, Role};
+use outerloop::prelude::*;
+use outerloop::tasks::suite;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(if matches!(e, Error::Interrupted) { 130 } else { 2 })
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let workers = Workers::new(options.threads)?;
+    let (contestants, receipt) = contestants(options)?;
+    let contest = Contest {
+        config: options.contest(),
+        tasks: options.tasks()?,
+        contestants,
+        reference: 0,
+        key: suite::evaluation_key(options.seed),
+    };
+    let variants: usize = contest.contestants.iter().map(|c| c.variants.len()).sum();
+    println!(
+        "{} tasks, {} optimizers with {variants} variants, {} seeds, {} steps, {} threads",
+        contest.tasks.len(),
+        contest.contestants.len(),
+        options.seeds,
+        contest.config.num_steps,
+        workers.threads(),
+    );
+    let results = contest.run(&workers)?;
+    let title = format!("Benchmark of optimizers on the {} suite", options.suite.name());
+    let mut report = Report::new(title, &contest, &results);
+    report.receipt = receipt;
+    report.times = time_steps(&contest);
+    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
+    print!("{}", report.text());
+    println!("\nwrote {}", report.save(&options.out)?.display());
+    Ok(())
+}
+
+/// Adam first: it is the reference.
+fn contestants(options: &Options) -> Result<(Vec<Contestant>, Receipt)> {
+    let rates = if options.quick { options::quick_rates() } else { learning_rates() };
+    let mut all: Vec<Contestant> =
+        BASELINES.iter().map(|b| Contestant::swept(b.name, &rates, b.make)).collect();
+    let list = nadamw_list().into_iter().map(|o| Box::new(o) as Box<dyn Optimizer>).collect();
+    all.push(Contestant::listed("NAdamW list", list));
+    let data = Splits::digits();
+    let pixels: Vec<u8> = data.data().images.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let labels: Vec<u8> = data.data().labels.iter().flat_map(|l| l.to_le_bytes()).collect();
+    let mut receipt = Receipt::new()
+        .with("kernels", kernel::path())
+        .with_hash("digits, pixels and labels", &[pixels, labels].concat());
+    for path in &options.theta {
+        let file = theta::load(path)?;
+        let lopt = registry::from_architecture::<f32>(&file.architecture)?;
+        let opt = lopt.opt_fn(file.theta_for(&*lopt)?);
+        let stem = path.parent().and_then(|p| p.file_name()).filter(|_| options.theta.len() > 1);
+        let name = match stem {
+            Some(stem) => format!("{} {}", lopt.name(), stem.to_string_lossy()),
+            None => lopt.name(),
+        };
+        let bytes: Vec<u8> = file.theta.iter().flat_map(|x| x.to_le_bytes()).collect();
+        receipt = receipt.with(format!("architecture of {name}"), &file.architecture);
+        receipt = receipt.with_hash(format!("theta of {name}"), &bytes);
+        all.push(Contestant::single(name, Role::Learned, opt));
+    }
+    Ok((all, receipt))
+}

@@ -1,0 +1,120 @@
+//! The command line.
+
+use clap::{Parser, ValueEnum};
+use outerloop::outer::benchmark::{ContestConfig, ContestTask};
+use outerloop::prelude::*;
+use outerloop::tasks::suite;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Compare learned with hand-designed optimizers and write a report.
+#[derive(Parser)]
+pub struct Options {
+    /// A saved theta, as written by meta_train; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub theta: Vec<PathBuf>,
+    /// Updates per run.
+    #[arg(long, default_value_t = 500)]
+    steps: u64,
+    /// Other run lengths for the learned optimizers, at most four times --steps [default: a fifth, twice
+    /// and four times --steps].
+    #[arg(long, value_delimiter = ',')]
+    horizons: Option<Vec<u64>>,
+    /// Runs per task and optimizer.
+    #[arg(long, default_value_t = 3)]
+    pub seeds: u64,
+    /// Root of all randomness.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// What is trained.
+    #[arg(long, value_enum, default_value_t = Suite::HeldOut)]
+    pub suite: Suite,
+    /// Only tasks whose name contains this.
+    #[arg(long, value_name = "PART")]
+    tasks: Option<String>,
+    /// Worker threads; 0: one per core. Results do not depend on it.
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Directory of the report.
+    #[arg(long, default_value = "runs/benchmark")]
+    pub out: PathBuf,
+    /// A look in seconds: 50 steps, 2 seeds, 5 learning rates, a few tasks.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// The named tasks that meta-training avoids.
+    HeldOut,
+    /// 20 draws from the mixture for meta-training.
+    Training,
+}
+
+impl Suite {
+    pub fn name(self) -> &'static str {
+        match self {
+            Suite::HeldOut => "held-out",
+            Suite::Training => "training",
+        }
+    }
+}
+
+/// Draws from the training mixture.
+const TRAINING_TASKS: u64 = 20;
+/// Every so many tasks one in quick mode.
+const QUICK_STRIDE: usize = 5;
+
+/// Decades from 1e-4 to 1.
+pub fn quick_rates() -> Vec<f64> {
+    (-4..=0).map(|i| 10f64.powi(i)).collect()
+}
+
+impl Options {
+    pub fn contest(&self) -> ContestConfig {
+        let num_steps = if self.quick { self.steps.min(50) } else { self.steps };
+        let others =
+            || [num_steps / 5, 2 * num_steps, 4 * num_steps].into_iter().filter(|h| *h > 0).collect();
+        ContestConfig {
+            num_steps,
+            seeds: if self.quick { self.seeds.min(2) } else { self.seeds },
+            seed: self.seed,
+            other_horizons: self.horizons.clone().unwrap_or_else(others),
+            ..ContestConfig::default()
+        }
+    }
+
+    pub fn tasks(&self) -> Result<Vec<ContestTask>> {
+        let mut all: Vec<ContestTask> = match self.suite {
+            Suite::HeldOut => suite::held_out()
+                .iter()
+                .map(|t| {
+                    let family = Arc::new(SingleTask(t.task()?));
+                    Ok(ContestTask { name: t.name.clone(), family })
+                })
+                .collect::<Result<_>>()?,
+            Suite::Training => {
+                let mixture = suite::training();
+                let key = Key::new(self.seed).named("benchmark of the training suite");
+                let draw = |i| {
+                    let task = FlatFamily::<f32>::sample_task(&mixture, key.fold_in(i));
+                    ContestTask {
+                        name: format!("{i:02} {}", task.name()),
+                        family: Arc::new(SingleTask(task)),
+                    }
+                };
+                (0..TRAINING_TASKS).map(draw).collect()
+            }
+        };
+        if let Some(part) = &self.tasks {
+            let names: Vec<String> = all.iter().map(|t| t.name.clone()).collect();
+            all.retain(|t| t.name.contains(part));
+            if all.is_empty() {
+                return Err(Error::Unknown { what: "task", got: part.clone(), allowed: names });
+            }
+        } else if self.quick {
+            all = all.into_iter().step_by(QUICK_STRIDE).collect();
+        }
+        Ok(all)
+    }
+}

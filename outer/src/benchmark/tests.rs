@@ -1,0 +1,248 @@
+use super::contest::Results;
+use super::*;
+use crate::eval::{Curve, EvalPoint};
+use crate::workers::Workers;
+use outerloop_core::{Key, SingleTask, Split};
+use outerloop_lopt::hand::{Adam, Sgd};
+use outerloop_tasks::quadratics::{NoisyMeanQuadraticTask, QuadraticTask};
+use std::sync::Arc;
+
+fn tasks() -> Vec<ContestTask> {
+    vec![
+        ContestTask { name: "round".into(), family: Arc::new(SingleTask::new(QuadraticTask::new(3))) },
+        ContestTask {
+            name: "noisy <2>".into(),
+            family: Arc::new(SingleTask::new(NoisyMeanQuadraticTask::new(2, 0.1))),
+        },
+    ]
+}
+
+/// Adam, an SGD sweep whose last rate diverges, a "learned" optimizer, one that always diverges.
+fn contest() -> Contest {
+    Contest {
+        config: ContestConfig {
+            // No multiple of the number of evaluations.
+            num_steps: 19,
+            reference_factor: 2,
+            seeds: 2,
+            other_horizons: vec![5, 38],
+            resamples: 50,
+            evaluations: 2,
+            ..ContestConfig::default()
+        },
+        tasks: tasks(),
+        contestants: vec![
+            Contestant::swept("Adam", &[1e-2, 1e-1, 1.0], |lr| Box::new(Adam::new(lr))),
+            Contestant::swept("SGD", &[1e-3, 1e-1, 1e6], |lr| Box::new(Sgd::new(lr))),
+            Contestant::single("learned", Role::Learned, Box::new(Adam::new(0.5))),
+            Contestant::single("broken", Role::Baseline, Box::new(Sgd::new(1e6))),
+        ],
+        reference: 0,
+        key: Key::new(3),
+    }
+}
+
+/// Losses whose smoothed values are the given ones.
+fn with_smoothed(values: &[f64]) -> Vec<f32> {
+    let decay = metrics::EMA_DECAY;
+    let raw = |w: &[f64]| ((w[1] - decay * w[0]) / (1.0 - decay)) as f32;
+    std::iter::once(values[0] as f32).chain(values.windows(2).map(raw)).collect()
+}
+
+/// Two tasks, two seeds: a reference that goes 4, 3, 2, 1.5, 1, and a contestant that is faster but
+/// fails on one seed of the second task.
+fn hand_made() -> (Contest, Results) {
+    let contest = Contest {
+        config: ContestConfig {
+            num_steps: 2,
+            reference_factor: 2,
+            seeds: 2,
+            resamples: 200,
+            ..ContestConfig::default()
+        },
+        tasks: tasks(),
+        contestants: vec![
+            Contestant::swept("Adam", &[0.1], |lr| Box::new(Adam::new(lr))),
+            Contestant::single("learned", Role::Learned, Box::new(Adam::new(0.1))),
+        ],
+        ..contest()
+    };
+    let run = |task, contestant, seed, num_steps, train: Vec<f32>| {
+        let evals = vec![EvalPoint { step: 2, split: Split::OuterValid, loss: 1.0 + contestant as f32 }];
+        Run { task, contestant, variant: 0, seed, num_steps, curve: Curve { train, evals } }
+    };
+    let mut runs = Vec::new();
+    for task in 0..2 {
+        for seed in 0..2 {
+            runs.push(run(task, 0, seed, 4, with_smoothed(&[4.0, 3.0, 2.0, 1.5, 1.0])));
+            let end = match (task, seed) {
+                (0, 0) => 1.75,
+                (0, 1) => 1.25,
+                _ => 1.5,
+            };
+            let mut losses = with_smoothed(&[4.0, 2.0, end]);
+            if (task, seed) == (1, 1) {
+                losses[2] = f32::NAN;
+            }
+            runs.push(run(task, 1, seed, 2, losses));
+        }
+    }
+    let results = Results::new(&contest, runs);
+    (contest, results)
+}
+
+#[test]
+fn scores_are_those_computed_by_hand() {
+    let (contest, results) = hand_made();
+    let scores = Scores::new(&contest, &results);
+    let near = |got: f64, want: f64| assert!((got - want).abs() < 1e-5, "{got}, expected {want}");
+
+    let first = &scores.tasks[0][1];
+    near(first.loss, 1.5);
+    near(first.ratio, 0.75);
+    // The reference is at 1.5 after 3 steps of a horizon of 2.
+    near(first.speedup, 1.5);
+    // Its target is what the reference has after ⌊0.75 · 2⌋ = 1 step: 3.
+    near(first.steps_to_target, 0.5);
+    near(scores.tasks[0][0].steps_to_target, 1.0);
+    near(first.validation, 2.0);
+    assert!(!first.speedup_is_bound);
+
+    let failed = &scores.tasks[1][1];
+    assert_eq!((failed.loss, failed.ratio, failed.speedup), (f64::INFINITY, f64::INFINITY, 0.0));
+
+    let learned = &scores.contestants[1];
+    near(learned.win_rate.value, 0.5);
+    assert_eq!(learned.validation_win_rate.value, 0.0);
+    // Runs: 0.875, 0.625, 0.75, ∞ without the ends.
+    near(learned.loss_ratio.value, 0.8125);
+    // Runs: 1.25, 1.75, 1.5, 0 without the ends.
+    near(learned.speedup.value, 1.375);
+    near(learned.median_speedup.value, 0.75);
+    assert_eq!(learned.failures, 1);
+    near(learned.profile_score, 1.0);
+    near(scores.contestants[0].profile_score, 2.0 / 3.0);
+    // The reference against itself.
+    let own = &scores.contestants[0];
+    assert_eq!((own.win_rate.value, own.failures), (0.5, 0));
+    near(own.loss_ratio.value, 1.0);
+    near(own.median_speedup.value, 1.0);
+}
+
+#[test]
+fn a_loss_that_the_reference_never_reaches_gives_a_lower_bound() {
+    let (contest, mut results) = hand_made();
+    for run in results.runs.iter_mut().filter(|r| r.contestant == 1) {
+        run.curve.train = with_smoothed(&[4.0, 2.0, 0.5]);
+    }
+    let scores = Scores::new(&contest, &results);
+    assert!(scores.tasks[0][1].speedup_is_bound);
+    assert_eq!(scores.tasks[0][1].speedup, 2.0);
+}
+
+#[test]
+fn results_do_not_depend_on_threads_and_failures_stay() {
+    let contest = contest();
+    let tables = |threads| {
+        let results = contest.run(&Workers::new(threads).unwrap()).unwrap();
+        let report = Report::new("test", &contest, &results);
+        report.tables().iter().map(|t| t.csv().unwrap()).collect::<Vec<_>>()
+    };
+    let one = tables(1);
+    assert_eq!(one, tables(3));
+
+    let results = contest.run(&Workers::new(2).unwrap()).unwrap();
+    let scores = Scores::new(&contest, &results);
+    let broken = &scores.contestants[3];
+    assert_eq!((broken.failures, broken.median_speedup.value, broken.profile_score), (4, 0.0, 0.0));
+    assert_eq!((broken.win_rate.value, broken.loss_ratio.value), (0.0, f64::INFINITY));
+    // Adam's runs are longer, and evaluated at the horizon all the same.
+    assert!(scores.tasks.iter().all(|t| t[0].validation.is_finite()));
+    // A sweep is not judged by its broken rate, which stays in the table.
+    assert_eq!(scores.contestants[1].failures, 0);
+    assert_eq!(scores.tasks[0][1].sweep[2], f64::INFINITY);
+    // Three horizons of the learned one: its own and two more.
+    assert_eq!(scores.horizons.iter().map(|h| h.num_steps).collect::<Vec<_>>(), [5, 19, 38]);
+}
+
+#[test]
+fn the_report_is_one_page_and_its_numbers_stand_in_the_tables() {
+    let contest = contest();
+    let results = contest.run(&Workers::new(2).unwrap()).unwrap();
+    let mut report = Report::new("a <title>", &contest, &results);
+    report.times = time_steps(&contest);
+    report.receipt = report.receipt.with_hash("input", b"abc");
+    let dir = tempfile::tempdir().unwrap();
+    let path = report.save(dir.path()).unwrap();
+    let page = std::fs::read_to_string(path).unwrap();
+    assert!(page.contains("a &lt;title&gt;") && page.contains("noisy &lt;2&gt;"));
+    // Self-contained: nothing is loaded, nothing runs.
+    for tag in ["<script", "src=", "<link", "@import", "url("] {
+        assert!(!page.contains(tag), "{tag}");
+    }
+    for tag in ["figure", "table", "svg", "section", "div", "p", "h2"] {
+        let count = |text: &str| page.matches(text).count();
+        let open = count(&format!("<{tag}>")) + count(&format!("<{tag} "));
+        assert_eq!(open, count(&format!("</{tag}>")), "{tag}");
+    }
+
+    let mut files: Vec<String> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|f| f.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    let expected = [
+        "curves.csv",
+        "horizons.csv",
+        "profiles.csv",
+        "report.html",
+        "report.json",
+        "runs.csv",
+        "scores.csv",
+        "summary.csv",
+        "sweeps.csv",
+        "timing.csv",
+    ];
+    assert_eq!(files, expected);
+    // Every table that the page names is there.
+    for name in expected.iter().filter(|n| n.ends_with(".csv") && **n != "runs.csv") {
+        assert!(page.contains(name), "{name}");
+    }
+
+    let json = std::fs::read_to_string(dir.path().join("report.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let hash = json["results_hash"].as_str().unwrap();
+    assert!(page.contains(hash) && hash.starts_with("xxh3:"));
+    assert_eq!(json["receipt"]["inputs"][0][0], "input");
+    // XXH3-64 of "abc" by the reference implementation.
+    assert_eq!(json["receipt"]["inputs"][0][1], "xxh3:78af5f94892f3950");
+
+    // Means of the runs are the scores.
+    let read = |name: &str| csv::Reader::from_path(dir.path().join(name)).unwrap();
+    let rows = |name: &str| read(name).into_records().map(Result::unwrap).collect::<Vec<_>>();
+    let mut compared = 0;
+    for score in rows("scores.csv") {
+        let same = |run: &&csv::StringRecord| {
+            (&run[0], &run[1], &run[2], &run[5]) == (&score[0], &score[2], &score[4], "19")
+        };
+        let losses: Vec<f64> =
+            rows("runs.csv").iter().filter(same).map(|run| run[7].parse().unwrap()).collect();
+        let want: f64 = score[5].parse().unwrap();
+        assert_eq!(losses.len(), 2, "{score:?}");
+        assert_eq!(losses.iter().sum::<f64>() / 2.0, want, "{score:?}");
+        compared += 1;
+    }
+    assert_eq!(compared, 8);
+}
+
+#[test]
+fn contests_without_sense_are_refused() {
+    let message = |contest: Contest| contest.check().unwrap_err().to_string();
+    assert!(message(Contest { reference: 9, ..contest() }).contains("reference"));
+    let config = |config| Contest { config, ..contest() };
+    assert!(message(config(ContestConfig { seeds: 0, ..ContestConfig::default() })).contains("seeds"));
+    let far = ContestConfig { other_horizons: vec![2001], ..ContestConfig::default() };
+    assert!(message(config(far)).contains("1 to 2000"));
+    let twice = vec![tasks()[0].clone(), tasks()[0].clone()];
+    assert!(message(Contest { tasks: twice, ..contest() }).contains("differ"));
+}

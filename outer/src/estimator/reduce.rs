@@ -1,0 +1,89 @@
+//! From the lanes' contributions to one estimate.
+
+use super::Estimate;
+use crate::workers::{LaneBuffers, Worker, Workers};
+
+/// One lane's contribution, `grad += Σₖ coefficientₖ · directionₖ`, and its share of the metrics.
+#[derive(Default)]
+pub(super) struct Contribution {
+    /// The coefficients of the directions that lie in the lane's buffers.
+    pub eps: f64,
+    pub sum: f64,
+    /// Further coefficients, with their directions.
+    pub terms: Vec<(f64, Vec<f32>)>,
+    pub mean_loss: f64,
+    pub inner_steps: u64,
+    pub diverged: bool,
+}
+
+impl Contribution {
+    /// Coefficients and directions.
+    fn all<'a>(&'a self, buffers: &'a LaneBuffers<f32>) -> impl Iterator<Item = (f64, &'a [f32])> {
+        let buffered = [(self.sum, &buffers.sum[..]), (self.eps, &buffers.eps[..])];
+        buffered.into_iter().chain(self.terms.iter().map(|(c, d)| (*c, &d[..])))
+    }
+}
+
+/// Computes every lane's contribution, on the thread that comes to it, and adds them up in lane order:
+/// `grad = factor/N Σᵢ Σₖ cᵢₖ dᵢₖ`. `size`: length of theta.
+pub(super) fn over_lanes<T: Send>(
+    workers: &Workers,
+    lanes: &mut [T],
+    size: usize,
+    factor: f64,
+    f: impl Fn(&mut Worker, usize, &mut T, &mut LaneBuffers<f32>) -> Contribution + Sync,
+) -> Estimate {
+    workers.with_lane_buffers(lanes.len(), |buffers| {
+        let mut items: Vec<_> = lanes.iter_mut().zip(&mut *buffers).collect();
+        let contributions = workers.map(&mut items, |worker, i, (lane, buffers)| f(worker, i, lane, buffers));
+        reduce(workers, size, factor, &contributions, buffers)
+    })
+}
+
+/// Multiply-adds per item of work, and the size from which it is worth waking other threads.
+const CHUNK: usize = 1 << 16;
+
+fn reduce(
+    workers: &Workers,
+    size: usize,
+    factor: f64,
+    contributions: &[Contribution],
+    buffers: &[LaneBuffers<f32>],
+) -> Estimate {
+    let lanes = contributions.len();
+    let (mut loss, mut healthy, mut inner_steps, mut diverged, mut masked) = (0.0, 0usize, 0, 0, 0);
+    let mut terms: Vec<(f64, &[f32])> = Vec::with_capacity(2 * lanes);
+    for (c, buffers) in contributions.iter().zip(buffers) {
+        inner_steps += c.inner_steps;
+        diverged += usize::from(c.diverged);
+        if c.mean_loss.is_finite() {
+            loss += c.mean_loss;
+            healthy += 1;
+        }
+        // A lane without a finite difference says nothing: it counts as a zero difference.
+        if c.all(buffers).any(|(c, _)| !c.is_finite()) {
+            masked += 1;
+            continue;
+        }
+        terms.extend(c.all(buffers).filter(|(c, _)| *c != 0.0));
+    }
+    let mut sums = vec![0.0f64; size];
+    let chunk = CHUNK.div_ceil(terms.len().max(1));
+    let mut chunks: Vec<&mut [f64]> = sums.chunks_mut(chunk).collect();
+    workers.map(&mut chunks, |_, k, sums| {
+        for (c, d) in &terms {
+            for (s, d) in sums.iter_mut().zip(&d[k * chunk..]) {
+                *s += c * f64::from(*d);
+            }
+        }
+    });
+    let scale = factor / lanes as f64;
+    Estimate {
+        grad: sums.into_iter().map(|s| (s * scale) as f32).collect(),
+        mean_loss: loss / healthy as f64,
+        inner_steps,
+        lanes,
+        diverged,
+        masked,
+    }
+}

@@ -1,0 +1,134 @@
+//! What follows the last layer: the loss of a block of rows, its slope, and the slope's tangent.
+
+use crate::ops::{scalar, Head};
+use crate::simd::exp;
+use pulp::{Simd, WithSimd};
+
+/// What the rows should have been.
+#[derive(Clone, Copy)]
+pub(super) enum Target<'a> {
+    /// One class per row.
+    Labels(&'a [u32]),
+    /// The network's inputs, in rows of so many numbers.
+    Rows(&'a [f32], usize),
+}
+
+/// The loss of some rows; overwrites the outputs `z` with the slope, and `tz`, if not empty, with
+/// its tangent. Columns from `outputs` on are padding.
+pub(super) struct Loss<'a> {
+    pub(super) head: Head,
+    /// Numbers per row that count.
+    pub(super) outputs: usize,
+    /// Numbers per row.
+    pub(super) width: usize,
+    /// `1 / rows of the batch`.
+    pub(super) weight: f32,
+    pub(super) target: Target<'a>,
+    /// `[rows, width]`
+    pub(super) z: &'a mut [f32],
+    /// `[rows, width]`, or empty.
+    pub(super) tz: &'a mut [f32],
+}
+
+impl WithSimd for Loss<'_> {
+    type Output = f64;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> f64 {
+        match (self.head, self.target) {
+            (Head::CrossEntropy, Target::Labels(labels)) => self.cross_entropy(s, labels),
+            (Head::SquaredError, Target::Labels(labels)) => {
+                self.squared_error(|z| [z, 1.0, 0.0], |row, o| f32::from(labels[row] as usize == o))
+            }
+            (_, Target::Rows(x, stride)) => self.squared_error(scalar::sigmoid, |row, o| x[row * stride + o]),
+            (Head::Reconstruction, Target::Labels(_)) => unreachable!("inputs are the target"),
+        }
+    }
+}
+
+impl Loss<'_> {
+    /// `−ln softmax(z)[label]`. The padding holds `−∞` and becomes 0.
+    #[inline(always)]
+    fn cross_entropy<S: Simd>(self, s: S, labels: &[u32]) -> f64 {
+        let [w, zero, one] = [self.weight, 0.0, 1.0].map(|x| s.splat_f32s(x));
+        let used = |v: usize| {
+            let columns = (self.outputs - v * S::F32_LANES).min(S::F32_LANES);
+            s.mask_between_m32s(0, columns as u32).mask()
+        };
+        let mut loss = 0.0;
+        // One pass after the other: the processor overlaps the rows of each.
+        for (z, &label) in self.z.chunks_exact_mut(self.width).zip(labels) {
+            let z_label = z[label as usize];
+            let z = S::as_mut_simd_f32s(z).0;
+            let mut top = z[0];
+            for z in &z[1..] {
+                top = s.max_f32s(top, *z);
+            }
+            let top = s.reduce_max_f32s(top);
+            loss += f64::from(top - z_label);
+            for (v, z) in z.iter_mut().enumerate() {
+                // An exponential of the padding would underflow, which is slow.
+                *z = s.select_f32s(used(v), s.sub_f32s(*z, s.splat_f32s(top)), zero);
+            }
+        }
+        for z in S::as_mut_simd_f32s(self.z).0 {
+            *z = exp(s, *z);
+        }
+        for (row, (z, &label)) in self.z.chunks_exact_mut(self.width).zip(labels).enumerate() {
+            let p = S::as_mut_simd_f32s(z).0;
+            let mut sum = zero;
+            for (v, p) in p.iter_mut().enumerate() {
+                // Not a select: the compiler would make it a masked store, which is slow.
+                *p = s.mul_f32s(*p, s.select_f32s(used(v), one, zero));
+                sum = s.add_f32s(sum, *p);
+            }
+            let sum = s.reduce_sum_f32s(sum);
+            loss += f64::from(sum.ln());
+            let inverse = s.splat_f32s(1.0 / sum);
+            for p in &mut *p {
+                *p = s.mul_f32s(*p, inverse);
+            }
+            if let Some(t) = self.tz.chunks_exact_mut(self.width).nth(row) {
+                // d(dz) = w p ⊙ (ż − p·ż)
+                let t = S::as_mut_simd_f32s(t).0;
+                let mut dot = zero;
+                for (t, p) in t.iter().zip(&*p) {
+                    dot = s.mul_add_e_f32s(*t, *p, dot);
+                }
+                let dot = s.splat_f32s(s.reduce_sum_f32s(dot));
+                for (t, p) in t.iter_mut().zip(&*p) {
+                    *t = s.mul_f32s(s.mul_f32s(w, *p), s.sub_f32s(*t, dot));
+                }
+            }
+            // dz = w (p − onehot)
+            for p in &mut *p {
+                *p = s.mul_f32s(w, *p);
+            }
+            z[label as usize] -= self.weight;
+        }
+        loss * f64::from(self.weight)
+    }
+
+    /// The mean over outputs of `(y − target)²`, `[y, y', y''] = f(z)`. The padding becomes 0.
+    #[inline(always)]
+    fn squared_error(self, f: impl Fn(f32) -> [f32; 3], target: impl Fn(usize, usize) -> f32) -> f64 {
+        let w = self.weight / self.outputs as f32;
+        let mut loss = 0.0;
+        for (row, z) in self.z.chunks_exact_mut(self.width).enumerate() {
+            let mut sum = 0.0;
+            let mut t = self.tz.chunks_exact_mut(self.width).nth(row);
+            for (o, z) in z[..self.outputs].iter_mut().enumerate() {
+                let [y, d1, d2] = f(*z);
+                let e = y - target(row, o);
+                sum += e * e;
+                // dz = 2 w e y', d(dz) = 2 w (y'² + e y'') ż
+                *z = 2.0 * w * e * d1;
+                if let Some(t) = &mut t {
+                    t[o] *= 2.0 * w * (d1 * d1 + e * d2);
+                }
+            }
+            z[self.outputs..].fill(0.0);
+            loss += f64::from(sum);
+        }
+        loss * f64::from(w)
+    }
+}

@@ -1,0 +1,217 @@
+//! One layer: its weights and units in rows of whole vectors, and the products that advance them.
+
+use super::aligned::Aligned;
+use super::tile::{AddRows, Left, Product, Start};
+use super::{Plain, BLOCK};
+use crate::simd::Path;
+
+/// Shape, place in the flat buffer, and scratch of one layer.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    /// Numbers per row of the inputs and of the outputs, padding included.
+    pub(super) strides: [usize; 2],
+    /// Where the weight begins in the flat buffer; the bias follows.
+    start: usize,
+    path: Path,
+    pub(super) params: Weights,
+    /// Empty until tangents are asked for.
+    pub(super) tangent: Weights,
+    pub(super) units: Units,
+}
+
+/// A layer's parameters, or their tangent, with the gradient's.
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// `[inputs, stride]`
+    weight: Aligned,
+    /// `[outputs, stride of the inputs]`
+    transposed: Aligned,
+    /// `[stride]`
+    bias: Aligned,
+    /// `[inputs, stride]`
+    grad: Aligned,
+    /// `[stride]`
+    grad_bias: Aligned,
+}
+
+/// A layer's outputs for a block of rows, `[BLOCK, stride]` each.
+#[derive(Debug)]
+pub(super) struct Units {
+    /// `f(z)`
+    pub(super) y: Aligned,
+    /// `f'(z)`
+    pub(super) d1: Aligned,
+    /// `f''(z) ż`
+    pub(super) d2: Aligned,
+    /// `ẏ`
+    pub(super) t: Aligned,
+    /// The loss's slope in `z`; the last layer's `z` before that.
+    pub(super) d: Aligned,
+    /// The tangents of both.
+    pub(super) td: Aligned,
+}
+
+impl Weights {
+    /// Room for a layer; none if `is_needed` is not.
+    fn new(inputs: usize, outputs: usize, strides: [usize; 2], is_needed: bool) -> Self {
+        let zeros = |n: usize| Aligned::zeros(if is_needed { n } else { 0 });
+        Weights {
+            weight: zeros(inputs * strides[1]),
+            transposed: zeros(outputs * strides[0]),
+            bias: zeros(strides[1]),
+            grad: zeros(inputs * strides[1]),
+            grad_bias: zeros(strides[1]),
+        }
+    }
+}
+
+impl Layer {
+    pub(super) fn new(inputs: usize, outputs: usize, start: usize, path: Path) -> Self {
+        let strides = [inputs, outputs].map(|n| n.next_multiple_of(path.lanes()));
+        let units = BLOCK * strides[1];
+        let zeros = Aligned::zeros;
+        Layer {
+            inputs,
+            outputs,
+            strides,
+            start,
+            path,
+            params: Weights::new(inputs, outputs, strides, true),
+            tangent: Weights::new(inputs, outputs, strides, false),
+            units: Units {
+                y: zeros(units),
+                d1: zeros(units),
+                d2: zeros(0),
+                t: zeros(0),
+                d: zeros(units),
+                td: zeros(0),
+            },
+        }
+    }
+
+    /// Makes room for tangents.
+    fn want_tangents(&mut self) {
+        if self.tangent.weight.is_empty() {
+            let units = BLOCK * self.strides[1];
+            self.tangent = Weights::new(self.inputs, self.outputs, self.strides, true);
+            for t in [&mut self.units.d2, &mut self.units.t, &mut self.units.td] {
+                *t = Aligned::zeros(units);
+            }
+        }
+    }
+
+    /// Copies this layer's part of the flat parameters and of their tangent into place, clears the
+    /// gradients, and puts `padding` behind the bias.
+    pub(super) fn load(&mut self, params: &[f32], tangent: Option<&[f32]>, padding: f32) {
+        if tangent.is_some() {
+            self.want_tangents();
+        }
+        let Layer { inputs, outputs, strides, start, params: p, tangent: t, .. } = self;
+        let copy = |w: &mut Weights, flat: &[f32], padding: f32| {
+            let (weight, bias) = flat[*start..][..(*inputs + 1) * *outputs].split_at(*inputs * *outputs);
+            for (to, from) in w.weight.chunks_exact_mut(strides[1]).zip(weight.chunks_exact(*outputs)) {
+                to[..*outputs].copy_from_slice(from);
+            }
+            // Nobody needs the gradient of the data.
+            if *start > 0 {
+                for (o, to) in w.transposed.chunks_exact_mut(strides[0]).enumerate() {
+                    for (to, from) in to.iter_mut().zip(weight[o..].iter().step_by(*outputs)) {
+                        *to = *from;
+                    }
+                }
+            }
+            w.bias[..*outputs].copy_from_slice(bias);
+            w.bias[*outputs..].fill(padding);
+            w.grad.fill(0.0);
+            w.grad_bias.fill(0.0);
+        };
+        copy(p, params, padding);
+        if let Some(tangent) = tangent {
+            copy(t, tangent, 0.0);
+        }
+    }
+
+    /// Writes the gradient that `weights` has summed to this layer's part of the flat buffer.
+    pub(super) fn write_grad(&self, weights: &Weights, flat: &mut [f32]) {
+        let (weight, bias) =
+            flat[self.start..][..(self.inputs + 1) * self.outputs].split_at_mut(self.inputs * self.outputs);
+        for (to, from) in
+            weight.chunks_exact_mut(self.outputs).zip(weights.grad.chunks_exact(self.strides[1]))
+        {
+            to.copy_from_slice(&from[..self.outputs]);
+        }
+        bias.copy_from_slice(&weights.grad_bias[..self.outputs]);
+    }
+
+    /// `z = a w + b` for some rows, into `d` if `is_last`, else into `y`; with the inputs' tangent `ta`
+    /// also `ż = a ẇ + ȧ w + ḃ`.
+    pub(super) fn forward(&mut self, a: &[f32], ta: Option<Option<&[f32]>>, rows: usize, is_last: bool) {
+        let Layer { inputs, strides: [stride_in, stride], path, params, tangent, units, .. } = self;
+        let (z, tz) = match is_last {
+            true => (&mut units.d, &mut units.td),
+            false => (&mut units.y, &mut units.t),
+        };
+        let shape = [rows, *inputs, *stride];
+        let product = |start: Start<'_>, a: &[f32], b: &[f32], c: &mut [f32]| {
+            path.run(Product { start, left: Left::Rows(a, *stride_in), b, c, shape });
+        };
+        product(Start::Row(&params.bias), a, &params.weight, z);
+        if let Some(ta) = ta {
+            product(Start::Row(&tangent.bias), a, &tangent.weight, tz);
+            if let Some(ta) = ta {
+                product(Start::Sum, ta, &params.weight, tz);
+            }
+        }
+    }
+
+    /// Adds some rows' part of the gradient, `aᵀ d`, and of its tangent.
+    pub(super) fn add_grad(&mut self, a: &[f32], ta: Option<Option<&[f32]>>, rows: usize) {
+        let Layer { inputs, strides: [stride_in, stride], path, params, tangent, units, .. } = self;
+        let shape = [*inputs, rows, *stride];
+        let add = |a: &[f32], b: &[f32], c: &mut [f32]| {
+            path.run(Product { start: Start::Sum, left: Left::Columns(a, *stride_in), b, c, shape });
+        };
+        let [d, td] = [&units.d, &units.td].map(|d| &d[..d.len().min(rows * *stride)]);
+        add(a, d, &mut params.grad);
+        path.run(AddRows { b: d, c: &mut params.grad_bias });
+        if let Some(ta) = ta {
+            add(a, td, &mut tangent.grad);
+            if let Some(ta) = ta {
+                add(ta, d, &mut tangent.grad);
+            }
+            path.run(AddRows { b: td, c: &mut tangent.grad_bias });
+        }
+    }
+
+    /// Takes the slope through the weight into the layer before: `d ← (d wᵀ) f'`, and its tangent.
+    pub(super) fn backward(&self, before: &mut Units, rows: usize, with_tangent: bool) {
+        let Layer { outputs, strides: [stride_in, stride], path, params, tangent, units, .. } = self;
+        let shape = [rows, *outputs, *stride_in];
+        let product = |start: Start<'_>, d: &[f32], b: &[f32], c: &mut [f32]| {
+            path.run(Product { start, left: Left::Rows(d, *stride), b, c, shape });
+        };
+        let Units { d1, d2, d, td, .. } = before;
+        let n = rows * *stride_in;
+        let (d, d1) = (&mut d[..n], &d1[..n]);
+        product(Start::Zero, &units.d, &params.transposed, d);
+        if with_tangent {
+            let (td, d2) = (&mut td[..n], &d2[..n]);
+            product(Start::Zero, &units.td, &params.transposed, td);
+            product(Start::Sum, &units.d, &tangent.transposed, td);
+            path.run(Plain(
+                #[inline(always)]
+                || {
+                    for (((td, d), d1), d2) in td.iter_mut().zip(&*d).zip(d1).zip(d2) {
+                        *td = *td * *d1 + *d * *d2;
+                    }
+                },
+            ));
+        }
+        path.run(Plain(
+            #[inline(always)]
+            || d.iter_mut().zip(d1).for_each(|(d, d1)| *d *= *d1),
+        ));
+    }
+}

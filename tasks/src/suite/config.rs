@@ -1,0 +1,126 @@
+//! A task of the suite as plain data.
+
+use crate::augment::{Augmentation, ModifyGradient, NoisyGradient, ReparamLevel, ReparamWeights};
+use crate::data::Splits;
+use crate::image::{
+    AutoencoderConfig, AutoencoderTask, ConvConfig, ConvTask, MlpConfig, MlpTask, Nonlinearity,
+};
+use crate::quadratics::NoisyQuadraticTask;
+use outerloop_core::tensor::{Cpu, Host};
+use outerloop_core::{Error, FlatTask, Float, Key, Result, Task, Typed};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, OnceLock};
+
+/// What is minimized, without augmentations. Images are the 8 x 8 digits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Problem {
+    /// Classification by an MLP.
+    Mlp(MlpConfig),
+    /// Reconstruction by an MLP.
+    Autoencoder(AutoencoderConfig),
+    /// Classification by a small convolutional net.
+    Conv(ConvConfig),
+    /// A quadratic.
+    Quadratic(QuadraticConfig),
+}
+
+/// `Σ (sᵢ (cᵢ − xᵢ))²` with `c ~ N(0, I)`, start `x₀ ~ N(0, I)`, curvatures `sᵢ²` in a geometric
+/// sequence from 1 down to `1/condition`, and gradient noise of standard deviation `noise` per element.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuadraticConfig {
+    /// Number of parameters.
+    pub dim: usize,
+    /// Largest over smallest curvature, at least 1.
+    pub condition: f64,
+    /// Noise per element of the gradient; not in the loss.
+    pub noise: f64,
+}
+
+/// Stored parameters are the net's divided by scales, log-uniform in `1/spread ..= spread`: see
+/// [`ReparamWeights`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reparam {
+    /// What shares a scale.
+    pub level: ReparamLevel,
+    /// The largest scale, at least 1.
+    pub spread: f64,
+}
+
+/// A task with its augmentations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskConfig {
+    /// What is minimized.
+    pub problem: Problem,
+    /// Scaled parameters, if any.
+    pub reparam: Option<Reparam>,
+    /// Noise added to gradients, as a multiple of their norm: see [`NoisyGradient`]. 0: none.
+    pub gradient_noise: f64,
+}
+
+impl From<Problem> for TaskConfig {
+    fn from(problem: Problem) -> Self {
+        TaskConfig { problem, reparam: None, gradient_noise: 0.0 }
+    }
+}
+
+impl TaskConfig {
+    /// The task. `key` fixes what belongs to the task itself: a quadratic's minimum, the scales of a
+    /// reparametrization.
+    ///
+    /// # Errors
+    /// Sizes of 0, and other settings that the task refuses.
+    pub fn task<E: Float>(&self, key: Key) -> Result<Arc<dyn FlatTask<E>>>
+    where
+        Cpu: Host<E>,
+    {
+        static DATA: OnceLock<Splits> = OnceLock::new();
+        let data = DATA.get_or_init(Splits::digits).clone();
+        let mut task = match &self.problem {
+            Problem::Mlp(c) => flat(MlpTask::new(data, c.clone())?),
+            Problem::Autoencoder(c) => flat(AutoencoderTask::new(data, c.clone())?),
+            Problem::Conv(c) => flat(ConvTask::new(data, c.clone())?),
+            Problem::Quadratic(c) => flat(c.task(key.named("center"))?),
+        };
+        if let Some(Reparam { level, spread }) = self.reparam {
+            task = ReparamWeights::new(level, 1.0 / spread..=spread)?.apply(task, key.named("reparam"));
+        }
+        if self.gradient_noise != 0.0 {
+            let noisy = ModifyGradient(NoisyGradient::new(self.gradient_noise)?);
+            task = noisy.apply(task, key.named("noise"));
+        }
+        Ok(task)
+    }
+
+    /// Widths of the hidden layers (channels of a conv net) and what follows each, if it is a net.
+    pub fn hidden(&self) -> Option<(&[usize], Nonlinearity)> {
+        match &self.problem {
+            Problem::Mlp(c) => Some((&c.hidden, c.nonlinearity)),
+            Problem::Autoencoder(c) => Some((&c.hidden, c.nonlinearity)),
+            Problem::Conv(c) => Some((&c.channels, c.nonlinearity)),
+            Problem::Quadratic(_) => None,
+        }
+    }
+}
+
+impl QuadraticConfig {
+    fn task(&self, key: Key) -> Result<NoisyQuadraticTask> {
+        let QuadraticConfig { dim, condition, noise } = *self;
+        if dim == 0 || !(condition >= 1.0 && condition.is_finite() && noise >= 0.0 && noise.is_finite()) {
+            let why = "dim and condition must be at least 1, noise not negative";
+            return Err(Error::invalid(format!("{self:?}"), why));
+        }
+        let mut center = vec![0.0; dim];
+        key.fill_normal(&mut center);
+        let last = (dim - 1).max(1) as f64;
+        let scale = (0..dim).map(|i| condition.powf(-0.5 * i as f64 / last)).collect();
+        NoisyQuadraticTask::new(center, scale, noise)
+    }
+}
+
+fn flat<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>>(task: T) -> Arc<dyn FlatTask<E>>
+where
+    Cpu: Host<E>,
+{
+    Arc::new(Typed::new(task))
+}

@@ -1,0 +1,222 @@
+//! The mixture of tasks for meta-training.
+
+use super::{is_held_out, Problem, QuadraticConfig, Reparam, TaskConfig};
+use crate::augment::ReparamLevel;
+use crate::image::{log_uniform, one_of, AutoencoderConfig, MlpConfig, Nonlinearity};
+use outerloop_core::tensor::{Cpu, Host};
+use outerloop_core::{Error, FlatFamily, FlatTask, Float, Key, Result};
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Draws until one is not held out; the default ranges need two on average.
+const MAX_DRAWS: u64 = 10_000;
+
+/// A distribution over small tasks that never gives one of which [`is_held_out`] is true: such draws
+/// are rejected and repeated within the same kind of problem, so the weights hold.
+///
+/// Ranges are `[low, high]`, both ends included. Widths, batch sizes, initial scales, dimensions and
+/// condition numbers are log-uniform, depths uniform.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Training {
+    /// Relative frequency of digits MLPs; default 0.75.
+    pub mlp_weight: f64,
+    /// Relative frequency of digits autoencoders; default 0.15.
+    pub autoencoder_weight: f64,
+    /// Relative frequency of quadratics; default 0.1.
+    pub quadratic_weight: f64,
+    /// Width of all hidden layers; default 8 to 128.
+    pub width: [usize; 2],
+    /// Number of hidden layers of MLPs; default 1 to 2.
+    pub layers: [usize; 2],
+    /// Number of hidden layers of autoencoders; default 1 to 2.
+    pub autoencoder_layers: [usize; 2],
+    /// Drawn uniformly; repeat an entry to make it likelier. Default: ReLU four times, SiLU, SELU,
+    /// sigmoid, leaky ReLU.
+    pub nonlinearities: Vec<Nonlinearity>,
+    /// Factor on the initial weights; default 0.25 to 2.
+    pub init_scale: [f64; 2],
+    /// Default 8 to 256.
+    pub batch_size: [usize; 2],
+    /// Of quadratics; default 2 to 100.
+    pub dimension: [usize; 2],
+    /// Condition number of quadratics; default 1 to 100.
+    pub condition: [f64; 2],
+    /// Noise per element of the gradient of quadratics, uniform from 0 to this; default 0.1.
+    pub quadratic_noise: f64,
+    /// Fraction of the tasks with reparametrized weights, at a level drawn uniformly; default 0.3.
+    pub reparam_fraction: f64,
+    /// Spread of the reparametrizations, log-uniform from 1 to this; default 5.
+    pub reparam_spread: f64,
+    /// Fraction of the tasks with noisy gradients; default 0.1.
+    pub noise_fraction: f64,
+    /// Noise relative to the gradient's norm, uniform from 0 to this; default 0.9.
+    pub gradient_noise: f64,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        use Nonlinearity::{LeakyRelu, Relu, Selu, Sigmoid, Silu};
+        Training {
+            mlp_weight: 0.75,
+            autoencoder_weight: 0.15,
+            quadratic_weight: 0.1,
+            width: [8, 128],
+            layers: [1, 2],
+            autoencoder_layers: [1, 2],
+            nonlinearities: vec![Relu, Relu, Relu, Relu, Silu, Selu, Sigmoid, LeakyRelu],
+            init_scale: [0.25, 2.0],
+            batch_size: [8, 256],
+            dimension: [2, 100],
+            condition: [1.0, 100.0],
+            quadratic_noise: 0.1,
+            reparam_fraction: 0.3,
+            reparam_spread: 5.0,
+            noise_fraction: 0.1,
+            gradient_noise: 0.9,
+        }
+    }
+}
+
+/// The default mixture.
+pub fn training() -> Training {
+    Training::default()
+}
+
+/// A kind of problem with its relative frequency.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Mlp,
+    Autoencoder,
+    Quadratic,
+}
+
+impl Training {
+    /// Errors if a range is empty or out of bounds, or if nothing but held-out tasks is left.
+    pub fn check(&self) -> Result<()> {
+        let bad = |what: &str, why: &str| Err(Error::invalid(format!("training mixture: {what}"), why));
+        let weights = self.weights().map(|(_, w)| w);
+        if !weights.iter().all(|w| *w >= 0.0 && w.is_finite()) || weights.iter().sum::<f64>() <= 0.0 {
+            return bad("weights", "must not be negative, and one of them positive");
+        }
+        let counts = [self.width, self.batch_size, self.dimension];
+        if counts.iter().any(|[low, high]| *low == 0 || low > high) {
+            return bad("width, batch_size, dimension", "must be ranges from at least 1");
+        }
+        if [self.layers, self.autoencoder_layers].iter().any(|[low, high]| low > high) {
+            return bad("layers, autoencoder_layers", "must not be empty");
+        }
+        let positive = |[low, high]: [f64; 2], least: f64| least <= low && low <= high && high.is_finite();
+        if !positive(self.init_scale, f64::MIN_POSITIVE) || !positive(self.condition, 1.0) {
+            return bad("init_scale, condition", "must be ranges above 0, and from at least 1");
+        }
+        if !positive([self.reparam_spread; 2], 1.0) {
+            return bad("reparam_spread", "must be at least 1");
+        }
+        if ![self.quadratic_noise, self.gradient_noise].iter().all(|n| *n >= 0.0 && n.is_finite()) {
+            return bad("quadratic_noise, gradient_noise", "must not be negative");
+        }
+        if ![self.reparam_fraction, self.noise_fraction].iter().all(|f| (0.0..=1.0).contains(f)) {
+            return bad("reparam_fraction, noise_fraction", "must be between 0 and 1");
+        }
+        if self.nonlinearities.is_empty() {
+            return bad("nonlinearities", "must have at least one entry");
+        }
+        for (kind, weight) in self.weights() {
+            if weight > 0.0 && self.accepted(kind, Key::new(0)).is_none() {
+                return bad(&format!("{kind:?}"), "all of it is held out");
+            }
+        }
+        Ok(())
+    }
+
+    fn weights(&self) -> [(Kind, f64); 3] {
+        [
+            (Kind::Mlp, self.mlp_weight),
+            (Kind::Autoencoder, self.autoencoder_weight),
+            (Kind::Quadratic, self.quadratic_weight),
+        ]
+    }
+
+    /// A configuration that is not held out; a pure function of the key.
+    ///
+    /// # Panics
+    /// If [`Self::check`] fails.
+    pub fn sample(&self, key: Key) -> TaskConfig {
+        let weights = self.weights();
+        let mut left = key.named("kind").uniform() * weights.iter().map(|(_, w)| w).sum::<f64>();
+        // The last kind with a weight takes what rounding leaves.
+        let mut kind = None;
+        for (k, w) in weights.into_iter().filter(|(_, w)| *w > 0.0) {
+            kind = Some(k);
+            left -= w;
+            if left < 0.0 {
+                break;
+            }
+        }
+        let config = kind.and_then(|kind| self.accepted(kind, key));
+        config.unwrap_or_else(|| panic!("{:?}", self.check().err()))
+    }
+
+    fn accepted(&self, kind: Kind, key: Key) -> Option<TaskConfig> {
+        (0..MAX_DRAWS).map(|i| self.draw(kind, key.fold_in(i))).find(|config| !is_held_out(config))
+    }
+
+    fn draw(&self, kind: Kind, key: Key) -> TaskConfig {
+        let rng = &mut key.rng();
+        let problem = match kind {
+            Kind::Quadratic => {
+                let (dim, condition) = (count(rng, self.dimension), ratio(rng, self.condition));
+                let noise = self.quadratic_noise * rng.gen::<f64>();
+                Problem::Quadratic(QuadraticConfig { dim, condition, noise })
+            }
+            Kind::Mlp | Kind::Autoencoder => {
+                let autoencodes = matches!(kind, Kind::Autoencoder);
+                let [low, high] = if autoencodes { self.autoencoder_layers } else { self.layers };
+                let hidden = vec![count(rng, self.width); rng.gen_range(low..=high)];
+                let nonlinearity = one_of(rng, &self.nonlinearities);
+                let init_scale = ratio(rng, self.init_scale);
+                let batch_size = count(rng, self.batch_size);
+                if autoencodes {
+                    Problem::Autoencoder(AutoencoderConfig { hidden, nonlinearity, init_scale, batch_size })
+                } else {
+                    let other = MlpConfig::default();
+                    Problem::Mlp(MlpConfig { hidden, nonlinearity, init_scale, batch_size, ..other })
+                }
+            }
+        };
+        let mut config = TaskConfig::from(problem);
+        if rng.gen_bool(self.reparam_fraction) {
+            let level = one_of(rng, &[ReparamLevel::Global, ReparamLevel::Tensor, ReparamLevel::Parameter]);
+            config.reparam = Some(Reparam { level, spread: ratio(rng, [1.0, self.reparam_spread]) });
+        }
+        if rng.gen_bool(self.noise_fraction) {
+            config.gradient_noise = self.gradient_noise * rng.gen::<f64>();
+        }
+        config
+    }
+}
+
+fn count(rng: &mut impl Rng, [low, high]: [usize; 2]) -> usize {
+    log_uniform(rng, &(low..=high))
+}
+
+fn ratio(rng: &mut impl Rng, [low, high]: [f64; 2]) -> f64 {
+    rng.gen_range(low.ln()..=high.ln()).exp()
+}
+
+impl<E: Float> FlatFamily<E> for Training
+where
+    Cpu: Host<E>,
+{
+    fn name(&self) -> String {
+        "suite_training".into()
+    }
+    /// # Panics
+    /// If [`Training::check`] fails.
+    fn sample_task(&self, key: Key) -> Arc<dyn FlatTask<E>> {
+        let config = self.sample(key);
+        config.task(key.named("task")).unwrap_or_else(|e| panic!("{e}"))
+    }
+}
