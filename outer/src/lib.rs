@@ -10,6 +10,7 @@
 //! | [`workers`] | threads; results do not depend on their number |
 //! | [`benchmark`] | optimizers compared: sweeps, metrics with intervals, the report |
 //! | [`eval`] | training curves of any optimizer on any task |
+//! | [`guard`] | guard rails for optimizers in use |
 //! | [`run`] | a whole run on disk: metrics, checkpoints, stop and resume |
 //! | [`checkpoint`], [`metrics`], [`plot`], [`progress`], [`interrupt`] | what a run writes and shows |
 //!
@@ -20,6 +21,7 @@ pub mod benchmark;
 pub mod checkpoint;
 pub mod estimator;
 pub mod eval;
+pub mod guard;
 pub mod interrupt;
 pub mod learner;
 pub mod metrics;

@@ -1,11 +1,12 @@
 //! [`AdafacKernel`]: one [`AdafacMlp`] update, tensor by tensor.
 //!
 //! The accumulators come first. Then blocks of a few vectors are turned into features twice: once for
-//! the sums of squares, once for network and output rule; features live in L1 only. Row and column
-//! means and their roots are computed once per row and column and repeated into the blocks. Time
-//! features as in [`super::MlpKernel`].
+//! the sums of squares, once for network and output rule; features live in L1 only. Tensors of rank 2
+//! and more: see [`super::adafac_factored`]. Time features as in [`super::MlpKernel`].
 
-use super::adafac_features::{parts_lens, update_factored, Tensor};
+use super::adafac_factored::{FactoredTensor, Table, Walk, SUM};
+use super::adafac_features::{update_moments, vector_rows, Tensor, VectorTensor};
+use super::dense::{After, Dense};
 use super::net::{apply_step, Net, COLUMNS, MAX_LANES};
 use super::Path;
 use crate::adafac_mlp::DECAY_NAMES;
@@ -17,12 +18,19 @@ use outerloop_core::simd::{load, store, with_scratch};
 use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
 
+/// Vectors per block.
+const BLOCK: usize = 2 * COLUMNS;
+
 /// [`AdafacMlp`] in f32 at one theta; weights are packed and decays computed once. The derivative is
 /// its twin's.
 pub struct AdafacKernel {
     twin: Taped<AdafacMlp, f32>,
     path: Path,
     net: Net,
+    /// The first layer of a factored tensor, of the features made per element; without bias.
+    per_element: Dense,
+    /// The first layer's weights of the other features, `[4, decays, units]`.
+    factor_weights: Vec<f32>,
     /// Rates of momenta, RMS averages and factored second moments.
     rates: [Vec<f32>; 3],
 }
@@ -38,12 +46,19 @@ impl AdafacKernel {
         let net = Net::new(&rule.net().network(), &layout, theta);
         let decays = rule.net().decays.map(<[f64]>::to_vec);
         let twin = Taped::new(rule, theta);
-        let rates = [0, 1, 2].map(|i| {
+        let rates: [Vec<f32>; 3] = [0, 1, 2].map(|i| {
             let rates = averages::learned_rates(&twin.theta(), DECAY_NAMES[i], &decays[i]);
             let clipped = |r: f32| if i == 0 { r } else { r.clamp(0.0, 1.0) };
             rates.iter().map(|r| clipped(r.data()[0])).collect()
         });
-        AdafacKernel { twin, path, net, rates }
+        let counts = [0, 1, 2].map(|i: usize| rates[i].len());
+        let (units, [before, after]) = (net.layers[0].outputs, FactoredTensor::parts(counts));
+        let w = &theta[net.ranges[0][0].clone()];
+        let factored = 4 * counts[2];
+        let row = |i: usize| if i < before { i } else { i + factored };
+        let per_element = Dense::new(before + after, vec![0.0; units], |i, o| w[row(i) * units + o]);
+        let factor_weights = w[before * units..][..factored * units].to_vec();
+        AdafacKernel { twin, path, net, per_element, factor_weights, rates }
     }
 
     fn counts(&self) -> [usize; 3] {
@@ -61,18 +76,36 @@ impl Optimizer<f32> for AdafacKernel {
     fn update(&self, state: &mut OptState<f32>, grad: &[f32], _loss: f32, _key: Key) {
         assert_eq!(grad.len(), state.params.len(), "AdafacMlp: length of the gradient");
         let counts = self.counts();
-        let lens = state.layout.entries().iter().map(|e| parts_lens(&Factored::new(&e.shape), counts[2]));
-        let parts = lens.fold([0, 0], |[r, c], [row, col]| [r.max(row), c.max(col)]);
-        let rows = Tensor::rows(counts) + 2 * self.net.widest();
-        let lens = [MAX_LANES * COLUMNS * rows, MAX_LANES * column_count(counts)];
-        let rest = parts[0] + parts[1] + self.net.layers[0].outputs;
+        let units = self.net.layers[0].outputs;
+        let mut tables = [0, 0];
+        for entry in state.layout.entries() {
+            let factored = Factored::new(&entry.shape);
+            if factored.is_factored() {
+                for (most, len) in tables.iter_mut().zip(factored.lens()) {
+                    *most = Table::numbers(len, counts[2], units).max(*most);
+                }
+            }
+        }
+        let features = column_count(counts);
+        let lens = [
+            MAX_LANES * BLOCK * (vector_rows(counts) + 2 * self.net.widest()),
+            MAX_LANES * features,
+            FactoredTensor::expanded_len(counts[2], units, BLOCK),
+            tables[0],
+            tables[1],
+            features,
+            units,
+        ];
         // The closure holds no vector code: it would not be compiled for the path's instructions.
-        with_scratch(lens[0] + lens[1] + rest, |scratch| {
+        with_scratch(lens.iter().sum(), |scratch| {
             let (block, scratch) = scratch.split_at_mut(lens[0]);
             let (squares, scratch) = scratch.split_at_mut(lens[1]);
-            let (row_parts, scratch) = scratch.split_at_mut(parts[0]);
-            let (col_parts, bias) = scratch.split_at_mut(parts[1]);
-            self.path.run(Step { kernel: self, state, grad, block, squares, row_parts, col_parts, bias });
+            let (expanded, scratch) = scratch.split_at_mut(lens[2]);
+            let (row_table, scratch) = scratch.split_at_mut(lens[3]);
+            let (col_table, scratch) = scratch.split_at_mut(lens[4]);
+            let (scales, bias) = scratch.split_at_mut(lens[5]);
+            let passes = Passes { kernel: self, block, squares, scales };
+            self.path.run(Step { passes, state, grad, expanded, tables: [row_table, col_table], bias });
         });
         state.step += 1;
     }
@@ -82,15 +115,12 @@ impl Optimizer<f32> for AdafacKernel {
 }
 
 struct Step<'a> {
-    kernel: &'a AdafacKernel,
+    passes: Passes<'a>,
     state: &'a mut OptState<f32>,
     grad: &'a [f32],
-    /// Features and activations of one block.
-    block: &'a mut [f32],
-    /// Sums of squares per feature, in vectors.
-    squares: &'a mut [f32],
-    row_parts: &'a mut [f32],
-    col_parts: &'a mut [f32],
+    expanded: &'a mut [f32],
+    /// Scratch of [`Table`]s.
+    tables: [&'a mut [f32]; 2],
     /// The first layer's bias with its time part.
     bias: &'a mut [f32],
 }
@@ -99,8 +129,9 @@ impl WithSimd for Step<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) {
-        let rates = &self.kernel.rates;
-        self.kernel.net.time_bias(s, self.state.step, self.bias);
+        let kernel = self.passes.kernel;
+        let rates = &kernel.rates;
+        kernel.net.time_bias(s, self.state.step, self.bias);
         let [momentum, rms, ..] = &mut self.state.slots[..] else { unreachable!("four slots") };
         average::<S, false>(s, &mut momentum.data, self.grad, &rates[0]);
         average::<S, true>(s, &mut rms.data, self.grad, &rates[1]);
@@ -130,103 +161,148 @@ impl Step<'_> {
     /// Updates one tensor; `starts`: where its row and column accumulators lie.
     #[inline(always)]
     fn tensor<S: Simd>(&mut self, s: S, entry: &Entry, starts: &mut [usize; 2]) {
-        let kernel = self.kernel;
+        let kernel = self.passes.kernel;
         let (counts, rates) = (kernel.counts(), &kernel.rates[2]);
+        let (range, grad) = (entry.range(), self.grad);
         let factored = Factored::new(&entry.shape);
-        let lens = factored.lens().map(|len| counts[2] * len);
-        let parts = parts_lens(&factored, counts[2]);
-        let [momentum, rms, row, col] = &mut self.state.slots[..] else { unreachable!("four slots") };
-        let row = &mut row.data[starts[0]..starts[0] + lens[0]];
-        let col = &mut col.data[starts[1]..starts[1] + lens[1]];
-        *starts = [starts[0] + lens[0], starts[1] + lens[1]];
-        let (row_parts, col_parts) = (&mut self.row_parts[..parts[0]], &mut self.col_parts[..parts[1]]);
-        let grad = &self.grad[entry.range()];
-        update_factored(
-            s,
-            &factored,
-            grad,
-            rates,
-            [&mut *row, &mut *col],
-            [&mut *row_parts, &mut *col_parts],
-        );
-
-        let (block, _) = S::as_mut_simd_f32s(self.block);
-        let (squares, _) = S::as_mut_simd_f32s(self.squares);
-        let features = column_count(counts);
-        squares.fill(s.splat_f32s(0.0));
-        let rule = kernel.twin.rule();
-        let mults = [rule.exp_mult, rule.step_mult];
-        let numel = entry.numel();
-        // Pass 1 sums squares, pass 2 applies the network.
-        for pass in [1, 2] {
-            let mut start = 0;
-            while start < numel {
-                let tensor = Tensor {
-                    range: entry.range(),
-                    counts,
-                    grad: self.grad,
-                    params: &self.state.params,
-                    momentum: &momentum.data,
-                    rms: &rms.data,
-                    row,
-                    col,
-                    row_parts,
-                    col_parts,
-                    factored: &factored,
-                };
-                let vectors = (numel - start).div_ceil(S::F32_LANES).min(COLUMNS);
-                match vectors {
-                    1 => tensor.load::<S, 1>(s, start, block),
-                    2 => tensor.load::<S, 2>(s, start, block),
-                    _ => tensor.load::<S, COLUMNS>(s, start, block),
-                }
-                let end = numel.min(start + vectors * S::F32_LANES);
-                let (x, rest) = block.split_at_mut(Tensor::rows(counts) * vectors);
-                if pass == 1 {
-                    for (sum, x) in squares[..features].iter_mut().zip(x.chunks_exact(vectors)) {
-                        for x in x {
-                            *sum = s.mul_add_e_f32s(*x, *x, *sum);
-                        }
-                    }
-                } else {
-                    for (scale, x) in squares[..features].iter().zip(x.chunks_exact_mut(vectors)) {
-                        for x in x {
-                            *x = s.mul_f32s(*x, *scale);
-                        }
-                    }
-                    let params = &mut self.state.params[entry.range()][start..end];
-                    match vectors {
-                        1 => finish::<S, 1>(s, &kernel.net, self.bias, x, rest, mults, params),
-                        2 => finish::<S, 2>(s, &kernel.net, self.bias, x, rest, mults, params),
-                        _ => finish::<S, COLUMNS>(s, &kernel.net, self.bias, x, rest, mults, params),
-                    }
-                }
-                start = end;
-            }
-            if pass == 1 {
-                for sum in &mut squares[..features] {
-                    let mean = s.reduce_sum_f32s(*sum) / numel as f32;
-                    *sum = s.splat_f32s((mean + normalize::EPSILON as f32).sqrt().recip());
-                }
-            }
-        }
+        let lens = factored.lens();
+        let OptState { params, slots, .. } = &mut *self.state;
+        let [momentum, rms, row, col] = &mut slots[..] else { unreachable!("four slots") };
+        let row = &mut row.data[starts[0]..starts[0] + counts[2] * lens[0]];
+        let col = &mut col.data[starts[1]..starts[1] + counts[2] * lens[1]];
+        *starts = [starts[0] + row.len(), starts[1] + col.len()];
+        let (momentum, rms) = (&momentum.data[..], &rms.data[..]);
+        let params = &mut params[range.clone()];
+        let first = &kernel.net.layers[0];
+        let Some(axes) = factored.axes() else {
+            update_moments(s, &grad[range.clone()], rates, row);
+            let mut tensor = VectorTensor { range, counts, grad, momentum, rms, moments: row };
+            self.passes.sum_squares(s, &mut tensor, params);
+            self.passes.apply(s, &mut tensor, (first, Some(self.bias)), params);
+            return;
+        };
+        let [row_table, col_table] = &mut self.tables;
+        let tables = [(lens[0], row_table), (lens[1], col_table)];
+        let tables = tables.map(|(len, scratch)| Table::new(len, counts[2], first.outputs, scratch));
+        let (walk, expanded) = (Walk::new(axes), &mut *self.expanded);
+        let mut tensor = FactoredTensor { range, counts, grad, momentum, rms, tables, walk, expanded };
+        tensor.update_slots(s, axes, rates, [&mut *row, &mut *col]);
+        tensor.biases(s, [row, col], self.bias, &kernel.factor_weights);
+        self.passes.sum_squares(s, &mut tensor, params);
+        self.passes.apply(s, &mut tensor, (&kernel.per_element, None), params);
     }
 }
 
-/// The network on one block of normalized features, and the output rule.
+/// The two passes over a tensor, and their scratch.
+struct Passes<'a> {
+    kernel: &'a AdafacKernel,
+    /// Features and activations of one block.
+    block: &'a mut [f32],
+    /// Sums of squares per feature, in vectors.
+    squares: &'a mut [f32],
+    /// The features' normalizers.
+    scales: &'a mut [f32],
+}
+
+impl Passes<'_> {
+    /// Pass 1: makes the normalizers.
+    #[inline(always)]
+    fn sum_squares<S: Simd, T: Tensor>(&mut self, s: S, tensor: &mut T, params: &[f32]) {
+        let (x, _) = S::as_mut_simd_f32s(self.block);
+        let (squares, _) = S::as_mut_simd_f32s(self.squares);
+        let (squares, scales) = (&mut squares[..tensor.features()], &mut self.scales[..tensor.features()]);
+        squares.fill(s.splat_f32s(0.0));
+        scales.fill(0.0);
+        let (mut start, mut summed) = (0, 0);
+        while start < params.len() {
+            let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
+                1 => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
+                2 => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
+                _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
+            };
+            start += vectors * S::F32_LANES;
+            summed += vectors;
+            if summed >= SUM || start >= params.len() {
+                summed = 0;
+                for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
+                    *scale += s.reduce_sum_f32s(*sum);
+                    *sum = s.splat_f32s(0.0);
+                }
+            }
+        }
+        for scale in scales {
+            *scale = (*scale / params.len() as f32 + normalize::EPSILON as f32).sqrt().recip();
+        }
+    }
+
+    /// Pass 2: network and output rule. `first`: the first layer, and its bias if blocks start from that.
+    #[inline(always)]
+    fn apply<S: Simd, T: Tensor>(
+        &mut self,
+        s: S,
+        tensor: &mut T,
+        first: (&Dense, Option<&[f32]>),
+        params: &mut [f32],
+    ) {
+        let mut start = 0;
+        while start < params.len() {
+            let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
+                1 => self.block::<S, T, 1, 1>(s, tensor, first, params, start),
+                2 => self.block::<S, T, 2, 2>(s, tensor, first, params, start),
+                _ => self.block::<S, T, COLUMNS, BLOCK>(s, tensor, first, params, start),
+            };
+            start += vectors * S::F32_LANES;
+        }
+    }
+
+    /// One block of ROW vectors, V at a time through the network; returns ROW.
+    #[inline(always)]
+    fn block<S: Simd, T: Tensor, const V: usize, const ROW: usize>(
+        &mut self,
+        s: S,
+        tensor: &mut T,
+        (first, bias): (&Dense, Option<&[f32]>),
+        params: &mut [f32],
+        start: usize,
+    ) -> usize {
+        let net = &self.kernel.net;
+        let (block, _) = S::as_mut_simd_f32s(self.block);
+        let (x, units) = block.split_at_mut(vector_rows(self.kernel.counts()) * ROW);
+        let units = &mut units[..2 * net.widest() * ROW];
+        tensor.load::<S, ROW>(s, params, start, x, Some(&mut *units));
+        for (scale, x) in self.scales[..tensor.features()].iter().zip(x.chunks_exact_mut(ROW)) {
+            let scale = s.splat_f32s(*scale);
+            for x in x {
+                *x = s.mul_f32s(*x, scale);
+            }
+        }
+        let after = After::of(0, net.layers.len());
+        first.forward::<S, V, ROW>(s, bias, &x[..first.inputs * ROW], units, after);
+        let out = net.finish::<S, V, ROW>(s, units);
+        let rule = self.kernel.twin.rule();
+        let end = params.len().min(start + ROW * S::F32_LANES);
+        apply_step::<S, ROW>(s, out, [rule.exp_mult, rule.step_mult], &mut params[start..end]);
+        ROW
+    }
+}
+
+/// Adds the squares of V vectors of features to `squares`; returns V.
 #[inline(always)]
-fn finish<S: Simd, const V: usize>(
+fn add_squares<S: Simd, T: Tensor, const V: usize>(
     s: S,
-    net: &Net,
-    bias: &[f32],
-    x: &[S::f32s],
-    units: &mut [S::f32s],
-    mults: [f64; 2],
-    params: &mut [f32],
-) {
-    let x = &x[..net.layers[0].inputs * V];
-    let out = net.forward::<S, V>(s, bias, x, units);
-    apply_step::<S, V>(s, out, mults, params);
+    tensor: &mut T,
+    params: &[f32],
+    start: usize,
+    x: &mut [S::f32s],
+    squares: &mut [S::f32s],
+) -> usize {
+    tensor.load::<S, V>(s, params, start, x, None);
+    for (sum, x) in squares.iter_mut().zip(x.chunks_exact(V)) {
+        for x in x {
+            *sum = s.mul_add_e_f32s(*x, *x, *sum);
+        }
+    }
+    V
 }
 
 #[cfg(test)]
@@ -252,7 +328,7 @@ mod tests {
     #[test]
     fn fifty_steps_agree_with_the_twin() {
         let mut layouts = vec![awkward_layout()];
-        let shapes: [&[usize]; 13] = [
+        let shapes: [&[usize]; 16] = [
             &[10],
             &[],
             &[1],
@@ -265,6 +341,9 @@ mod tests {
             &[2, 3, 4, 5],
             &[5, 4, 3, 2],
             &[4, 9, 4],
+            &[5, 4, 1],
+            &[64, 40],
+            &[1500],
             &[0],
         ];
         layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));

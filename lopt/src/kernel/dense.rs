@@ -50,22 +50,24 @@ impl Dense {
         Dense { inputs, outputs, panels, bias }
     }
 
-    /// `y ← after(Wᵀ x + bias)` for rows of ROW vectors, V at a time. `x` `[inputs, ROW]`,
-    /// `y` `[outputs, ROW]` or longer.
+    /// `y ← after(Wᵀ x + bias)` for rows of ROW vectors, V at a time; without a bias
+    /// `y ← after(Wᵀ x + y)`. `x` `[inputs, ROW]`, `y` `[outputs, ROW]` or longer.
     #[inline(always)]
     pub(super) fn forward<S: Simd, const V: usize, const ROW: usize>(
         &self,
         s: S,
-        bias: &[f32],
+        bias: Option<&[f32]>,
         x: &[S::f32s],
         y: &mut [S::f32s],
         after: After,
     ) {
         let panels = self.panels.chunks(TILE * self.inputs);
-        for ((w, b), y) in panels.zip(bias.chunks(TILE)).zip(y.chunks_mut(TILE * ROW)) {
+        for (p, (w, y)) in panels.zip(y.chunks_mut(TILE * ROW)).enumerate() {
+            let outputs = TILE.min(self.outputs - p * TILE);
+            let b = bias.map(|b| &b[p * TILE..][..outputs]);
             for column in (0..ROW).step_by(V) {
                 let (x, y) = (&x[column..], &mut y[column..]);
-                match b.len() {
+                match outputs {
                     4 => tile::<S, 4, V, ROW>(s, w, b, x, y, after),
                     3 => tile::<S, 3, V, ROW>(s, w, b, x, y, after),
                     2 => tile::<S, 2, V, ROW>(s, w, b, x, y, after),
@@ -81,15 +83,24 @@ impl Dense {
 fn tile<S: Simd, const J: usize, const V: usize, const ROW: usize>(
     s: S,
     w: &[f32],
-    b: &[f32],
+    b: Option<&[f32]>,
     x: &[S::f32s],
     y: &mut [S::f32s],
     after: After,
 ) {
     let zero = s.splat_f32s(0.0);
     let mut sums = [[zero; V]; J];
-    for (sum, b) in sums.iter_mut().zip(b) {
-        *sum = [s.splat_f32s(*b); V];
+    match b {
+        Some(b) => {
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = [s.splat_f32s(*b); V];
+            }
+        }
+        None => {
+            for (sum, y) in sums.iter_mut().zip(y.chunks_exact(V).step_by(ROW / V)) {
+                sum.copy_from_slice(y);
+            }
+        }
     }
     for (x, w) in x.chunks_exact(V).step_by(ROW / V).zip(w.chunks_exact(J)) {
         for j in 0..J {

@@ -136,7 +136,7 @@ impl Vjp<'_> {
             let (x, y) = block.split_at_mut(inputs[i + 1] * BLOCK);
             let bias = if i == 0 { &*self.bias } else { &layer.bias };
             let x = &x[rows(inputs[i], layer.inputs)];
-            layer.forward::<S, COLUMNS, BLOCK>(s, bias, x, y, After::of(i, depth));
+            layer.forward::<S, COLUMNS, BLOCK>(s, Some(bias), x, y, After::of(i, depth));
         }
         // ā = −p̄ e, b̄ = ā a exp_mult
         let rule = self.kernel.twin.rule();
@@ -156,7 +156,7 @@ impl Vjp<'_> {
             let (before, after) = block.split_at_mut(adjoints[i + 1] * BLOCK);
             let (acts, to) = before.split_at_mut(adjoints[i] * BLOCK);
             let from = &after[..back.inputs * BLOCK];
-            back.forward::<S, COLUMNS, BLOCK>(s, &back.bias, from, to, After::Linear);
+            back.forward::<S, COLUMNS, BLOCK>(s, Some(&back.bias), from, to, After::Linear);
             if i > 0 {
                 for (d, x) in to.iter_mut().zip(&acts[rows(inputs[i], back.outputs)]) {
                     // Not `x > 0`: NaN must pass.

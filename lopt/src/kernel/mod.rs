@@ -3,6 +3,7 @@
 //!
 //! Instructions are chosen at run time, once per process: see [`outerloop_core::simd`].
 
+mod adafac_factored;
 mod adafac_features;
 mod adafac_step;
 mod adam;

@@ -77,11 +77,23 @@ impl Net {
         x: &[S::f32s],
         units: &'a mut [S::f32s],
     ) -> &'a [S::f32s] {
+        self.layers[0].forward::<S, V, V>(s, Some(bias), x, units, After::of(0, self.layers.len()));
+        self.finish::<S, V, V>(s, units)
+    }
+
+    /// The outputs from the first layer's units, which are in the first half of `units`, for rows of ROW
+    /// vectors, V at a time.
+    #[inline(always)]
+    pub(super) fn finish<'a, S: Simd, const V: usize, const ROW: usize>(
+        &self,
+        s: S,
+        units: &'a mut [S::f32s],
+    ) -> &'a [S::f32s] {
         let depth = self.layers.len();
         let (mut from, mut to) = units.split_at_mut(units.len() / 2);
-        self.layers[0].forward::<S, V, V>(s, bias, x, from, After::of(0, depth));
         for (i, layer) in self.layers.iter().enumerate().skip(1) {
-            layer.forward::<S, V, V>(s, &layer.bias, &from[..layer.inputs * V], to, After::of(i, depth));
+            let x = &from[..layer.inputs * ROW];
+            layer.forward::<S, V, ROW>(s, Some(&layer.bias), x, to, After::of(i, depth));
             std::mem::swap(&mut from, &mut to);
         }
         from

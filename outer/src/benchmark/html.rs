@@ -1,68 +1,19 @@
 //! The report as one HTML page: style and pictures inside, no scripts.
 
+mod pictures;
+mod text;
+
 use super::charts::{self, Charts};
 use super::contest::Role;
 use super::report::Report;
-use super::scores::{TaskScore, MAX_TAU, TARGET_FRACTION};
-use super::statistics::{median, Interval};
+use super::scores::TaskScore;
+use super::statistics::median;
 use crate::plot::{palette, Style};
 use outerloop_core::Result;
 use std::fmt::Write;
+use text::{escape, number, percent, seconds, source, table, with_interval};
 
-const CSS: &str = include_str!("report.css");
-
-/// Text as HTML.
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// Three digits; ∞ for failures.
-fn number(x: f64) -> String {
-    match x {
-        x if x.is_nan() => "–".into(),
-        x if x.is_infinite() => "∞".into(),
-        0.0 => "0".into(),
-        x if !(1e-3..1e5).contains(&x.abs()) => format!("{x:.1e}"),
-        x => {
-            // Of what will be shown: 0.9996 is 1.00.
-            let shown = x.abs() * (1.0 + 5e-4);
-            let digits = (2 - shown.log10().floor() as i32).clamp(0, 4) as usize;
-            format!("{x:.digits$}")
-        }
-    }
-}
-
-fn percent(x: f64) -> String {
-    format!("{:.0} %", 100.0 * x)
-}
-
-fn with_interval(i: Interval, text: fn(f64) -> String) -> String {
-    format!("{} <small>({} to {})</small>", text(i.value), text(i.low), text(i.high))
-}
-
-/// `12 µs`
-fn seconds(s: f64) -> String {
-    match s {
-        s if s < 1e-3 => format!("{} µs", number(1e6 * s)),
-        s => format!("{} ms", number(1e3 * s)),
-    }
-}
-
-/// Where the numbers of a part stand.
-fn source(text: &str) -> String {
-    format!("<p class=\"source\">Numbers: {text}.</p>\n")
-}
-
-fn table(header: &[String], rows: &[Vec<String>]) -> String {
-    let cells = |tag: &str, row: &[String]| -> String {
-        row.iter().map(|c| format!("<{tag}>{c}</{tag}>")).collect::<String>()
-    };
-    let body: String = rows.iter().map(|row| format!("<tr>{}</tr>\n", cells("td", row))).collect();
-    format!(
-        "<div class=\"scroll\"><table><thead><tr>{}</tr></thead><tbody>\n{body}</tbody></table></div>\n",
-        cells("th", header)
-    )
-}
+const CSS: &str = include_str!("html/report.css");
 
 struct Page<'a> {
     report: &'a Report<'a>,
@@ -120,8 +71,8 @@ impl Page<'_> {
         let ([r, g, b], style) = palette(self.charts.colors[contestant]);
         let dash = if style == Style::Dashed { " stroke-dasharray=\"7 3\"" } else { "" };
         format!(
-            "<svg class=\"swatch\" viewBox=\"0 0 24 8\" aria-hidden=\"true\"><line x1=\"0\" y1=\"4\" x2=\"24\" y2=\"4\" \
-             stroke=\"rgb({r},{g},{b})\" stroke-width=\"3\"{dash}/></svg>"
+            "<svg class=\"swatch\" viewBox=\"0 0 24 8\" aria-hidden=\"true\"><line x1=\"0\" y1=\"4\" \
+             x2=\"24\" y2=\"4\" stroke=\"rgb({r},{g},{b})\" stroke-width=\"3\"{dash}/></svg>"
         )
     }
     fn labelled(&self, contestant: usize) -> String {
@@ -135,8 +86,9 @@ impl Page<'_> {
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
              <title>{title}</title>\n<style>\n{CSS}</style></head>\n<body><main>\n<h1>{title}</h1>\n\
-             <p class=\"lead\">{} tasks, {} steps, {} seeds, {} runs. Sweeps are represented by their best variant on each \
-             task, chosen on the very runs that are scored; learned optimizers run as they are.</p>\n",
+             <p class=\"lead\">Tasks: {}; steps: {}; seeds: {}; runs: {}. Sweeps are represented by their \
+             best variant on each task, chosen on the very runs that are scored; learned optimizers run as \
+             they are.</p>\n",
             r.contest.tasks.len(),
             c.num_steps,
             c.seeds,
@@ -178,7 +130,10 @@ impl Page<'_> {
             let losses = self.losses(i);
             self.push(format!("<p><strong>Where it loses.</strong> {losses}</p>\n"));
         }
-        self.push(source("summary.csv (win_rate, speedup_median, loss_ratio_iqm, failures), scores.csv (loss_ratio), horizons.csv. Intervals: 95 %, bootstrap over tasks and seeds"));
+        self.push(source(
+            "summary.csv (win_rate, speedup_median, loss_ratio_iqm, failures), scores.csv (loss_ratio), \
+             horizons.csv. Intervals: 95 %, bootstrap over tasks and seeds",
+        ));
     }
 
     /// Tasks, data and horizons where a contestant is behind the reference.
@@ -220,8 +175,9 @@ impl Page<'_> {
         self.section(
             "All optimizers",
             &format!(
-                "Against best-of-sweep {reference} on the same tasks and seeds. A speed-up of 2 means that {reference}, with \
-                 the best learning rate for every number of steps, needs twice the steps for the same loss."
+                "Against best-of-sweep {reference} on the same tasks and seeds. A speed-up of 2 means that \
+                 {reference}, with the best learning rate for every number of steps, needs twice the steps \
+                 for the same loss."
             ),
         );
         let header = [
@@ -262,7 +218,8 @@ impl Page<'_> {
         let reference = self.report.contest.reference;
         self.section(
             "Every task",
-            "Smoothed training loss at the end and, below it, the speed-up; bold: lower than the reference's.",
+            "Smoothed training loss at the end (bold: lower than the reference's), below it the speed-up and \
+             the validation loss.",
         );
         let mut columns = self.learned();
         columns.push(reference);
@@ -278,7 +235,8 @@ impl Page<'_> {
                     let more = if s.speedup_is_bound { "&gt; " } else { "" };
                     let loss = number(s.loss);
                     let loss = if s.ratio < 1.0 { format!("<strong>{loss}</strong>") } else { loss };
-                    format!("{loss}<br><small>{more}{} ×</small>", number(s.speedup))
+                    let speedup = format!("{more}{} ×", number(s.speedup));
+                    format!("{loss}<br><small>{speedup}<br>valid {}</small>", number(s.validation))
                 };
                 let mut row = vec![self.task(t), self.report.results.parameters[t].to_string()];
                 row.extend(columns.iter().map(cell));
@@ -288,7 +246,8 @@ impl Page<'_> {
         let text = table(&header, &rows);
         self.push(text);
         self.push(source(
-            "scores.csv, row (task, contestant): parameters, train_loss, speedup, speedup_is_lower_bound (>)",
+            "scores.csv, row (task, contestant): parameters, train_loss, speedup, speedup_is_lower_bound \
+             (&gt;), validation_loss",
         ));
     }
 
@@ -315,8 +274,8 @@ impl Page<'_> {
         self.section(
             "Other horizons",
             &format!(
-                "Each a training run of its own, told its length, against {} with the best learning rate for that length. \
-                 {} runs {longest} steps, so no speed-up above {longest}/steps can be seen.",
+                "Each a training run of its own, told its length, against {} with the best learning rate for \
+                 that length. {} runs {longest} steps, so no speed-up above {longest}/steps can be seen.",
                 self.reference(),
                 self.reference(),
             ),
@@ -324,69 +283,6 @@ impl Page<'_> {
         let text = table(&header.map(String::from), &rows);
         self.push(text);
         self.push(source("horizons.csv, row (contestant, num_steps, metric)"));
-    }
-
-    fn legend(&self) -> String {
-        let all =
-            (0..self.report.contest.contestants.len()).map(|i| format!("<span>{}</span>", self.labelled(i)));
-        format!("<div class=\"legend\">{}</div>\n", all.collect::<Vec<_>>().join("\n"))
-    }
-
-    fn figure(&self, caption: &str, svg: &str) -> String {
-        // Scales with the page: the drawing's own size is only its coordinates.
-        let svg = svg.find("<svg").map_or(svg, |at| &svg[at..]);
-        format!("<figure><figcaption>{caption}</figcaption>{svg}</figure>\n")
-    }
-
-    fn pictures(&mut self) -> Result<()> {
-        self.section("Speed-ups, sorted", &format!("One point per task, each optimizer's tasks in its own order. Speed-ups above {} are lower bounds drawn there.", self.report.contest.config.reference_factor));
-        let legend = self.legend();
-        self.push(&legend);
-        let svg = self.charts.sorted_speedups()?;
-        let figure = self.figure("", &svg);
-        self.push(format!("<div class=\"wide\">{figure}</div>\n"));
-        self.push(source("scores.csv, column speedup"));
-        self.section("Performance profile", &format!(
-            "Fraction of tasks on which an optimizer reaches the target within a factor of the fastest one's steps. Target: the loss of \
-             swept {} after {} of the horizon. The score in the table above is the mean height from 1 to {MAX_TAU}.", self.reference(), percent(TARGET_FRACTION)));
-        self.push(&legend);
-        let svg = self.charts.performance_profiles()?;
-        let figure = self.figure("", &svg);
-        self.push(format!("<div class=\"wide\">{figure}</div>\n"));
-        self.push(source("profiles.csv; steps in scores.csv, column steps_to_target"));
-
-        self.section("Learning curves", "Mean over seeds of the smoothed training loss, with the range of the seeds; the learned optimizers, the reference and the best other one, each with its best variant.");
-        self.push(&legend);
-        self.grid(|page, t| {
-            let shown = page.charts.shown(t);
-            let names: Vec<String> = shown
-                .iter()
-                .map(|&i| escape(&page.report.contest.contestants[i].variant_name(page.score(t, i).best)))
-                .collect();
-            Ok((
-                format!("{}<small>{}</small>", page.task(t), names.join(", ")),
-                page.charts.learning_curves(t)?,
-            ))
-        })?;
-        self.push(source("curves.csv, rows (task, contestant): mean, low, high over step"));
-
-        self.section("Sweeps", "Final training loss over the learning rate, mean over seeds. Flat lines: optimizers that are not swept over rates. Where a line ends, a run failed or ended far above its start.");
-        self.push(&legend);
-        self.grid(|page, t| Ok((page.task(t), page.charts.sweep(t)?)))?;
-        self.push(source("sweeps.csv, rows (task, contestant): train_loss over position; flat lines: scores.csv, train_loss"));
-        Ok(())
-    }
-
-    /// One figure per task.
-    fn grid(&mut self, draw: impl Fn(&Self, usize) -> Result<(String, String)>) -> Result<()> {
-        self.push("<div class=\"grid\">\n");
-        for t in 0..self.report.contest.tasks.len() {
-            let (caption, svg) = draw(self, t)?;
-            let figure = self.figure(&caption, &svg);
-            self.push(figure);
-        }
-        self.push("</div>\n");
-        Ok(())
     }
 
     fn cost(&mut self) {
@@ -420,7 +316,8 @@ impl Page<'_> {
             .collect();
         self.section(
             "Cost of a step",
-            "State beside the parameters, and time of one update on one thread (fastest of five samples). Times are the only numbers here that another run does not repeat.",
+            "State beside the parameters, and time of one update on one thread (fastest of five samples). \
+             Times are the only numbers here that another run does not repeat.",
         );
         let text = table(&header, &rows);
         self.push(text);
@@ -432,14 +329,26 @@ impl Page<'_> {
     fn method(&mut self, results_hash: &str) {
         let (r, c) = (self.report, &self.report.contest.config);
         let reference = self.reference();
-        self.section("Method", &format!(
-            "Training losses are smoothed by an exponential moving average (decay 0.95). A run with a non-finite loss is a failure: its \
-             loss is infinite, it is never dropped. Every optimizer meets the same initial parameters and batches. The envelope of {reference} is the lowest \
-             mean loss over its sweep at every step, then the running minimum, over {} steps; the speed-up is the number of steps at which it reaches an optimizer's \
-             final loss (linear interpolation) over {}. If it never does, the speed-up is a lower bound (&gt;). Normalized final loss: over that of {reference}'s best rate at the \
-             horizon, both floored at 10⁻¹⁰ of the initial loss. IQM: mean without the lowest and highest quarter of all runs. Intervals: percentiles of {} resamplings of tasks, and of seeds within tasks.",
-            c.num_steps * c.reference_factor, c.num_steps, c.resamples));
-        self.push("<p>After: envelope, speed-up: Metz et al. 2022, arXiv:2211.09760 (VeLO). IQM, bootstrap: Agarwal et al. 2021, arXiv:2108.13264. Profiles: Dolan and Moré 2002, arXiv:cs/0102001; Dahl et al. 2023, arXiv:2306.07179 (AlgoPerf).</p>\n");
+        let text = format!(
+            "Training losses are smoothed by an exponential moving average (decay 0.95). A run with a \
+             non-finite loss is a failure: its loss is infinite, it is never dropped. Every optimizer meets \
+             the same initial parameters and batches. The envelope of {reference} is the lowest mean loss \
+             over its sweep at every step, then the running minimum, over {} steps; the speed-up is the \
+             number of steps at which it reaches an optimizer's final loss (linear interpolation) over {}. \
+             If it never does, the speed-up is a lower bound (&gt;). Normalized final loss: over that of \
+             {reference}'s best rate at the horizon, both floored at 10⁻¹⁰ of the initial loss. IQM: mean \
+             without the lowest and highest quarter of all runs. Intervals: percentiles of {} resamplings of \
+             tasks, and of seeds within tasks.",
+            c.num_steps * c.reference_factor,
+            c.num_steps,
+            c.resamples
+        );
+        self.section("Method", &text);
+        self.push(
+            "<p>After: envelope, speed-up: Metz et al. 2022, arXiv:2211.09760 (VeLO). IQM, bootstrap: \
+             Agarwal et al. 2021, arXiv:2108.13264. Profiles: Dolan and Moré 2002, arXiv:cs/0102001; Dahl et \
+             al. 2023, arXiv:2306.07179 (AlgoPerf).</p>\n",
+        );
         let mut rows = vec![
             vec!["outerloop".to_string(), escape(&r.receipt.version)],
             vec!["command".into(), format!("<code>{}</code>", escape(&r.receipt.command))],
@@ -452,25 +361,9 @@ impl Page<'_> {
         rows.push(vec!["hash of all results".into(), format!("<code>{results_hash}</code>")]);
         let text = table(&["receipt".into(), String::new()], &rows);
         self.push(text);
-        self.push(source("report.json, receipt. The same inputs on the same kernels give the same hash, for any number of threads"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_have_three_digits() {
-        let shown = [0.012345, 0.9996, 1.2345, 12.345, 123.45, 1234.5, 0.0, 1.5e-7, 2e6].map(number);
-        assert_eq!(shown, ["0.0123", "1.00", "1.23", "12.3", "123", "1234", "0", "1.5e-7", "2.0e6"]);
-        assert_eq!([f64::INFINITY, f64::NAN].map(number), ["∞", "–"]);
-        assert_eq!([seconds(1.25e-5), seconds(0.0025)], ["12.5 µs", "2.50 ms"]);
-        assert_eq!(percent(0.846), "85 %");
-    }
-
-    #[test]
-    fn text_is_escaped() {
-        assert_eq!(escape("a<b & \"c\">"), "a&lt;b &amp; &quot;c&quot;&gt;");
+        self.push(source(
+            "report.json, receipt. The same inputs on the same kernels give the same hash, for any number of \
+             threads",
+        ));
     }
 }

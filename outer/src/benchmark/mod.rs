@@ -19,6 +19,7 @@
 
 mod charts;
 mod contest;
+mod duel;
 mod html;
 pub mod metrics;
 mod receipt;

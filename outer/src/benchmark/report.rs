@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 /// | `scores.csv` | every contestant on every task |
 /// | `summary.csv`, `horizons.csv` | every contestant over all tasks, with intervals |
 /// | `sweeps.csv`, `curves.csv`, `profiles.csv` | what the pictures show |
-/// | `report.json` | scores and summary again, and the receipt with a hash of all files above |
+/// | `report.json` | scores again (infinities as null), and the receipt with a hash of all files above |
 /// | `timing.csv` | seconds per step: the only numbers that another run does not repeat |
 /// | `report.html` | all of it as one page without scripts, each part naming its table |
 pub struct Report<'a> {

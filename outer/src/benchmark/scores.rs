@@ -1,10 +1,11 @@
 //! The comparison with the swept reference, per task and in sum.
 
 use super::contest::{Contest, Results, Role, Run};
+use super::duel::{win_rate, Duel};
 use super::metrics::{
-    envelope, loss_ratio, mean, mean_curve, performance_profile, profile_score, smoothed, steps_to, Steps,
+    envelope, mean, mean_curve, performance_profile, profile_score, smoothed, steps_to, Steps,
 };
-use super::statistics::{interquartile_mean, median, Bootstrap, Draw, Interval};
+use super::statistics::{Bootstrap, Interval};
 use serde::{Deserialize, Serialize};
 
 /// Losses below this multiple of the initial one count as equal to it: they differ by f32 rounding.
@@ -84,71 +85,6 @@ pub struct Scores {
     pub horizons: Vec<HorizonScore>,
     /// Best of the reference's sweep after every step, `[task][0 ..= num_steps reference_factor]`.
     pub envelopes: Vec<Vec<f64>>,
-}
-
-/// A contestant's losses at a horizon beside the reference's.
-struct Duel<'a> {
-    scores: &'a Scores,
-    horizon: u64,
-    /// `[task][seed]`
-    losses: Vec<Vec<f64>>,
-    reference: Vec<Vec<f64>>,
-}
-
-fn pick(values: &[f64], seeds: &[usize]) -> f64 {
-    mean(seeds.iter().map(|&s| values[s]))
-}
-
-/// Fraction of the tasks where `a` is lower than `b`, equal counting half.
-fn win_rate(a: &[Vec<f64>], b: &[Vec<f64>], draw: &Draw) -> f64 {
-    mean(draw.iter().map(|(task, seeds)| {
-        let (a, b) = (pick(&a[*task], seeds), pick(&b[*task], seeds));
-        match a.total_cmp(&b) {
-            _ if a == b => 0.5,
-            std::cmp::Ordering::Less => 1.0,
-            _ => 0.0,
-        }
-    }))
-}
-
-impl Duel<'_> {
-    fn speedup(&self, task: usize, loss: f64) -> Steps {
-        let over = |steps: f64| steps / self.horizon as f64;
-        match steps_to(&self.scores.envelopes[task], loss) {
-            Steps::At(steps) => Steps::At(over(steps)),
-            Steps::MoreThan(steps) => Steps::MoreThan(over(steps)),
-        }
-    }
-
-    fn ratio(&self, task: usize, loss: f64) -> f64 {
-        let all = 0..self.reference[task].len();
-        let reference = pick(&self.reference[task], &all.collect::<Vec<_>>());
-        loss_ratio(loss, reference, LOSS_FLOOR * self.scores.envelopes[task][0])
-    }
-
-    fn per_run(&self, draw: &Draw, f: impl Fn(usize, f64) -> f64) -> f64 {
-        let values =
-            draw.iter().flat_map(|(task, seeds)| seeds.iter().map(|s| f(*task, self.losses[*task][*s])));
-        interquartile_mean(&values.collect::<Vec<_>>())
-    }
-
-    fn win_rate(&self, bootstrap: &Bootstrap) -> Interval {
-        bootstrap.interval(|draw| win_rate(&self.losses, &self.reference, draw))
-    }
-    fn loss_ratio(&self, bootstrap: &Bootstrap) -> Interval {
-        bootstrap.interval(|draw| self.per_run(draw, |task, loss| self.ratio(task, loss)))
-    }
-    fn mean_speedup(&self, bootstrap: &Bootstrap) -> Interval {
-        bootstrap.interval(|draw| self.per_run(draw, |task, loss| self.speedup(task, loss).at_least()))
-    }
-    fn median_speedup(&self, bootstrap: &Bootstrap) -> Interval {
-        bootstrap.interval(|draw| {
-            let of = |(task, seeds): &(usize, Vec<usize>)| {
-                self.speedup(*task, pick(&self.losses[*task], seeds)).at_least()
-            };
-            median(&draw.iter().map(of).collect::<Vec<_>>())
-        })
-    }
 }
 
 /// The validation loss after `step` updates; infinite if it is not finite.
@@ -241,7 +177,7 @@ impl Scores {
         scores.tasks = vec![Vec::new(); all.len()];
         for c in 0..contest.contestants.len() {
             let duel = Duel {
-                scores: &scores,
+                envelopes: &scores.envelopes,
                 horizon,
                 losses: tasks.clone().map(|task| all[task][c][bests[task][c]].at(horizon)).collect(),
                 reference: reference_at(horizon),
@@ -304,7 +240,7 @@ impl Scores {
                     runs[lowest(runs.iter().map(|s| s.mean[num_steps as usize]))].at(num_steps)
                 });
                 let duel = Duel {
-                    scores: &scores,
+                    envelopes: &scores.envelopes,
                     horizon: num_steps,
                     losses: losses.collect(),
                     reference: reference_at(num_steps),
