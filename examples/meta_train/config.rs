@@ -1,7 +1,11 @@
 //! What to meta-train and how: command line, and the file that a resumed run reads back.
 
-use clap::{Args, Parser, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use outerloop::lopt::{AdafacMlp, ControlledAdam};
+use outerloop::outer::Objective;
 use outerloop::prelude::*;
+use outerloop::tasks::suite;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +24,10 @@ pub struct Options {
     /// Continue the run in --run-dir [default: the newest]; its saved configuration is used.
     #[arg(long)]
     pub resume: bool,
+    /// A TOML file with settings, named as the flags below but with underscores; flags that are given
+    /// count more.
+    #[arg(long, conflicts_with = "resume")]
+    recipe: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,22 +63,34 @@ pub struct Config {
     /// Longest inner run, in steps.
     #[arg(long, default_value_t = 500)]
     pub max_length: u64,
+    /// Instead of --min-length and --max-length: any schedule of lengths (recipes only).
+    #[arg(skip)]
+    horizon: Option<TruncationSchedule>,
+    /// On which scale losses count, and when (recipes only) [default: as they are, all steps alike].
+    #[arg(skip)]
+    objective: Objective,
+    /// The mixture of the task `suite` (recipes only) [default: that of the suite].
+    #[arg(skip)]
+    training: Option<suite::Training>,
     /// Standard deviation of the perturbations of theta.
     #[arg(long, default_value_t = 0.01)]
     std: f32,
-    /// Learning rate of the outer Adam, decayed to a tenth along a cosine.
+    /// Learning rate of the outer Adam, decayed along a cosine.
     #[arg(long, default_value_t = 3e-3)]
     outer_lr: f64,
+    /// What the outer learning rate is decayed to, as a fraction.
+    #[arg(long, default_value_t = 0.1)]
+    outer_lr_end: f64,
     /// Meta-gradients are clipped to this, element by element.
     #[arg(long, default_value_t = 3.0)]
     clip: f64,
-    /// Scale of the learned optimizer's direction (mlp only).
+    /// Scale of the learned optimizer's step (mlp, adafac, controlled-adam).
     #[arg(long, default_value_t = 0.01)]
     step_mult: f64,
-    /// Scale of the learned optimizer's log magnitude (mlp only).
+    /// Scale of the learned optimizer's log magnitude (mlp and adafac).
     #[arg(long, default_value_t = 0.01)]
     exp_mult: f64,
-    /// Width of the learned optimizer's network (mlp only).
+    /// Width of the learned optimizer's network (mlp, adafac, controlled-adam).
     #[arg(long, default_value_t = 32)]
     hidden_size: usize,
     /// Outer steps between checkpoints.
@@ -91,6 +111,8 @@ enum Lopt {
     LearnableSgdm,
     LearnableAdam,
     Mlp,
+    Adafac,
+    ControlledAdam,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -108,6 +130,8 @@ enum TaskName {
     DigitsMlpFamily,
     /// Quadratics in 10 dimensions with random centers.
     Quadratics,
+    /// The suite's training mixture: MLPs, autoencoders and quadratics, augmented.
+    Suite,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -126,6 +150,28 @@ enum Estimator {
 }
 
 impl Options {
+    /// From the command line; exits with a message if that is wrong. Settings come, in this order, from
+    /// flags that were given, the recipe, and the defaults.
+    pub fn from_command_line() -> Result<Self> {
+        let matches = Options::command().get_matches();
+        let mut options = Options::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+        let Some(path) = &options.recipe else { return Ok(options) };
+        let bad = |e: String| Error::format(path, e);
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let recipe: toml::Table = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let flags = toml::Table::try_from(&options.config).map_err(|e| bad(e.to_string()))?;
+        let given = |key: &str| {
+            // Settings that have no flag are unknown to clap.
+            let source = matches.try_contains_id(key).ok().and_then(|_| matches.value_source(key));
+            source == Some(ValueSource::CommandLine)
+        };
+        let mut settings = flags.clone();
+        settings.extend(recipe);
+        settings.extend(flags.into_iter().filter(|(key, _)| given(key)));
+        options.config = settings.try_into().map_err(|e: toml::de::Error| bad(e.to_string()))?;
+        Ok(options)
+    }
+
     /// The run directory and the configuration: from the command line, or the saved one on resume.
     pub fn settle(&self) -> Result<(RunDir, Config)> {
         let numbered = |n: u32| PathBuf::from(format!("runs/meta_train-{n}"));
@@ -165,6 +211,17 @@ impl Config {
                 hidden_size: self.hidden_size,
                 ..MlpLopt::default()
             }),
+            Lopt::Adafac => Arc::new(AdafacMlp {
+                exp_mult: self.exp_mult,
+                step_mult: self.step_mult,
+                hidden_size: self.hidden_size,
+                ..AdafacMlp::default()
+            }),
+            Lopt::ControlledAdam => Arc::new(ControlledAdam {
+                step_mult: self.step_mult,
+                hidden_size: self.hidden_size,
+                ..ControlledAdam::default()
+            }),
         })
     }
 
@@ -176,6 +233,11 @@ impl Config {
             TaskName::FashionMnistMlp => self.image_mlp(ImageFiles::FashionMnist)?,
             TaskName::Cifar10Mlp => self.image_mlp(ImageFiles::Cifar10)?,
             TaskName::DigitsMlpFamily => Arc::new(ImageMlpFamily::new(Splits::digits())),
+            TaskName::Suite => {
+                let training = self.training.clone().unwrap_or_default();
+                training.check()?;
+                Arc::new(training)
+            }
             TaskName::Quadratics => Arc::new(FixedDimQuadraticFamily { dim: 10 }),
         })
     }
@@ -186,8 +248,10 @@ impl Config {
     }
 
     pub fn learner(&self, lopt: Arc<dyn LearnedOptimizer>) -> Result<GradientLearner> {
-        let schedule = TruncationSchedule::LogUniform { min: self.min_length, max: self.max_length };
-        let step = TruncatedStep::new(self.family()?, lopt.clone(), schedule)?;
+        let lengths = TruncationSchedule::LogUniform { min: self.min_length, max: self.max_length };
+        let schedule = self.horizon.clone().unwrap_or(lengths);
+        let step =
+            TruncatedStep::new(self.family()?, lopt.clone(), schedule)?.with_objective(self.objective)?;
         let common = Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,
@@ -209,7 +273,7 @@ impl Config {
         };
         let lr = Cosine {
             peak: self.outer_lr,
-            min_mult: 0.1,
+            min_mult: self.outer_lr_end,
             constant_fraction: 0.0,
             warmup_fraction: 0.0,
             ..Cosine::default()

@@ -1,20 +1,20 @@
 //! Meta-trains a learned optimizer, then compares it with hand-designed ones on tasks it never saw.
 //!
 //! `cargo run --release --example meta_train` does it all with good defaults; `-- --help` lists the
-//! choices. Everything ends up in one run directory, and `-- --resume --run-dir DIR` continues a run
+//! choices, and `-- --recipe FILE` reads them from a file: `examples/meta_train/small.toml` is the recipe
+//! of [`outerloop::pretrained::small`]. Everything ends up in one run directory, and `-- --resume --run-dir DIR` continues a run
 //! that was stopped, to the same bytes.
 
 mod config;
 mod contest;
 
-use clap::Parser;
 use config::Options;
 use outerloop::prelude::*;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match run(Options::parse()) {
+    match Options::from_command_line().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {e}");

@@ -21,6 +21,7 @@
 mod adafac_mlp;
 pub mod baselines;
 mod celo2;
+mod controlled_adam;
 pub mod dual;
 pub mod features;
 pub mod guide;
@@ -45,6 +46,7 @@ pub mod wrap;
 
 pub use adafac_mlp::AdafacMlp;
 pub use celo2::{Celo2, Orthogonalize};
+pub use controlled_adam::ControlledAdam;
 pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 pub use mlp_lopt::MlpLopt;
 pub use nn_adam::NnAdam;

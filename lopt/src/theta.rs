@@ -110,6 +110,14 @@ impl ThetaFile {
         parse(&bytes).map_err(|why| Error::format(path, why))
     }
 
+    /// The contents of a theta file, e.g. one built into a program; `name` stands in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`] as [`ThetaFile::load`].
+    pub fn from_bytes(bytes: &[u8], name: &str) -> Result<Self> {
+        parse(bytes).map_err(|why| Error::format(Path::new(name), why))
+    }
+
     /// Theta, if it belongs to `lopt`.
     ///
     /// # Errors

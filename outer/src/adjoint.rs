@@ -53,8 +53,8 @@ impl Memory {
     }
 }
 
-/// The meta-objective over a window: `Σₜ wₜ N(mₜ)` with the meta-losses `mₜ` of
-/// [`TruncatedStep::meta_loss`] and the task's normalizer `N`; masked steps have weight 0.
+/// The meta-objective over a window: `Σₜ wₜ cₜ` with what the steps contribute by
+/// [`TruncatedStep::objective`] (by default the normalized meta-losses); masked steps have weight 0.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum StepWeights {
     /// The mean over trained steps.
@@ -103,7 +103,7 @@ pub struct SweepConfig {
 pub struct Sweep<E> {
     /// The window, as [`TruncatedStep::windows`] returns it.
     pub window: Window,
-    /// `Σₜ wₜ N(mₜ)`.
+    /// `Σₜ wₜ cₜ`.
     pub loss: f64,
     /// Its gradient by theta; the state at the start is a constant.
     pub grad: Vec<E>,
@@ -165,7 +165,8 @@ impl<E: Float> TruncatedStep<E> {
         let mut saved: Vec<(Clock, Trajectory<E>)> = Vec::new();
         let mut segment: Vec<Replayed<E>> = Vec::new();
         let mut window = Window::with_capacity(steps);
-        let mut metas: Vec<f64> = Vec::with_capacity(steps);
+        // Raw meta-losses and their emphasis.
+        let mut metas: Vec<(f64, f64)> = Vec::with_capacity(steps);
         let mut train_loss: Vec<E> = Vec::with_capacity(steps);
         let mut place = self.place(lane, clock.episode);
         for t in 0..steps {
@@ -188,13 +189,15 @@ impl<E: Float> TruncatedStep<E> {
                 segment.push(step);
                 called
             };
-            window.push(&*place.task, clock, called);
+            window.push(&self.objective, &*place.task, clock, called);
             let (loss, meta) = match called {
                 Called::Reset => (E::of(f64::NAN), f64::NAN),
                 Called::Trained { loss, meta } => (loss, meta.f64()),
             };
             train_loss.push(loss);
-            metas.push(meta);
+            // The clock stands after the step, of which there is none at a reset.
+            let done = clock.inner_step.saturating_sub(1);
+            metas.push((meta, self.objective.emphasis.weight(done, clock.length)));
         }
         let weights = config.weights.weights(&window.mask)?;
         let weighted = window.loss.iter().zip(&weights).filter(|(_, w)| **w != 0.0);
@@ -219,7 +222,7 @@ impl<E: Float> TruncatedStep<E> {
                 let t = first + segment.len();
                 let slope = match weights[t] {
                     0.0 => 0.0,
-                    w => w * normalizer_slope(&*step.task, metas[t]),
+                    w => w * metas[t].1 * self.objective.slope(&*step.task, metas[t].0),
                 };
                 let a = adjoint.take().unwrap_or_else(|| step.before.zeros_like());
                 let mut a = self.step_back(vjp, &step, a, E::of(slope), &mut grad, worker);
@@ -305,12 +308,6 @@ fn add_scaled<E: Float>(out: &mut [E], c: E, x: &[E]) {
     for (o, x) in out.iter_mut().zip(x) {
         *o += c * *x;
     }
-}
-
-/// Derivative of the task's normalizer, by central differences of a scalar function in f64.
-fn normalizer_slope<E: Float>(task: &dyn FlatTask<E>, loss: f64) -> f64 {
-    let h = 1e-5 * (1.0 + loss.abs());
-    (task.normalizer(loss + h) - task.normalizer(loss - h)) / (2.0 * h)
 }
 
 fn clip_norm<E: Float>(a: &mut OptState<E>, limit: f64) {

@@ -40,7 +40,7 @@ pub struct LearnerState {
 /// What one outer step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// Normalized loss, averaged over estimators.
+    /// The objective (by default the normalized loss), averaged over estimators.
     pub mean_loss: f64,
     /// 2-norm of the averaged estimate.
     pub grad_norm: f64,

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`truncation`] | how long inner training runs last |
+//! | [`objective`] | on which scale losses count, and when |
 //! | [`unroll`] | trajectories and windows of inner steps |
 //! | [`adjoint`] | the exact gradient of an unroll |
 //! | [`estimator`] | meta-gradient estimators, one file each |
@@ -25,6 +26,7 @@ pub mod guard;
 pub mod interrupt;
 pub mod learner;
 pub mod metrics;
+pub mod objective;
 pub mod plot;
 pub mod progress;
 pub mod run;
@@ -37,6 +39,7 @@ pub use estimator::{
     TruncatedPes,
 };
 pub use learner::{GradientLearner, LearnerState};
+pub use objective::{Emphasis, LossScale, Objective};
 pub use truncation::TruncationSchedule;
 pub use unroll::{InitialOffset, MetaLoss, TruncatedStep};
 pub use workers::Workers;

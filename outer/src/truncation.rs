@@ -26,6 +26,14 @@ pub enum TruncationSchedule {
         /// Lower bound of the result.
         min_length: u64,
     },
+    /// A curriculum of horizons: log-uniform as [`Self::LogUniform`], with an upper end that changes
+    /// over the outer steps, linear between knots `(outer step, length)` and constant outside.
+    Growing {
+        /// Shortest length.
+        min: u64,
+        /// Outer steps (increasing) and the upper ends there, at least `min`.
+        knots: Vec<(u64, f64)>,
+    },
     /// Runs never end; `num_steps` is unknown to the optimizer.
     NeverEnding,
 }
@@ -37,10 +45,14 @@ impl TruncationSchedule {
         match self {
             Self::Constant(0) => bad("the length must be at least 1"),
             Self::LogUniform { min, max } if *min == 0 || max < min => bad("needs 1 <= min <= max"),
-            Self::Scheduled { knots, std, min_length } => {
-                if knots.is_empty() || knots.windows(2).any(|w| w[0].0 >= w[1].0) {
-                    bad("needs at least one knot, outer steps increasing")
-                } else if *min_length == 0 || !(std.is_finite() && *std >= 0.0) {
+            Self::Scheduled { knots, .. } | Self::Growing { knots, .. } if !increasing(knots) => {
+                bad("needs at least one knot, outer steps increasing")
+            }
+            Self::Growing { min, knots } if *min == 0 || !knots.iter().all(|k| k.1 >= *min as f64) => {
+                bad("needs min >= 1 and upper ends of at least min")
+            }
+            Self::Scheduled { std, min_length, .. } => {
+                if *min_length == 0 || !(std.is_finite() && *std >= 0.0) {
                     bad("needs min_length >= 1 and a finite std >= 0")
                 } else {
                     Ok(())
@@ -54,9 +66,9 @@ impl TruncationSchedule {
     pub fn length(&self, outer_step: u64, key: Key) -> Option<u64> {
         match self {
             Self::Constant(n) => Some(*n),
-            Self::LogUniform { min, max } => {
-                let (a, b) = ((*min as f64).ln(), (*max as f64).ln());
-                Some(((a + (b - a) * key.uniform()).exp() as u64).clamp(*min, (*max - 1).max(*min)))
+            Self::LogUniform { min, max } => Some(log_uniform(*min, *max, key)),
+            Self::Growing { min, knots } => {
+                Some(log_uniform(*min, interpolate(knots, outer_step) as u64, key))
             }
             Self::Scheduled { knots, std, min_length } => {
                 let mut z = [0.0f64];
@@ -67,6 +79,15 @@ impl TruncationSchedule {
             Self::NeverEnding => None,
         }
     }
+}
+
+fn increasing(knots: &[(u64, f64)]) -> bool {
+    !knots.is_empty() && knots.windows(2).all(|w| w[0].0 < w[1].0)
+}
+
+fn log_uniform(min: u64, max: u64, key: Key) -> u64 {
+    let (a, b) = ((min as f64).ln(), (max as f64).ln());
+    ((a + (b - a) * key.uniform()).exp() as u64).clamp(min, (max - 1).max(min))
 }
 
 fn interpolate(knots: &[(u64, f64)], at: u64) -> f64 {
@@ -107,6 +128,20 @@ mod tests {
     }
 
     #[test]
+    fn a_growing_schedule_is_log_uniform_with_the_upper_end_of_the_moment() {
+        let s = TruncationSchedule::Growing { min: 10, knots: vec![(0, 20.0), (100, 1000.0)] };
+        for (outer_step, max) in [(0, 20), (50, 510), (100, 1000), (900, 1000)] {
+            let fixed = TruncationSchedule::LogUniform { min: 10, max };
+            for i in 0..50 {
+                let key = Key::new(3).fold_in(i);
+                assert_eq!(s.length(outer_step, key), fixed.length(outer_step, key));
+            }
+        }
+        let flat = TruncationSchedule::Growing { min: 7, knots: vec![(0, 7.0)] };
+        assert_eq!(flat.length(0, Key::new(1)), Some(7));
+    }
+
+    #[test]
     fn impossible_schedules_are_refused() {
         for bad in [
             TruncationSchedule::Constant(0),
@@ -114,6 +149,10 @@ mod tests {
             TruncationSchedule::LogUniform { min: 10, max: 9 },
             TruncationSchedule::Scheduled { knots: vec![], std: 0.0, min_length: 1 },
             TruncationSchedule::Scheduled { knots: vec![(5, 1.0), (5, 2.0)], std: 0.0, min_length: 1 },
+            TruncationSchedule::Growing { min: 1, knots: vec![] },
+            TruncationSchedule::Growing { min: 0, knots: vec![(0, 5.0)] },
+            TruncationSchedule::Growing { min: 10, knots: vec![(0, 20.0), (9, 5.0)] },
+            TruncationSchedule::Growing { min: 10, knots: vec![(0, f64::NAN)] },
         ] {
             assert!(bad.validate().is_err(), "{bad:?}");
         }

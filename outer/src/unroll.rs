@@ -1,7 +1,7 @@
 //! Inner training as trainers see it: trajectories that are advanced a window of steps at a time,
 //! and reset when their run is over.
 
-use crate::{workers::Worker, TruncationSchedule};
+use crate::{objective::Objective, workers::Worker, TruncationSchedule};
 use outerloop_core::{
     BatchKey, Evaluator, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, OptState, Optimizer, Result,
     Split,
@@ -9,7 +9,7 @@ use outerloop_core::{
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Which loss a step contributes to the meta-objective; always through the task's normalizer.
+/// Which loss a step contributes to the meta-objective; how it counts there says [`Objective`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetaLoss {
     /// The training loss at the parameters before the update: costs nothing extra.
@@ -60,7 +60,8 @@ pub struct Trajectory<E = f32> {
 /// What happened in a window of steps, one entry per step.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Window {
-    /// Normalized meta-loss; 0 where masked.
+    /// What the step contributes to the meta-objective ([`Objective`]), by default the normalized
+    /// meta-loss; 0 where masked.
     pub loss: Vec<f64>,
     /// Whether the step trained; a reset consumes one step and is masked.
     pub mask: Vec<bool>,
@@ -104,6 +105,8 @@ pub struct TruncatedStep<E: Float = f32> {
     pub schedule: TruncationSchedule,
     /// The loss that counts.
     pub meta_loss: MetaLoss,
+    /// How it counts.
+    pub objective: Objective,
     /// Start of the first runs.
     pub offset: InitialOffset,
 }
@@ -121,6 +124,7 @@ impl<E: Float> TruncatedStep<E> {
             lopt,
             schedule,
             meta_loss: MetaLoss::default(),
+            objective: Objective::default(),
             offset: InitialOffset::default(),
         })
     }
@@ -130,6 +134,13 @@ impl<E: Float> TruncatedStep<E> {
     pub fn with_meta_loss(mut self, meta_loss: MetaLoss) -> Self {
         self.meta_loss = meta_loss;
         self
+    }
+
+    /// Uses another scale or emphasis of losses. Errors on numbers out of range.
+    pub fn with_objective(mut self, objective: Objective) -> Result<Self> {
+        objective.validate()?;
+        self.objective = objective;
+        Ok(self)
     }
 
     /// Moves first runs out of lock-step.
@@ -142,11 +153,12 @@ impl<E: Float> TruncatedStep<E> {
     /// What a resumed run must match.
     pub fn describe(&self) -> String {
         format!(
-            "family={} lopt={} schedule={:?} meta_loss={:?} offset={:?}",
+            "family={} lopt={} schedule={:?} meta_loss={:?} {:?} offset={:?}",
             self.family.name(),
             self.lopt.architecture(),
             self.schedule,
             self.meta_loss,
+            self.objective,
             self.offset
         )
     }
@@ -218,7 +230,7 @@ impl<E: Float> TruncatedStep<E> {
         for _ in 0..steps {
             let called = self.call(opts, lane, place, clock, &mut trajectories, outer_step, worker);
             for (w, called) in windows.iter_mut().zip(called) {
-                w.push(&*place.task, clock, called);
+                w.push(&self.objective, &*place.task, clock, called);
             }
         }
         windows
@@ -353,12 +365,22 @@ impl Window {
         }
     }
 
-    pub(crate) fn push<E: Float>(&mut self, task: &dyn FlatTask<E>, clock: &Clock, called: Called<E>) {
+    pub(crate) fn push<E: Float>(
+        &mut self,
+        objective: &Objective,
+        task: &dyn FlatTask<E>,
+        clock: &Clock,
+        called: Called<E>,
+    ) {
         let (loss, mask) = match called {
             Called::Reset => (0.0, false),
             Called::Trained { loss, meta } => {
                 self.diverged |= !(loss.f64().is_finite() && meta.f64().is_finite());
-                (task.normalizer(meta.f64()), true)
+                (
+                    objective.scaled(task, meta.f64())
+                        * objective.emphasis.weight(clock.inner_step - 1, clock.length),
+                    true,
+                )
             }
         };
         self.loss.push(loss);

@@ -9,8 +9,8 @@ use outerloop_outer::adjoint::{Memory, StepWeights, Sweep, SweepConfig};
 use outerloop_outer::estimator::Antithetic;
 use outerloop_outer::workers::Worker;
 use outerloop_outer::{
-    FullGrad, GradientEstimator, MetaLoss, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule,
-    Workers,
+    Emphasis, FullGrad, GradientEstimator, LossScale, MetaLoss, Objective, TruncatedGrad, TruncatedPes,
+    TruncatedStep, TruncationSchedule, Workers,
 };
 use outerloop_tasks::data::Splits;
 use outerloop_tasks::image::{ImageLoss, MlpConfig, MlpTask, Nonlinearity, Norm};
@@ -74,7 +74,7 @@ fn sweep<E: Float>(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
     #[test]
     fn agrees_with_central_differences(
         task in 0usize..5,
@@ -85,6 +85,8 @@ proptest! {
         meta in 0usize..3,
         weighting in 0usize..3,
         every in 1usize..6,
+        scale in 0usize..3,
+        power in 0usize..2,
     ) {
         let meta_loss = [MetaLoss::Train, MetaLoss::SameBatch, MetaLoss::Fresh(Split::OuterValid)][meta];
         let weights = match weighting {
@@ -94,7 +96,16 @@ proptest! {
         };
         let step = TruncatedStep::new(family(task), lopt(rule), TruncationSchedule::Constant(length))
             .unwrap()
-            .with_meta_loss(meta_loss);
+            .with_meta_loss(meta_loss)
+            .with_objective(Objective {
+                scale: [
+                    LossScale::Linear,
+                    LossScale::Log { floor: 1e-3, ceiling: 1e6 },
+                    LossScale::Power { power: 0.25, floor: 1e-3, ceiling: 1e6 },
+                ][scale],
+                emphasis: [Emphasis::Uniform, Emphasis::Power(1.5)][power],
+            })
+            .unwrap();
         let config = SweepConfig { weights, memory: Memory::Every(every), clip: None };
         let theta = step.lopt.init(Key::new(1));
         let got = sweep(&step, &theta, skip, steps, &config);
@@ -109,8 +120,8 @@ proptest! {
         let h = 1e-6;
         let slope = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
         let dot: f64 = got.grad.iter().zip(&v).map(|(g, v)| g * v).sum();
-        let scale = got.grad.iter().zip(&v).map(|(g, v)| (g * v).abs()).sum::<f64>() + 1e-3 * got.loss.abs();
-        prop_assert!((slope - dot).abs() < 2e-6 * scale, "slope {slope:e}, gradient {dot:e}, scale {scale:e}");
+        let size = got.grad.iter().zip(&v).map(|(g, v)| (g * v).abs()).sum::<f64>() + 1e-3 * got.loss.abs();
+        prop_assert!((slope - dot).abs() < 2e-6 * size, "slope {slope:e}, gradient {dot:e}, size {size:e}");
     }
 }
 

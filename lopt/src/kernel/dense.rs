@@ -50,6 +50,18 @@ impl Dense {
         Dense { inputs, outputs, panels, bias }
     }
 
+    /// The weight from an input to an output.
+    fn weight(&self, input: usize, output: usize) -> f32 {
+        let (panel, within) = (output / TILE * TILE, output % TILE);
+        let size = TILE.min(self.outputs - panel);
+        self.panels[panel * self.inputs + input * size + within]
+    }
+
+    /// The layer backwards, without bias.
+    pub(super) fn transposed(&self) -> Self {
+        Dense::new(self.outputs, vec![0.0; self.inputs], |o, i| self.weight(i, o))
+    }
+
     /// `y ← after(Wᵀ x + bias)` for rows of ROW vectors, V at a time; without a bias
     /// `y ← after(Wᵀ x + y)`. `x` `[inputs, ROW]`, `y` `[outputs, ROW]` or longer.
     #[inline(always)]
@@ -114,8 +126,20 @@ fn tile<S: Simd, const J: usize, const V: usize, const ROW: usize>(
         for v in 0..V {
             y[v] = match after {
                 After::Linear => sum[v],
-                After::Relu => s.select_f32s(s.less_than_f32s(sum[v], zero), zero, sum[v]),
+                After::Relu => relu(s, sum[v]),
             };
         }
+    }
+}
+
+/// `max(x, 0)`, NaN stays NaN.
+#[inline(always)]
+fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    let zero = s.splat_f32s(0.0);
+    if S::IS_SCALAR {
+        // The scalar maximum drops NaN; that of vectors gives the second argument or NaN.
+        s.select_f32s(s.less_than_f32s(x, zero), zero, x)
+    } else {
+        s.max_f32s(zero, x)
     }
 }

@@ -152,7 +152,7 @@ impl Vjp<'_> {
             block[out_adjoint + BLOCK + v] = s.mul_f32s(s.mul_f32s(a, direction), exp_mult);
         }
         let zero = s.splat_f32s(0.0);
-        for (i, back) in self.kernel.net.back.iter().enumerate().rev() {
+        for (i, back) in self.kernel.net.back().iter().enumerate().rev() {
             let (before, after) = block.split_at_mut(adjoints[i + 1] * BLOCK);
             let (acts, to) = before.split_at_mut(adjoints[i] * BLOCK);
             let from = &after[..back.inputs * BLOCK];

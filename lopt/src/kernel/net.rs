@@ -4,10 +4,11 @@
 use super::dense::{After, Dense};
 use crate::features::time;
 use crate::mlp::MlpShape;
-use outerloop_core::simd::{exp, load, store, tanh};
+use outerloop_core::simd::{exp, load, store};
 use outerloop_core::Layout;
 use pulp::Simd;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Vectors of parameters that go through the network together: the tile of [`super::dense`].
 pub(super) const COLUMNS: usize = 3;
@@ -19,8 +20,8 @@ pub(super) const MAX_LANES: usize = 16;
 pub(super) struct Net {
     /// The layers; the first without the time features' rows.
     pub(super) layers: Vec<Dense>,
-    /// The layers backwards: weights transposed, biases 0.
-    pub(super) back: Vec<Dense>,
+    /// The layers backwards, made when a derivative first asks for them.
+    back: OnceLock<Vec<Dense>>,
     /// The time features' rows of the first layer, `[11, outputs]`.
     time_weight: Vec<f32>,
     /// Where each layer's weight and bias lie in theta.
@@ -32,7 +33,7 @@ impl Net {
     pub(super) fn new(shape: &MlpShape, layout: &Layout, theta: &[f32]) -> Self {
         let range = |name| layout.get(name).expect("theta holds the network").range();
         let mut net =
-            Net { layers: Vec::new(), back: Vec::new(), time_weight: Vec::new(), ranges: Vec::new() };
+            Net { layers: Vec::new(), back: OnceLock::new(), time_weight: Vec::new(), ranges: Vec::new() };
         for (inputs, outputs, w, b) in shape.layers() {
             net.ranges.push([range(w), range(b)]);
             let (w, b) = (&theta[range(w)], &theta[range(b)]);
@@ -42,9 +43,13 @@ impl Net {
                 net.time_weight = w[inputs * outputs..].to_vec();
             }
             net.layers.push(Dense::new(inputs, b.to_vec(), |i, o| w[i * outputs + o]));
-            net.back.push(Dense::new(outputs, vec![0.0; inputs], |o, i| w[i * outputs + o]));
         }
         net
+    }
+
+    /// The layers backwards, without biases.
+    pub(super) fn back(&self) -> &[Dense] {
+        self.back.get_or_init(|| self.layers.iter().map(Dense::transposed).collect())
     }
 
     /// Units of the widest layer.
@@ -118,16 +123,19 @@ pub(super) fn apply_step<S: Simd, const V: usize>(
     }
 }
 
-/// [`time::features`] in f32.
+/// [`time::features`] in f32, within 2e-7.
 #[inline(always)]
 pub(super) fn time_features<S: Simd>(s: S, step: u64) -> [f32; time::COUNT] {
     let mut features = [0.0; time::COUNT];
     for (f, c) in features.iter_mut().zip(time::SCALES) {
         *f = (step as f64 / c - 1.0) as f32;
     }
+    let one = s.splat_f32s(1.0);
     for f in features.chunks_mut(S::F32_LANES) {
         let x = load(s, f);
-        store(s, f, tanh(s, x));
+        // tanh(x); a relative bound is not needed.
+        let e = exp(s, s.add_f32s(x, x));
+        store(s, f, s.sub_f32s(one, s.div_f32s(s.splat_f32s(2.0), s.add_f32s(e, one))));
     }
     features
 }

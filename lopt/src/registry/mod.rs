@@ -5,7 +5,7 @@ mod hyper;
 
 use crate::hand::*;
 use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
-use crate::{AdafacMlp, Celo2, MlpLopt, NnAdam, NominalMlp, RnnMlp, Velo};
+use crate::{AdafacMlp, Celo2, ControlledAdam, MlpLopt, NnAdam, NominalMlp, RnnMlp, Velo};
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
@@ -46,9 +46,10 @@ pub const HAND_DESIGNED: [&str; 27] = [
 ];
 
 /// The class names that [`learned`] knows; our own names of the same things work too.
-pub const LEARNED: [&str; 10] = [
+pub const LEARNED: [&str; 11] = [
     "AdafacMLPLOpt",
     "Celo2",
+    "ControlledAdam",
     "HyperV2",
     "LearnableAdam",
     "LearnableSGD",
@@ -340,6 +341,7 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
         "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
         "RNNMLPLOpt" | "RnnMlp" => configured::<RnnMlp, E>(class, hyper)?,
         "Celo2" => configured::<Celo2, E>(class, hyper)?,
+        "ControlledAdam" => configured::<ControlledAdam, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
 }

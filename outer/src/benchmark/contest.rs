@@ -139,6 +139,14 @@ impl Default for ContestConfig {
     }
 }
 
+impl ContestConfig {
+    /// Steps between evaluations: a divisor of the horizon, so that longer runs are evaluated there too.
+    fn eval_every(&self) -> u64 {
+        let at_least = (self.num_steps / self.evaluations.max(1)).max(1);
+        (at_least..=self.num_steps).find(|n| self.num_steps % n == 0).unwrap_or(1)
+    }
+}
+
 /// Everything that takes part.
 pub struct Contest {
     /// Lengths and seeds.
@@ -221,7 +229,7 @@ impl Contest {
     }
 
     /// The run lengths of a contestant.
-    fn lengths(&self, contestant: usize) -> Vec<u64> {
+    pub(super) fn lengths(&self, contestant: usize) -> Vec<u64> {
         let c = &self.config;
         if contestant == self.reference {
             return vec![self.longest()];
@@ -267,7 +275,7 @@ impl Contest {
             }
             let eval = EvalConfig {
                 num_steps,
-                eval_every: (self.config.num_steps / self.config.evaluations.max(1)).max(1),
+                eval_every: self.config.eval_every(),
                 eval_batches: self.config.eval_batches,
                 splits: vec![self.config.validation],
             };

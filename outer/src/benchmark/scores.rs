@@ -103,159 +103,155 @@ struct Summary {
     curves: Vec<Vec<f64>>,
     /// Their mean.
     mean: Vec<f64>,
-    /// `[seed]`, at the contest's horizon.
+    /// `[seed]`
     validation: Vec<f64>,
 }
 
 impl Summary {
+    /// With the validation loss after `step` updates.
+    fn new<'a>(runs: impl Iterator<Item = &'a Run>, step: u64) -> Self {
+        let (curves, validation): (Vec<_>, Vec<_>) =
+            runs.map(|r| (smoothed(&r.curve.train), validation(r, step))).unzip();
+        Summary { mean: mean_curve(&curves), curves, validation }
+    }
+
     fn at(&self, step: u64) -> Vec<f64> {
         self.curves.iter().map(|c| c[step as usize]).collect()
     }
 }
 
-fn lowest(values: impl Iterator<Item = f64>) -> usize {
-    let by_value = values.enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
-    by_value.map_or(0, |(i, _)| i)
+/// The variant with the lowest mean loss after `step` updates.
+fn best(variants: &[Summary], step: u64) -> usize {
+    let by_loss =
+        variants.iter().map(|s| s.mean[step as usize]).enumerate().min_by(|a, b| a.1.total_cmp(&b.1));
+    by_loss.map_or(0, |(i, _)| i)
+}
+
+/// All runs, summed up and ready to be compared.
+struct Judge<'a> {
+    contest: &'a Contest,
+    results: &'a Results,
+    /// `[task][contestant][variant]`
+    summaries: Vec<Vec<Vec<Summary>>>,
+    envelopes: Vec<Vec<f64>>,
+    bootstrap: Bootstrap,
+}
+
+impl<'a> Judge<'a> {
+    fn new(contest: &'a Contest, results: &'a Results) -> Self {
+        let variants = |task, c: usize| -> Vec<Summary> {
+            let variants = 0..contest.contestants[c].variants.len();
+            variants.map(|v| Summary::new(results.of(task, c, v), contest.config.num_steps)).collect()
+        };
+        let tasks = 0..contest.tasks.len();
+        let summaries: Vec<Vec<Vec<Summary>>> =
+            tasks.map(|task| (0..contest.contestants.len()).map(|c| variants(task, c)).collect()).collect();
+        let envelopes = summaries
+            .iter()
+            .map(|task| envelope(&task[contest.reference].iter().map(|s| &s.mean[..]).collect::<Vec<_>>()))
+            .collect();
+        let bootstrap = Bootstrap {
+            tasks: contest.tasks.len(),
+            seeds: contest.config.seeds as usize,
+            resamples: contest.config.resamples,
+            key: contest.key.named("bootstrap"),
+        };
+        Judge { contest, results, summaries, envelopes, bootstrap }
+    }
+
+    fn horizon(&self) -> u64 {
+        self.contest.config.num_steps
+    }
+
+    /// A contestant's best variants at the horizon, per task.
+    fn best(&self, contestant: usize) -> impl Iterator<Item = &Summary> {
+        self.summaries.iter().map(move |task| &task[contestant][best(&task[contestant], self.horizon())])
+    }
+
+    /// Losses per task and seed against those of the reference's best variants after as many steps.
+    fn duel(&self, losses: Vec<Vec<f64>>, step: u64) -> Duel<'_> {
+        let reference = self.summaries.iter().map(|task| &task[self.contest.reference]);
+        let reference = reference.map(|variants| variants[best(variants, step)].at(step)).collect();
+        Duel { envelopes: &self.envelopes, horizon: step, losses, reference }
+    }
+
+    fn at_horizon(&self, contestant: usize) -> Duel<'_> {
+        self.duel(self.best(contestant).map(|s| s.at(self.horizon())).collect(), self.horizon())
+    }
+
+    fn task(&self, task: usize, contestant: usize, duel: &Duel) -> TaskScore {
+        let (variants, horizon) = (&self.summaries[task][contestant], self.horizon() as usize);
+        let best = best(variants, self.horizon());
+        let loss = mean(duel.losses[task].iter().copied());
+        let speedup = duel.speedup(task, loss);
+        let target = self.envelopes[task][(TARGET_FRACTION * horizon as f64) as usize];
+        let to_target = |s: &Summary| steps_to(&envelope(&[&s.mean[..=horizon]]), target).or_infinity();
+        TaskScore {
+            best,
+            sweep: variants.iter().map(|s| s.mean[horizon]).collect(),
+            losses: duel.losses[task].clone(),
+            loss,
+            validation: mean(variants[best].validation.iter().copied()),
+            ratio: duel.ratio(task, loss),
+            speedup: speedup.at_least(),
+            speedup_is_bound: matches!(speedup, Steps::MoreThan(_)),
+            steps_to_target: variants.iter().map(to_target).fold(f64::INFINITY, f64::min),
+        }
+    }
+
+    fn contestant(&self, contestant: usize, duel: &Duel, profile_score: f64) -> ContestantScore {
+        let validation = |c| self.best(c).map(|s| s.validation.clone()).collect::<Vec<_>>();
+        let (ours, theirs) = (validation(contestant), validation(self.contest.reference));
+        ContestantScore {
+            win_rate: duel.win_rate(&self.bootstrap),
+            validation_win_rate: self.bootstrap.interval(|draw| win_rate(&ours, &theirs, draw)),
+            loss_ratio: duel.loss_ratio(&self.bootstrap),
+            speedup: duel.mean_speedup(&self.bootstrap),
+            median_speedup: duel.median_speedup(&self.bootstrap),
+            failures: duel.losses.iter().flatten().filter(|l| !l.is_finite()).count(),
+            profile_score,
+        }
+    }
+
+    /// A contestant's runs of another length.
+    fn horizon_score(&self, contestant: usize, num_steps: u64) -> HorizonScore {
+        let losses = |task| {
+            let variants = 0..self.contest.contestants[contestant].variants.len();
+            let of = |v| Summary::new(self.results.of_length(task, contestant, v, num_steps), num_steps);
+            let variants: Vec<Summary> = variants.map(of).collect();
+            variants[best(&variants, num_steps)].at(num_steps)
+        };
+        let duel = self.duel((0..self.summaries.len()).map(losses).collect(), num_steps);
+        HorizonScore {
+            contestant,
+            num_steps,
+            win_rate: duel.win_rate(&self.bootstrap),
+            loss_ratio: duel.loss_ratio(&self.bootstrap),
+            median_speedup: duel.median_speedup(&self.bootstrap),
+        }
+    }
 }
 
 impl Scores {
     /// Scores all runs. The contest must be the one that gave `results`.
     pub fn new(contest: &Contest, results: &Results) -> Self {
-        let config = &contest.config;
-        let horizon = config.num_steps;
-        let summary = |runs: &mut dyn Iterator<Item = &Run>, step| {
-            let runs: Vec<&Run> = runs.collect();
-            let curves: Vec<Vec<f64>> = runs.iter().map(|r| smoothed(&r.curve.train)).collect();
-            let validation = runs.iter().map(|r| validation(r, step)).collect();
-            Summary { mean: mean_curve(&curves), curves, validation }
-        };
-        // [task][contestant][variant]
-        let all: Vec<Vec<Vec<Summary>>> = (0..contest.tasks.len())
-            .map(|task| {
-                let of = |(c, contestant): (usize, &super::Contestant)| {
-                    (0..contestant.variants.len())
-                        .map(|v| summary(&mut results.of(task, c, v), horizon))
-                        .collect()
-                };
-                contest.contestants.iter().enumerate().map(of).collect()
-            })
+        let judge = Judge::new(contest, results);
+        let all = 0..contest.contestants.len();
+        let duels: Vec<Duel> = all.clone().map(|c| judge.at_horizon(c)).collect();
+        let tasks: Vec<Vec<TaskScore>> = (0..contest.tasks.len())
+            .map(|task| all.clone().map(|c| judge.task(task, c, &duels[c])).collect())
             .collect();
-        let reference = |task: usize| &all[task][contest.reference];
-        let reference_at = |step: u64| -> Vec<Vec<f64>> {
-            (0..all.len())
-                .map(|task| {
-                    let best = lowest(reference(task).iter().map(|s| s.mean[step as usize]));
-                    reference(task)[best].at(step)
-                })
-                .collect()
-        };
-        let mut scores = Scores {
-            tasks: Vec::new(),
-            contestants: Vec::new(),
-            horizons: Vec::new(),
-            envelopes: Vec::new(),
-        };
-        scores.envelopes = (0..all.len())
-            .map(|task| envelope(&reference(task).iter().map(|s| &s.mean[..]).collect::<Vec<_>>()))
+        let steps: Vec<Vec<f64>> =
+            tasks.iter().map(|task| task.iter().map(|s| s.steps_to_target).collect()).collect();
+        let contestants =
+            all.clone().map(|c| judge.contestant(c, &duels[c], profile_score(&steps, c, MAX_TAU))).collect();
+        let learned = all.filter(|&c| contest.contestants[c].role == Role::Learned && c != contest.reference);
+        let horizons = learned
+            .flat_map(|c| contest.lengths(c).into_iter().map(move |num_steps| (c, num_steps)))
+            .map(|(c, num_steps)| judge.horizon_score(c, num_steps))
             .collect();
-
-        let best_of = |task: usize, c: usize| lowest(all[task][c].iter().map(|s| s.mean[horizon as usize]));
-        let bests: Vec<Vec<usize>> = (0..all.len())
-            .map(|task| (0..contest.contestants.len()).map(|c| best_of(task, c)).collect())
-            .collect();
-        let tasks = 0..all.len();
-        let validations = |c: usize| -> Vec<Vec<f64>> {
-            tasks.clone().map(|task| all[task][c][bests[task][c]].validation.clone()).collect()
-        };
-        let bootstrap = Bootstrap {
-            tasks: all.len(),
-            seeds: config.seeds as usize,
-            resamples: config.resamples,
-            key: contest.key.named("bootstrap"),
-        };
-
-        scores.tasks = vec![Vec::new(); all.len()];
-        for c in 0..contest.contestants.len() {
-            let duel = Duel {
-                envelopes: &scores.envelopes,
-                horizon,
-                losses: tasks.clone().map(|task| all[task][c][bests[task][c]].at(horizon)).collect(),
-                reference: reference_at(horizon),
-            };
-            let rows: Vec<TaskScore> = tasks
-                .clone()
-                .map(|task| {
-                    let (variants, best) = (&all[task][c], bests[task][c]);
-                    let loss = mean(duel.losses[task].iter().copied());
-                    let speedup = duel.speedup(task, loss);
-                    let to_target = |s: &Summary| {
-                        let target = scores.envelopes[task][(TARGET_FRACTION * horizon as f64) as usize];
-                        steps_to(&envelope(&[&s.mean[..=horizon as usize]]), target).or_infinity()
-                    };
-                    TaskScore {
-                        best,
-                        sweep: variants.iter().map(|s| s.mean[horizon as usize]).collect(),
-                        losses: duel.losses[task].clone(),
-                        loss,
-                        validation: mean(variants[best].validation.iter().copied()),
-                        ratio: duel.ratio(task, loss),
-                        speedup: speedup.at_least(),
-                        speedup_is_bound: matches!(speedup, Steps::MoreThan(_)),
-                        steps_to_target: variants.iter().map(to_target).fold(f64::INFINITY, f64::min),
-                    }
-                })
-                .collect();
-            let (ours, theirs) = (validations(c), validations(contest.reference));
-            let failures = duel.losses.iter().flatten().filter(|l| !l.is_finite()).count();
-            let score = ContestantScore {
-                win_rate: duel.win_rate(&bootstrap),
-                validation_win_rate: bootstrap.interval(|draw| win_rate(&ours, &theirs, draw)),
-                loss_ratio: duel.loss_ratio(&bootstrap),
-                speedup: duel.mean_speedup(&bootstrap),
-                median_speedup: duel.median_speedup(&bootstrap),
-                failures,
-                profile_score: 0.0,
-            };
-            scores.contestants.push(score);
-            scores.tasks.iter_mut().zip(rows).for_each(|(task, row)| task.push(row));
-        }
-        let steps = scores.steps_to_target();
-        for (c, score) in scores.contestants.iter_mut().enumerate() {
-            score.profile_score = profile_score(&steps, c, MAX_TAU);
-        }
-
-        let mut lengths = config.other_horizons.clone();
-        lengths.push(horizon);
-        lengths.sort_unstable();
-        lengths.dedup();
-        for (c, contestant) in contest.contestants.iter().enumerate() {
-            if contestant.role != Role::Learned {
-                continue;
-            }
-            for &num_steps in &lengths {
-                let losses = tasks.clone().map(|task| {
-                    let runs = (0..contestant.variants.len())
-                        .map(|v| summary(&mut results.of_length(task, c, v, num_steps), num_steps));
-                    let runs: Vec<Summary> = runs.collect();
-                    runs[lowest(runs.iter().map(|s| s.mean[num_steps as usize]))].at(num_steps)
-                });
-                let duel = Duel {
-                    envelopes: &scores.envelopes,
-                    horizon: num_steps,
-                    losses: losses.collect(),
-                    reference: reference_at(num_steps),
-                };
-                let score = HorizonScore {
-                    contestant: c,
-                    num_steps,
-                    win_rate: duel.win_rate(&bootstrap),
-                    loss_ratio: duel.loss_ratio(&bootstrap),
-                    median_speedup: duel.median_speedup(&bootstrap),
-                };
-                scores.horizons.push(score);
-            }
-        }
-        scores
+        drop(duels);
+        Scores { tasks, contestants, horizons, envelopes: judge.envelopes }
     }
 
     /// Steps to the target, `[task][contestant]`.

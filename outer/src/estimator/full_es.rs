@@ -21,7 +21,7 @@ pub enum FullLoss {
     Min,
     /// That of the last step.
     Last,
-    /// Mean over fresh batches at the final parameters.
+    /// Mean over fresh batches at the final parameters, on the objective's scale.
     LastRecomputed {
         /// Number of batches.
         batches: usize,
@@ -102,7 +102,7 @@ impl FullEs {
         let (evaluator, _) = worker.evaluator(task);
         let mut one = |step: u64| {
             let l = evaluator.loss(&t.opt.params, &t.model_state, BatchKey { split, step, key });
-            task.normalizer(f64::from(l))
+            self.step.objective.scaled(&**task, f64::from(l))
         };
         (0..batches as u64).map(&mut one).sum::<f64>() / batches as f64
     }

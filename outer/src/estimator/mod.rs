@@ -54,7 +54,7 @@ pub trait GradientEstimator: Send + Sync {
 pub struct Estimate {
     /// Estimated gradient of the meta-loss, `[theta]`.
     pub grad: Vec<f32>,
-    /// Normalized loss, averaged over steps, signs and healthy lanes; NaN if there is none.
+    /// The objective ([`crate::objective`]; by default the normalized loss), averaged over steps, signs and healthy lanes; NaN if there is none.
     pub mean_loss: f64,
     /// Inner steps (loss, gradient and update) that were computed.
     pub inner_steps: u64,
@@ -62,7 +62,7 @@ pub struct Estimate {
     pub lanes: usize,
     /// Lanes whose raw loss became non-finite in this window; they were reset.
     pub diverged: usize,
-    /// Lanes left out of `grad` because even their normalized loss was non-finite.
+    /// Lanes left out of `grad` because even their objective was non-finite.
     pub masked: usize,
 }
 

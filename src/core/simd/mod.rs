@@ -8,7 +8,7 @@
 
 mod math;
 
-pub use math::{exp, tanh};
+pub use math::{exp, ln, tanh};
 pub use pulp::{Simd, WithSimd};
 
 use pulp::Scalar;

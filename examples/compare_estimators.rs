@@ -1,0 +1,206 @@
+//! Meta-gradient estimators at equal compute: truncated ES, PES, unrolled gradients, and PES with an
+//! analytic control variate meta-train the same learned optimizer on the same tasks.
+//!
+//! Compute is counted in gradient equivalents, the cost of one loss and gradient of the task: an inner
+//! step of an ES-type estimator is one; a step of an unrolled window is one forward and, by the timing of
+//! this machine, about two for loss, gradient and Hessian-vector product backward. Updates of the
+//! optimizer are not counted; the seconds in the table include everything.
+//!
+//! `cargo run --release --example compare_estimators` takes a few minutes on 2 cores.
+
+use clap::Parser;
+use outerloop::outer::{Emphasis, LossScale, Objective, PesAnalytic};
+use outerloop::prelude::*;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Meta-train with several estimators at equal compute.
+#[derive(Parser)]
+struct Options {
+    /// Gradient equivalents per estimator and seed.
+    #[arg(long, default_value_t = 400_000)]
+    budget: u64,
+    /// Meta-training runs per estimator.
+    #[arg(long, default_value_t = 2)]
+    seeds: u64,
+    /// Length of inner runs, in steps.
+    #[arg(long, default_value_t = 200)]
+    length: u64,
+    /// Inner steps per estimate.
+    #[arg(long, default_value_t = 20)]
+    trunc_length: usize,
+    /// Tasks trained side by side.
+    #[arg(long, default_value_t = 8)]
+    num_tasks: usize,
+    /// Standard deviation of the perturbations of theta.
+    #[arg(long, default_value_t = 0.01)]
+    std: f32,
+    /// Learning rate of the outer Adam.
+    #[arg(long, default_value_t = 3e-3)]
+    outer_lr: f64,
+    /// Worker threads; 0: one per core. Results do not depend on it.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Where `compare_estimators.svg` and `.csv` are written.
+    #[arg(long, default_value = "runs/compare_estimators")]
+    out: PathBuf,
+}
+
+/// Evaluations per run.
+const LOOKS: u64 = 10;
+/// Fresh starts per evaluation.
+const STARTS: u64 = 4;
+/// Gradient equivalents of one unrolled step: forward one, backward loss, gradient and H v.
+const UNROLLED: f64 = 1.0 + 2.1;
+
+type Make = Box<dyn Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>>;
+
+struct Entry {
+    name: &'static str,
+    /// Gradient equivalents per task and step of a window.
+    cost: f64,
+    make: Make,
+}
+
+/// What one run of an entry gave at each look: objective on fresh starts, and final training loss.
+struct Run {
+    points: Vec<(f64, f64, f64)>,
+    outer_steps: u64,
+    seconds: f64,
+}
+
+impl Options {
+    fn entries(&self) -> Vec<Entry> {
+        let common = Antithetic {
+            num_tasks: self.num_tasks,
+            trunc_length: self.trunc_length,
+            std: self.std,
+            ..Antithetic::default()
+        };
+        let (n, k) = (self.num_tasks, self.trunc_length);
+        let [es, pes, analytic] = [(); 3].map(|()| common.clone());
+        let entry = |name, cost, make: Make| Entry { name, cost, make };
+        // Every state is kept: windows are short.
+        let sweep = SweepConfig { memory: Memory::All, ..SweepConfig::default() };
+        vec![
+            entry("truncated ES", 2.0, Box::new(move |s| Ok(Box::new(TruncatedEs::new(s, es.clone())?)))),
+            entry("PES", 2.0, Box::new(move |s| Ok(Box::new(TruncatedPes::new(s, pes.clone())?)))),
+            entry(
+                "unrolled gradient",
+                UNROLLED,
+                Box::new(move |s| Ok(Box::new(TruncatedGrad::new(s, n, k, sweep.clone())?))),
+            ),
+            entry(
+                "PES + analytic",
+                2.0 + UNROLLED,
+                Box::new(move |s| Ok(Box::new(PesAnalytic::new(s, analytic.clone(), Memory::All)?))),
+            ),
+        ]
+    }
+
+    fn objective(&self) -> Objective {
+        Objective { scale: LossScale::Log { floor: 1e-4, ceiling: 10.0 }, emphasis: Emphasis::Power(1.0) }
+    }
+
+    fn run(&self, entry: &Entry, seed: u64, workers: &Workers) -> Result<Run> {
+        let family: Arc<dyn FlatFamily> = Arc::new(SingleTask::new(ImageMlp::digits()));
+        let lopt: Arc<dyn LearnedOptimizer> =
+            Arc::new(MlpLopt { hidden_size: 8, step_mult: 0.03, exp_mult: 0.1, ..MlpLopt::default() });
+        let step =
+            TruncatedStep::new(family.clone(), lopt.clone(), TruncationSchedule::Constant(self.length))?
+                .with_objective(self.objective())?
+                .with_offset(InitialOffset::BurnIn(self.length));
+        let per_step = entry.cost * (self.num_tasks * self.trunc_length) as f64;
+        let outer_steps = (self.budget as f64 / per_step) as u64;
+        let outer = Clip::new(ClipRule::Value(3.0), Box::new(Adam::new(self.outer_lr)));
+        let estimator = (entry.make)(step)?;
+        let learner = GradientLearner::new(lopt.clone(), vec![estimator], Box::new(outer), outer_steps)?;
+        let mut state = learner.init(Key::new(seed), workers)?;
+        let mut run = Run { points: Vec::new(), outer_steps, seconds: 0.0 };
+        for look in 0..=LOOKS {
+            let began = Instant::now();
+            while state.outer_step < outer_steps * look / LOOKS {
+                learner.step(&mut state, workers);
+            }
+            run.seconds += began.elapsed().as_secs_f64();
+            let opt = lopt.opt_fn(&state.theta.params);
+            let config = EvalConfig { num_steps: self.length, ..EvalConfig::default() };
+            // Starts that meta-training never sees, the same at every look and for every estimator.
+            let key = Key::new(0).named("comparison");
+            let curves = training_curves(&*family, &*opt, &config, key, STARTS, workers);
+            let mean = |f: &dyn Fn(&Curve) -> f64| curves.iter().map(f).sum::<f64>() / curves.len() as f64;
+            let o = self.objective();
+            let objective = mean(&|c| {
+                let terms = c
+                    .train
+                    .iter()
+                    .zip(0..self.length)
+                    .map(|(l, t)| o.scale.apply(f64::from(*l)) * o.emphasis.weight(t, Some(self.length)));
+                terms.sum::<f64>() / self.length as f64
+            });
+            let at = state.outer_step as f64 * per_step;
+            run.points.push((at, objective, mean(&|c| f64::from(c.final_train(20)))));
+        }
+        Ok(run)
+    }
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let workers = Workers::new(options.threads)?;
+    println!(
+        "{} gradient equivalents each, {} seeds, {} tasks x {} of {} steps:\n",
+        options.budget, options.seeds, options.num_tasks, options.trunc_length, options.length
+    );
+    println!(
+        "{:<18} {:>9} {:>11} {:>8} {:>22} {:>22}",
+        "estimator", "cost/step", "outer steps", "seconds", "objective (seeds)", "final loss (seeds)"
+    );
+    let mut csv = String::from("estimator,seed,gradient_equivalents,objective,final_loss\n");
+    let mut series = Vec::new();
+    for entry in options.entries() {
+        let runs: Vec<Run> =
+            (0..options.seeds).map(|seed| options.run(&entry, seed, &workers)).collect::<Result<_>>()?;
+        for (seed, run) in runs.iter().enumerate() {
+            for (at, objective, last) in &run.points {
+                csv += &format!("{},{seed},{at},{objective},{last}\n", entry.name);
+            }
+        }
+        let last = |f: &dyn Fn(&(f64, f64, f64)) -> f64| {
+            let all = runs.iter().filter_map(|r| r.points.last()).map(f);
+            all.map(|x| format!("{x:.4}")).collect::<Vec<_>>().join("  ")
+        };
+        println!(
+            "{:<18} {:>9.1} {:>11} {:>8.1} {:>22} {:>22}",
+            entry.name,
+            entry.cost,
+            runs[0].outer_steps,
+            runs.iter().map(|r| r.seconds).sum::<f64>() / runs.len() as f64,
+            last(&|p| p.1),
+            last(&|p| p.2)
+        );
+        let mut line = Series::line(entry.name, Vec::new()).with_band(Vec::new());
+        for look in 0..=LOOKS as usize {
+            let at = runs[0].points[look].0;
+            let all = || runs.iter().map(|r| r.points[look].1);
+            line.points.push((at, all().sum::<f64>() / runs.len() as f64));
+            let range = (at, all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
+            line.band.get_or_insert_default().push(range);
+        }
+        series.push(line);
+    }
+    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
+    let plot = Plot {
+        title: "Estimators at equal compute".into(),
+        x_label: "gradient equivalents".into(),
+        y_label: "mean log loss on fresh starts, late steps weighted".into(),
+        series,
+        ..Plot::default()
+    };
+    let file = |name: &str| options.out.join(name);
+    plot.save(file("compare_estimators.svg"))?;
+    write_atomic(&file("compare_estimators.csv"), csv.as_bytes())?;
+    println!("\nwritten: {}", file("compare_estimators.svg").display());
+    Ok(())
+}
