@@ -5,7 +5,7 @@ mod report;
 
 use criterion::Criterion;
 use outerloop::prelude::*;
-use report::{threads, Group, Work};
+use report::{thread_counts, Group, Work};
 use std::sync::Arc;
 
 /// Multiply-adds of the 64-32-10 network per image, its output layer's, and its parameters.
@@ -24,13 +24,6 @@ type Entry = (Arc<dyn LearnedOptimizer>, f64, f64);
 
 fn both(adam: (f64, f64), mlp: (f64, f64)) -> [Entry; 2] {
     [(Arc::new(LearnableAdam::default()), adam.0, adam.1), (Arc::new(MlpLopt::default()), mlp.0, mlp.1)]
-}
-
-fn thread_counts() -> Vec<usize> {
-    let mut counts = vec![1, 2, threads()];
-    counts.sort_unstable();
-    counts.dedup();
-    counts
 }
 
 /// Benchmarks outer steps of `estimator` with every optimizer and number of threads.

@@ -1,6 +1,8 @@
 //! Times with what they mean: work per second beside the machine's peak, and reference numbers.
-//! Shared by the benches. Criterion does the sampling; a [`Group`] remembers its samples, prints the
-//! rates when it ends and adds them to the summary that `OUTERLOOP_BENCH_JSON` names.
+//! Shared by the benches. Criterion does the sampling; a [`Group`] remembers its samples, prints a
+//! table of rates in Markdown when it ends and adds them to the summary that `OUTERLOOP_BENCH_JSON` names.
+
+#![allow(dead_code)] // each bench uses its part
 
 mod peak;
 
@@ -44,6 +46,8 @@ pub struct Group<'a> {
     group: BenchmarkGroup<'a, WallTime>,
     peak: Peak,
     results: Vec<Value>,
+    /// Of the table, in Markdown.
+    rows: Vec<String>,
 }
 
 impl<'a> Group<'a> {
@@ -61,7 +65,7 @@ impl<'a> Group<'a> {
             peak.copy,
             kernel::path(),
         );
-        Group { name, group: c.benchmark_group(name), peak, results: Vec::new() }
+        Group { name, group: c.benchmark_group(name), peak, results: Vec::new(), rows: Vec::new() }
     }
 
     /// Benchmarks `f`, which returns how many units of `work` one call did, on `threads` threads.
@@ -86,12 +90,12 @@ impl<'a> Group<'a> {
         let per_call = s.seconds / s.iters as f64;
         let rate = s.units as f64 / s.seconds;
         let mut entry = json!({ "name": name, "threads": threads, "seconds": per_call });
-        let mut line = format!("{:<44} {:>9}", name, time(per_call));
+        let mut cells = [format!("{name} | {}", time(per_call)), "".into(), "".into(), "".into()];
         if work.jax > 0.0 {
             entry["inner_steps_per_second"] = json!(rate);
             entry["jax_inner_steps_per_second"] = json!(work.jax);
             let (ours, jax, ratio) = (count(rate), count(work.jax), rate / work.jax);
-            line += &format!("  {ours:>7} inner steps/s, {ratio:5.1} x JAX's {jax}");
+            cells[1] = format!("{ours}, {ratio:.1} x JAX's {jax}");
         }
         if work.flops > 0.0 {
             let rate = rate * work.flops / 1e9;
@@ -104,29 +108,31 @@ impl<'a> Group<'a> {
             entry["fma_peak_gigaflops"] = json!(peak);
             entry["fraction_of_fma_peak"] = json!(rate / peak);
             entry["fraction_of_gemm_peak"] = json!(rate / (self.peak.gemm * threads as f64));
-            line += &format!("  {rate:6.1} GFLOP/s = {:2.0} % of the FMA peak", 100.0 * rate / peak);
+            cells[2] = format!("{rate:.1} GFLOP/s, {:.0} %", 100.0 * rate / peak);
         }
         if work.bytes > 0.0 {
             let rate = rate * work.bytes / 1e9;
             entry["gigabytes_per_second"] = json!(rate);
             entry["fraction_of_copy_peak"] = json!(rate / self.peak.copy);
-            line += &format!("  {rate:6.1} GB/s = {:.1} x the copy rate", rate / self.peak.copy);
+            cells[3] = format!("{rate:.1} GB/s, {:.1} x", rate / self.peak.copy);
         }
-        println!("{line}");
+        self.rows.push(format!("| {} |", cells.join(" | ")));
         self.results.push(entry);
     }
 
-    /// Ends the group: writes the summary, if one is asked for.
+    /// Ends the group: prints its table and writes the summary, if one is asked for.
     pub fn finish(self) {
         self.group.finish();
+        // A filter on the command line may have skipped everything.
+        if self.rows.is_empty() {
+            return;
+        }
+        println!("\n| {} | time | inner steps/s | of the FMA peak | of the copy rate |", self.name);
+        println!("|---|---|---|---|---|\n{}", self.rows.join("\n"));
         let Some(path) = std::env::var_os(SUMMARY).map(PathBuf::from) else { return };
         let old: Option<Value> = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok());
         let mut summary = old.filter(Value::is_object).unwrap_or_else(|| json!({}));
-        summary["machine"] = json!({
-            "cpu": cpu(),
-            "threads": threads(),
-            "kernels": kernel::path(),
-        });
+        summary["machine"] = machine();
         summary["groups"][self.name] = json!({
             "peak": {
                 "fma_gigaflops_one_core": self.peak.fma,
@@ -170,15 +176,31 @@ fn time(seconds: f64) -> String {
     }
 }
 
-fn count(x: f64) -> String {
+/// Readable: `430`, `12.3k`, `4.56M`.
+pub fn count(x: f64) -> String {
     match x {
+        x if x < 1e3 => format!("{x:.0}"),
         x if x < 1e6 => format!("{:.1}k", x / 1e3),
-        x => format!("{:.2}M", x / 1e6),
+        x if x < 1e9 => format!("{:.2}M", x / 1e6),
+        x => format!("{:.2}G", x / 1e9),
     }
 }
 
+/// What a summary says about where it was measured.
+pub fn machine() -> Value {
+    json!({ "cpu": cpu(), "threads": threads(), "kernels": kernel::path() })
+}
+
+/// 1, 2 and all threads.
+pub fn thread_counts() -> Vec<usize> {
+    let mut counts = vec![1, 2, threads()];
+    counts.sort_unstable();
+    counts.dedup();
+    counts
+}
+
 /// The processor's name where the system tells it, else its architecture.
-fn cpu() -> String {
+pub fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info.lines().find(|l| l.starts_with("model name"));
     line.and_then(|l| l.split(": ").nth(1)).unwrap_or(std::env::consts::ARCH).to_string()
