@@ -7,8 +7,9 @@ use outerloop_core::Result;
 
 impl Page<'_> {
     fn legend(&self) -> String {
-        let all =
-            (0..self.report.contest.contestants.len()).map(|i| format!("<span>{}</span>", self.labelled(i)));
+        let mut order: Vec<usize> = (0..self.report.contest.contestants.len()).collect();
+        order.sort_by_key(|&i| self.charts.colors[i]);
+        let all = order.into_iter().map(|i| format!("<span>{}</span>", self.labelled(i)));
         format!("<div class=\"legend\">{}</div>\n", all.collect::<Vec<_>>().join("\n"))
     }
 
