@@ -1,10 +1,11 @@
-//! One core: loss and derivatives of the 64-32-10 task, one update and its derivative of two learned
+//! One core: loss and derivatives of the 64-32-10 task, one update and its derivative of learned
 //! optimizers over that task's 2410 parameters. Flop counts: see the README beside this file.
 
 mod report;
 
 use criterion::Criterion;
 use outerloop::core::{BatchKey, Key, LearnedOptimizer, OptState};
+use outerloop::lopt::AdafacMlp;
 use outerloop::prelude::{FlatTask, ImageMlp, LearnableAdam, MlpLopt, Typed};
 use report::{Group, Work};
 use std::hint::black_box;
@@ -25,6 +26,9 @@ const HVP: f64 = 2.0 * BATCH * (2.0 * LAYERS[0] + 6.0 * LAYERS[1]);
 /// Multiply-adds of the 8-32-32-2 network that is left once the 11 time features, equal for all
 /// parameters, are added to the first bias.
 const NETWORK: f64 = 8.0 * 32.0 + 32.0 * 32.0 + 32.0 * 2.0;
+
+/// The same of `AdafacMlp`'s 28-4-4-2 network. Its accumulators and features are more work than that.
+const ADAFAC: f64 = 28.0 * 4.0 + 4.0 * 4.0 + 4.0 * 2.0;
 
 fn flops(flops: f64) -> Work {
     Work { flops, ..Work::default() }
@@ -93,6 +97,7 @@ fn optimizers(c: &mut Criterion) {
     let n = 2410.0;
     // The derivative runs the network again, then once for theta and once for the features.
     rule(&mut group, &MlpLopt::default(), flops(2.0 * n * NETWORK), flops(6.0 * n * NETWORK));
+    rule(&mut group, &AdafacMlp::default(), flops(2.0 * n * ADAFAC), flops(6.0 * n * ADAFAC));
     // Reads p, m, v, g and writes p, m, v. The derivative reads these and three adjoints, and writes
     // four adjoints.
     let bytes = |bytes| Work { bytes, ..Work::default() };
