@@ -17,6 +17,8 @@ pub use outerloop_lopt as lopt;
 pub use outerloop_outer as outer;
 pub use outerloop_tasks as tasks;
 
+pub mod pretrained;
+
 /// What most programs need: `use outerloop::prelude::*;`.
 pub mod prelude {
     pub use outerloop_core::atomic::write_atomic;

@@ -1,0 +1,117 @@
+//! Learned optimizers that come with the crate, ready for use.
+//!
+//! ```
+//! use outerloop::prelude::*;
+//!
+//! let opt = outerloop::pretrained::small()?;
+//! // Say how long the run will be: the optimizer plans for it.
+//! let config = EvalConfig { num_steps: 20, ..EvalConfig::default() };
+//! let task = SingleTask::new(ImageMlp::digits());
+//! let curve = &training_curves(&task, &*opt, &config, Key::new(0), 1, &Workers::new(1)?)[0];
+//! assert!(curve.train[20] < 0.5 * curve.train[0]);
+//! # Ok::<(), Error>(())
+//! ```
+//!
+//! `src/pretrained/` holds each theta with its provenance: recipe, command, seed, hash and results.
+
+use outerloop_core::{LearnedOptimizer, Optimizer, Result};
+use outerloop_lopt::{registry, theta::ThetaFile};
+
+/// A learned optimizer with the theta that meta-training gave it.
+#[derive(Clone, Copy, Debug)]
+pub struct Pretrained {
+    /// Name of its files.
+    pub name: &'static str,
+    /// Mean lengths of the inner runs of its meta-training, at the start and at the end, in steps: it was made for
+    /// runs of the second length.
+    pub horizon: [u64; 2],
+    /// The theta file ([`ThetaFile`]).
+    pub bytes: &'static [u8],
+}
+
+/// The optimizer of [`small`].
+///
+/// A [`ControlledAdam`](outerloop_lopt::ControlledAdam) meta-trained on small digits MLPs,
+/// autoencoders and quadratics by `examples/meta_train/small.toml`.
+pub const SMALL: Pretrained =
+    Pretrained { name: "small", horizon: [150, 500], bytes: include_bytes!("pretrained/small.safetensors") };
+
+impl Pretrained {
+    /// Theta with architecture and provenance.
+    pub fn file(&self) -> Result<ThetaFile> {
+        ThetaFile::from_bytes(self.bytes, self.name)
+    }
+
+    /// The learned optimizer and its theta, e.g. to go on meta-training.
+    pub fn learned(&self) -> Result<(Box<dyn LearnedOptimizer>, Vec<f32>)> {
+        let file = self.file()?;
+        let lopt = registry::from_architecture(&file.architecture)?;
+        let theta = file.theta_for(&*lopt)?.to_vec();
+        Ok((lopt, theta))
+    }
+
+    /// The optimizer.
+    pub fn optimizer(&self) -> Result<Box<dyn Optimizer>> {
+        let (lopt, theta) = self.learned()?;
+        Ok(lopt.opt_fn(&theta))
+    }
+}
+
+/// A learned optimizer for nets of up to some ten thousand parameters trained for up to about 500 steps,
+/// without anything to tune.
+///
+/// It plans its steps for the `num_steps` that [`Optimizer::init`] is told; without it the learning rate
+/// never falls. See `src/pretrained/small.md` for what it wins and where it loses.
+pub fn small() -> Result<Box<dyn Optimizer>> {
+    SMALL.optimizer()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prelude::*;
+    use crate::tasks::suite;
+    use std::sync::Arc;
+
+    /// A task as a family.
+    struct Only(Arc<dyn FlatTask>);
+    impl FlatFamily for Only {
+        fn name(&self) -> String {
+            self.0.name()
+        }
+        fn sample_task(&self, _: Key) -> Arc<dyn FlatTask> {
+            self.0.clone()
+        }
+    }
+
+    #[test]
+    fn small_carries_its_recipe_and_its_architecture() {
+        let file = SMALL.file().unwrap();
+        let (lopt, theta) = SMALL.learned().unwrap();
+        assert_eq!(file.architecture, lopt.architecture());
+        assert_eq!(theta.len(), lopt.theta_layout().len());
+        assert!(file.metadata["config"].contains("task = \"suite\""));
+        assert!(ThetaFile::from_bytes(&SMALL.bytes[1..], "cut").is_err());
+    }
+
+    #[test]
+    fn small_beats_untuned_adam_on_held_out_tasks() {
+        let workers = Workers::new(1).unwrap();
+        let config = EvalConfig { num_steps: 500, ..EvalConfig::default() };
+        let small = small().unwrap();
+        for task in suite::held_out().iter().filter(|t| ["mlp16-tanh", "mlp32-relu-mse"].contains(&&*t.name))
+        {
+            let family = Only(task.task().unwrap());
+            let run = |opt: &dyn Optimizer| -> Vec<f32> {
+                let key = suite::evaluation_key(3).named("pretrained");
+                let curves = training_curves(&family, opt, &config, key, 3, &workers);
+                curves.iter().map(|c| c.final_train(20)).collect()
+            };
+            let (learned, adam) = (run(&*small), run(&Adam::new(1e-3)));
+            // The worst seed of one against the best of the other.
+            let worst = learned.iter().copied().fold(0.0, f32::max);
+            let best = adam.iter().copied().fold(f32::INFINITY, f32::min);
+            assert!(worst < 0.5 * best, "{}: {learned:?} against {adam:?}", task.name);
+        }
+    }
+}
