@@ -200,7 +200,7 @@ fn main() -> Result<()> {
     };
     let file = |name: &str| options.out.join(name);
     plot.save(file("compare_estimators.svg"))?;
-    write_atomic(&file("compare_estimators.csv"), csv.as_bytes())?;
+    write_atomic(file("compare_estimators.csv"), csv.as_bytes())?;
     println!("\nwritten: {}", file("compare_estimators.svg").display());
     Ok(())
 }
