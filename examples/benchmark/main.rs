@@ -1,18 +1,23 @@
 //! Learned against hand-designed optimizers, honestly:
 //!
-//! `cargo run --release --example benchmark -- --theta runs/meta_train-1/theta.safetensors`
+//! `cargo run --release --example benchmark`
 //!
 //! trains every task of the held-out suite with every optimizer and writes a report (HTML, CSV, JSON)
-//! whose numbers repeat bit for bit. `-- --help` lists the choices, `-- --quick` takes seconds.
+//! whose numbers repeat bit for bit. The learned contestant is the one that is shipped, or
+//! `-- --theta runs/meta_train-1/theta.safetensors`. `-- --help` lists the choices, `-- --quick` takes
+//! seconds.
 
 mod options;
 
 use clap::Parser;
 use options::Options;
 use outerloop::lopt::baselines::{learning_rates, nadamw_list, BASELINES};
+use outerloop::lopt::theta::ThetaFile;
 use outerloop::outer::benchmark::{time_steps, Contest, Contestant, Receipt, Report, Role};
 use outerloop::prelude::*;
+use outerloop::pretrained::SMALL;
 use outerloop::tasks::suite;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -68,19 +73,28 @@ fn contestants(options: &Options) -> Result<(Vec<Contestant>, Receipt)> {
     let mut receipt = Receipt::new()
         .with("kernels", kernel::path())
         .with_hash("digits, pixels and labels", &[pixels, labels].concat());
-    for path in &options.theta {
-        let file = theta::load(path)?;
+    for (name, file) in thetas(options)? {
         let lopt = registry::from_architecture::<f32>(&file.architecture)?;
         let opt = lopt.opt_fn(file.theta_for(&*lopt)?);
-        let stem = path.parent().and_then(|p| p.file_name()).filter(|_| options.theta.len() > 1);
-        let name = match stem {
-            Some(stem) => format!("{} {}", lopt.name(), stem.to_string_lossy()),
-            None => lopt.name(),
-        };
         let bytes: Vec<u8> = file.theta.iter().flat_map(|x| x.to_le_bytes()).collect();
         receipt = receipt.with(format!("architecture of {name}"), &file.architecture);
         receipt = receipt.with_hash(format!("theta of {name}"), &bytes);
         all.push(Contestant::single(name, Role::Learned, opt));
     }
     Ok((all, receipt))
+}
+
+/// The learned contestants with their names: the given files, or the optimizer that is shipped.
+fn thetas(options: &Options) -> Result<Vec<(String, ThetaFile)>> {
+    if options.theta.is_empty() {
+        return Ok(vec![(format!("pretrained {}", SMALL.name), SMALL.file()?)]);
+    }
+    let load = |path: &PathBuf| {
+        let file = theta::load(path)?;
+        let class = file.architecture.split(' ').next().unwrap_or_default().to_string();
+        // Several of one class are told apart by their files.
+        let name = if options.theta.len() > 1 { format!("{class} {}", path.display()) } else { class };
+        Ok((name, file))
+    };
+    options.theta.iter().map(load).collect()
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// Compare learned with hand-designed optimizers and write a report.
 #[derive(Parser)]
 pub struct Options {
-    /// A saved theta, as written by meta_train; may be repeated.
+    /// A saved theta, as written by meta_train; may be repeated [default: the pretrained optimizer].
     #[arg(long, value_name = "FILE")]
     pub theta: Vec<PathBuf>,
     /// Updates per run.
