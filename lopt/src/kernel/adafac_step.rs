@@ -305,11 +305,29 @@ fn add_squares<S: Simd, T: Tensor, const V: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use outerloop_core::contract::awkward_layout;
     use outerloop_core::{Layout, LearnedOptimizer};
     use std::sync::Arc;
+
+    /// Sizes of the network, and several averages of each kind.
+    pub(in crate::kernel) fn rules() -> [AdafacMlp; 4] {
+        let rule = |hidden_size, hidden_layers| AdafacMlp {
+            hidden_size,
+            hidden_layers,
+            exp_mult: 0.1,
+            step_mult: 0.02,
+            ..AdafacMlp::default()
+        };
+        let several = AdafacMlp {
+            initial_momentum_decays: vec![0.5, 0.9],
+            initial_rms_decays: vec![0.9, 0.95],
+            initial_adafactor_decays: vec![0.8, 0.9],
+            ..rule(5, 1)
+        };
+        [rule(4, 2), rule(32, 2), rule(7, 0), several]
+    }
 
     fn run(opt: &dyn Optimizer<f32>, layout: &Arc<Layout>, steps: u64) -> OptState<f32> {
         let key = Key::new(8);
@@ -346,16 +364,7 @@ mod tests {
             &[0],
         ];
         layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
-        let rule =
-            |hidden_size, hidden_layers| AdafacMlp { hidden_size, hidden_layers, ..Default::default() };
-        let two_rms = AdafacMlp {
-            initial_momentum_decays: vec![0.5, 0.9],
-            initial_rms_decays: vec![0.9, 0.95],
-            initial_adafactor_decays: vec![0.8, 0.9],
-            ..rule(5, 1)
-        };
-        for rule in [rule(4, 2), rule(32, 2), rule(7, 0), two_rms] {
-            let rule = AdafacMlp { exp_mult: 0.1, step_mult: 0.02, ..rule };
+        for rule in rules() {
             let mut theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
             theta.iter_mut().enumerate().for_each(|(i, t)| *t += 0.01 * (i as f32).sin());
             for layout in &layouts {

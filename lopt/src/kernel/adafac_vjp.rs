@@ -144,20 +144,10 @@ mod tests {
     use super::super::mlp_vjp::tests::check;
     use super::*;
     use crate::kernel::Path;
-    use crate::AdafacMlp;
 
     #[test]
     fn agrees_with_the_twin_in_f64() {
-        let rule =
-            |hidden_size, hidden_layers| AdafacMlp { hidden_size, hidden_layers, ..Default::default() };
-        let two_rms = AdafacMlp {
-            initial_momentum_decays: vec![0.5, 0.9],
-            initial_rms_decays: vec![0.9, 0.95],
-            initial_adafactor_decays: vec![0.8, 0.9],
-            ..rule(5, 1)
-        };
-        for rule in [rule(4, 2), rule(32, 2), rule(7, 0), two_rms] {
-            let rule = AdafacMlp { exp_mult: 0.1, step_mult: 0.02, ..rule };
+        for rule in super::super::adafac_step::tests::rules() {
             check(&rule, 1e-3, |path: Path, theta| Box::new(AdafacKernel::new(rule.clone(), theta, path)));
         }
     }

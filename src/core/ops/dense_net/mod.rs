@@ -40,13 +40,12 @@ impl Elementwise {
 
 impl std::fmt::Debug for Elementwise {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Elementwise({:?} at 1)", self.0.at(1.0))
+        f.write_str("Elementwise")
     }
 }
 
 /// Object-safe side of [`Elementwise`].
 trait Map: Send + Sync {
-    fn at(&self, x: f32) -> [f32; 3];
     /// `y ← f(y)`.
     fn value(&self, path: Path, y: &mut [f32]);
     /// `y ← f(y)`, `d1 ← f'`.
@@ -56,9 +55,6 @@ trait Map: Send + Sync {
 }
 
 impl<F: Fn(f32) -> [f32; 3] + Copy + Send + Sync> Map for F {
-    fn at(&self, x: f32) -> [f32; 3] {
-        self(x)
-    }
     fn value(&self, path: Path, y: &mut [f32]) {
         path.run(Plain(
             #[inline(always)]
