@@ -204,7 +204,7 @@ impl<E: Float> TruncatedStep<E> {
         let loss = weighted.map(|(l, w)| l * w).sum();
 
         // Backward, segment by segment.
-        let mut grad = vec![E::of(0.0); theta.len()];
+        let mut grad = ThetaSum::new(theta.len());
         let mut adjoint: Option<OptState<E>> = None;
         let mut first = last;
         loop {
@@ -213,7 +213,7 @@ impl<E: Float> TruncatedStep<E> {
                     // The new run's start does not depend on the old run, only on theta through `init`.
                     Replayed::Reset(start) => {
                         if let Some(a) = adjoint.take() {
-                            vjp.init_vjp(&start, &a, &mut grad);
+                            grad.add(|part| vjp.init_vjp(&start, &a, part));
                         }
                         continue;
                     }
@@ -225,7 +225,8 @@ impl<E: Float> TruncatedStep<E> {
                     w => w * metas[t].1 * self.objective.slope(&*step.task, metas[t].0),
                 };
                 let a = adjoint.take().unwrap_or_else(|| step.before.zeros_like());
-                let mut a = self.step_back(vjp, &step, a, E::of(slope), &mut grad, worker);
+                let slope = E::of(slope);
+                let mut a = grad.add(|part| self.step_back(vjp, &step, a, slope, part, worker));
                 if let Some(limit) = config.clip {
                     clip_norm(&mut a, limit);
                 }
@@ -240,9 +241,9 @@ impl<E: Float> TruncatedStep<E> {
         }
         // A window that begins with a fresh run depends on theta through that run's `init`, too.
         if let (Some(a), Some(start)) = (adjoint, fresh_start) {
-            vjp.init_vjp(&start, &a, &mut grad);
+            grad.add(|part| vjp.init_vjp(&start, &a, part));
         }
-        Ok(Sweep { window, loss, grad, train_loss })
+        Ok(Sweep { window, loss, grad: grad.total(), train_loss })
     }
 
     /// Trains one step, remembering what [`Self::step_back`] needs.
@@ -301,6 +302,32 @@ impl<E: Float> TruncatedStep<E> {
             add_scaled(&mut state.params, direct, &step.grad);
         }
         state
+    }
+}
+
+/// Theta's adjoint. Each step's part is summed in f64, so that rounding does not grow with the length.
+struct ThetaSum<E> {
+    sum: Vec<f64>,
+    part: Vec<E>,
+}
+
+impl<E: Float> ThetaSum<E> {
+    fn new(len: usize) -> Self {
+        ThetaSum { sum: vec![0.0; len], part: vec![E::of(0.0); len] }
+    }
+
+    /// Adds what `f` adds to the zeros it is given.
+    fn add<R>(&mut self, f: impl FnOnce(&mut [E]) -> R) -> R {
+        self.part.fill(E::of(0.0));
+        let result = f(&mut self.part);
+        for (s, p) in self.sum.iter_mut().zip(&self.part) {
+            *s += p.f64();
+        }
+        result
+    }
+
+    fn total(&self) -> Vec<E> {
+        self.sum.iter().map(|s| E::of(*s)).collect()
     }
 }
 

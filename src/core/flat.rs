@@ -1,6 +1,6 @@
 //! The flat side of a task: one `f32` (or `f64`) buffer plus a [`Layout`], behind object-safe traits.
 
-use crate::tensor::{host_data, record, record_hvp, Cpu, Host, NoneTape, ParamTree};
+use crate::tensor::{host_data, record, record_hvp, Cache, Cpu, Host, NoneTape, ParamTree};
 use crate::{BatchKey, Float, Key, Layout, Params, Task, TaskFamily};
 use std::any::{Any, TypeId};
 use std::sync::Arc;
@@ -149,12 +149,24 @@ where
     layout: Arc<Layout>,
     /// One per evaluator: dfdx devices must not be shared between threads.
     dev: Cpu,
+    /// Evaluations since the device's cache was emptied, if it is in use.
+    cached: Option<usize>,
     /// None until the loss is traced: closed forms need no tensors.
     params: Option<T::Params>,
     batch: Option<(BatchKey, T::Batch)>,
     state: Vec<E>,
     /// Differences in f64, for losses with operations that have no tangent rule.
     fallback: Option<Box<dyn Evaluator<f64>>>,
+}
+
+impl<E: Float, T: Task<E, Cpu>> Drop for TypedEvaluator<E, T>
+where
+    Cpu: Host<E>,
+{
+    fn drop(&mut self) {
+        // A dropped cache would leak what it holds.
+        self.dev.disable_cache();
+    }
 }
 
 impl<E: Float, T: Task<E, Cpu>> TypedEvaluator<E, T>
@@ -165,6 +177,7 @@ where
         crate::tensor::keep_gemm_on_one_thread();
         TypedEvaluator {
             dev: Cpu::default(),
+            cached: None,
             params: None,
             batch: None,
             state: Vec::new(),
@@ -178,6 +191,26 @@ where
     fn load_params(&mut self, flat: &[E]) {
         let params = self.params.get_or_insert_with(|| self.task.init(&self.dev, Key::new(0)));
         params.read_flat(flat);
+    }
+
+    /// Lets the buffers of one evaluation serve the next one, if some are `large` elements: such would
+    /// come from the operating system page by page. The cache has no bound of its own, and data made from
+    /// vectors enters it without leaving it, so it is emptied now and then.
+    fn keep_buffers(&mut self, large: usize) {
+        const LARGE: usize = 1 << 14;
+        const EVALUATIONS: usize = 16;
+        self.cached = match self.cached {
+            None if large * size_of::<E>() < LARGE => None,
+            None => {
+                self.dev.enable_cache();
+                Some(0)
+            }
+            Some(EVALUATIONS) => {
+                self.dev.empty_cache();
+                Some(0)
+            }
+            Some(n) => Some(n + 1),
+        };
     }
 
     /// Makes `batch` the one that `at` names.
@@ -234,6 +267,7 @@ where
             self.task.loss_with_state(params!(self), state, batch!(self), m)
         });
         params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        self.keep_buffers(r.largest);
         host_data(&r.value)[0]
     }
 
@@ -281,6 +315,7 @@ where
                 }
             }
         }
+        self.keep_buffers(r.largest);
         host_data(&r.value)[0]
     }
 }

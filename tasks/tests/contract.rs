@@ -327,3 +327,29 @@ fn configurations_that_cannot_work_are_refused() {
         "image mlp: features and classes: expected [63, 10], got [64, 10]"
     );
 }
+
+#[test]
+fn evaluations_with_kept_buffers_repeat_to_the_bit() {
+    let config = ConvConfig { channels: vec![4, 8], batch_size: 64, ..ConvConfig::default() };
+    let task = Typed::new(ConvTask::new(Splits::digits(), config).unwrap());
+    let task: &dyn FlatTask<f32> = &task;
+    let params = task.init(Key::new(0)).data;
+    let n = params.len();
+    let (mut v, mut grad, mut hvp) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+    Key::new(1).fill_normal(&mut v);
+    let mut kept = task.evaluator();
+    let mut first: Vec<Vec<u32>> = Vec::new();
+    // The buffers are given back every now and then.
+    for call in 0..60u64 {
+        let at = BatchKey::train(call % 2, Key::new(2));
+        kept.loss_grad_hvp(&params, &[], at, &v, &mut grad, &mut hvp);
+        let got: Vec<u32> = grad.iter().chain(&hvp).map(|x| x.to_bits()).collect();
+        kept.loss_and_grad(&params, &mut [], at, &mut grad);
+        assert!(grad.iter().zip(&got).all(|(g, bits)| g.to_bits() == *bits), "call {call}");
+        match first.get((call % 2) as usize) {
+            Some(want) => assert_eq!(got, *want, "call {call}"),
+            None => first.push(got),
+        }
+    }
+    assert_ne!(first[0], first[1]);
+}

@@ -109,12 +109,14 @@ impl Features<'_> {
                 }
             } else {
                 let x = pulp::bytemuck::cast_slice_mut::<S::f32s, f32>(x);
-                let mut tensor = at.tensor;
-                for (i, (x, raw)) in range.clone().zip(x.iter_mut().zip(&raw[at.start..])) {
-                    while entries[tensor].range().end <= i {
-                        tensor += 1;
+                let (mut tensor, mut from) = (at.tensor, at.start);
+                while from < end {
+                    let to = entries[tensor].range().end.min(end);
+                    let scale = self.scales[tensor * TENSOR_FEATURES + f];
+                    for (x, raw) in x[from - at.start..to - at.start].iter_mut().zip(&raw[from..to]) {
+                        *x = raw * scale;
                     }
-                    *x = raw * self.scales[tensor * TENSOR_FEATURES + f];
+                    (tensor, from) = (tensor + 1, to);
                 }
                 x[range.len()..].fill(0.0);
             }

@@ -1,12 +1,13 @@
 //! `act(x w + b)` as one operation.
 
+use super::buffer::Buffer;
 use super::gemm::{add_matmul, Mat};
 use super::math::vectorize;
 use super::raw::{apply, flat, Primal, RawOp, Tangent};
 use crate::tensor::{Backend, Dim, Float, Mode, Tensor};
 use dfdx::prelude::HasShape;
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
+use std::ops::Deref;
 
 /// An activation whose derivatives are functions of its value, so that it can be fused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -94,16 +95,32 @@ impl Activation {
     }
 
     /// `act'(z) d`, from the values `y`.
-    fn chain<'a, E: Float>(self, d: &'a [E], y: &[E]) -> Cow<'a, [E]> {
+    fn chain<'a, E: Float>(self, d: &'a [E], y: &[E]) -> Chained<'a, E> {
         if self == Activation::Identity {
-            return Cow::Borrowed(d);
+            return Chained::Same(d);
         }
-        let mut out = vec![E::of(0.0); d.len()];
+        let mut out = Buffer::copy(d);
         let z = &mut out[..];
-        each!(self, ACT => for ((z, d), y) in z.iter_mut().zip(d).zip(y) {
-            *z = *d * ACT.d1(*y);
+        each!(self, ACT => for (z, y) in z.iter_mut().zip(y) {
+            *z *= ACT.d1(*y);
         });
-        Cow::Owned(out)
+        Chained::Scaled(out)
+    }
+}
+
+/// What [`Activation::chain`] gives.
+enum Chained<'a, E: 'static> {
+    Same(&'a [E]),
+    Scaled(Buffer<E>),
+}
+
+impl<E: 'static> Deref for Chained<'_, E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        match self {
+            Chained::Same(d) => d,
+            Chained::Scaled(d) => d,
+        }
     }
 }
 
@@ -177,8 +194,8 @@ impl<E: Float> RawOp<E> for Linear {
         let dz = self.act.chain(p.dy, p.y);
         // d(dz) = act' ddy + act'' ż dy, with act' ż = ẏ
         let mut ddz = self.act.chain(t.ddy, p.y);
-        if matches!(self.act, Activation::Tanh | Activation::Sigmoid) {
-            let ddz = &mut ddz.to_mut()[..];
+        if let (Activation::Tanh | Activation::Sigmoid, Chained::Scaled(ddz)) = (self.act, &mut ddz) {
+            let ddz = &mut ddz[..];
             each!(self.act, ACT => for (((ddz, y), dy), ty) in ddz.iter_mut().zip(p.y).zip(p.dy).zip(t.ty) {
                 *ddz += *dy * ACT.ratio(*y) * *ty;
             });

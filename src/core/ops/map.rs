@@ -42,13 +42,15 @@ impl<E: Float, F: Fn(E) -> [E; 3] + 'static> RawOp<E> for Map<F> {
         );
     }
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
-        self.vjp(p.x, p.y, t.ddy, ddx);
-        let (Some(ddx), Some(tx)) = (&mut ddx[0], t.tx[0]) else { return };
+        let Some(tx) = t.tx[0] else { return self.vjp(p.x, p.y, t.ddy, ddx) };
+        let Some(ddx) = &mut ddx[0] else { return };
         vectorize(
             #[inline(always)]
             || {
-                for (((d, x), tx), dy) in ddx.iter_mut().zip(p.x[0]).zip(tx).zip(p.dy) {
-                    *d += (self.0)(*x)[2] * *tx * *dy;
+                for ((((d, x), tx), dy), ddy) in ddx.iter_mut().zip(p.x[0]).zip(tx).zip(p.dy).zip(t.ddy) {
+                    let [_, d1, d2] = (self.0)(*x);
+                    *d += d1 * *ddy;
+                    *d += d2 * *tx * *dy;
                 }
             },
         );

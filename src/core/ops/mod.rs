@@ -23,6 +23,7 @@
 //! knows them (a computed tensor is passed there without its tape, `t.split_tape().0`). At points where a derivative does not exist (ReLU at 0, the root at 0) it is 0.
 
 mod binary;
+mod buffer;
 mod conv;
 mod dense_net;
 mod dual;
@@ -41,6 +42,7 @@ mod tests;
 mod xent;
 
 pub use binary::{add, div, mul, sub};
+pub(crate) use buffer::Buffer;
 pub use conv::{avg_pool, conv2d, global_avg_pool, global_max_pool, max_pool, Padding};
 pub use dense_net::{DenseNet, Elementwise, Head, Rows};
 pub(crate) use linear::raw_linear;

@@ -1,5 +1,6 @@
 //! What an operation is, how it is recorded, and two short ways to write one.
 
+use super::buffer::Buffer;
 use crate::tensor::{unique_id, with_recording, Backend, Float, Mode, Shape, Tangents, Tensor};
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
 use std::ops::Deref;
@@ -113,9 +114,7 @@ pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
     shape: S,
     mode: M,
 ) -> Tensor<S, E, B, M> {
-    let mut y = vec![E::of(0.0); shape.num_elements()];
-    with_host(&inputs, |x| op.forward(x, &mut y));
-    let out = inputs[0].device().tensor_from_vec(y, shape);
+    let out = inputs[0].device().filled(shape, |y| with_host(&inputs, |x| op.forward(x, y)));
     if !M::OWNS_TAPE {
         return out.put_tape(mode);
     }
@@ -125,12 +124,13 @@ pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
         if !active.contains(&true) {
             return; // data in, data out
         }
+        r.largest = r.largest.max(out.shape().num_elements());
         let out_id = unique_id(&out);
         let y = flat(out.clone());
         if let Some(t) = &r.tangents {
             let mut t = t.borrow_mut();
             let y = B::host(&y);
-            let mut ty = vec![E::of(0.0); y.len()];
+            let mut ty = Buffer::zeros(y.len());
             let tx: Vec<Option<&[E]>> = ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
             with_host(&inputs, |x| op.jvp(x, &y, &tx, &mut ty));
             t.value.insert(out_id, ty);
@@ -160,16 +160,14 @@ fn adjoint_tangents<E: Float>(
     ids: &[UniqueId],
     active: &[bool],
 ) {
-    let zeros = |n: usize| vec![E::of(0.0); n];
-    let ddy = t.adjoint.remove(&out).unwrap_or_else(|| zeros(p.y.len()));
+    let ddy = t.adjoint.remove(&out).unwrap_or_else(|| Buffer::zeros(p.y.len()));
     // The first occurrence of an input adds in place, further ones (x * x) to their own buffers.
-    let mut ddx: Vec<Option<Vec<E>>> = Vec::with_capacity(ids.len());
+    let mut ddx: Vec<Option<Buffer<E>>> = Vec::with_capacity(ids.len());
     for (i, id) in ids.iter().enumerate() {
-        ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| zeros(p.x[i].len()))));
+        ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| Buffer::zeros(p.x[i].len()))));
     }
     let tx: Vec<Option<&[E]>> = ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
-    let none = Vec::new();
-    let ty = t.value.get(&out).unwrap_or(&none);
+    let ty = t.value.get(&out).map_or(&[][..], Deref::deref);
     let mut views: Vec<Option<&mut [E]>> = ddx.iter_mut().map(|d| d.as_deref_mut()).collect();
     op.vjp_tangent(p, Tangent { tx: &tx, ty, ddy: &ddy }, &mut views);
     for (id, d) in ids.iter().zip(ddx) {
@@ -179,7 +177,7 @@ fn adjoint_tangents<E: Float>(
                 e.insert(d);
             }
             std::collections::hash_map::Entry::Occupied(mut e) => {
-                e.get_mut().iter_mut().zip(d).for_each(|(a, d)| *a += d);
+                e.get_mut().iter_mut().zip(&*d).for_each(|(a, d)| *a += *d);
             }
         }
     }

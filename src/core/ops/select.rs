@@ -1,5 +1,6 @@
 //! Moving elements: rows by index, columns, transposes, concatenation, image patches.
 
+use super::math::vectorize;
 use super::raw::{apply, flat, Affine, AffineOp};
 use crate::tensor::{Backend, Dim, Float, Mode, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
@@ -17,12 +18,28 @@ struct Select<E> {
 
 impl<E: Float> Select<E> {
     /// Calls `f(start in the input, start in the output)` per block with a source.
+    #[inline(always)]
     fn blocks(&self, mut f: impl FnMut(usize, usize)) {
         for (k, &i) in self.index.iter().enumerate() {
             if i != NONE {
                 f(i as usize * self.width, k * self.width);
             }
         }
+    }
+}
+
+/// `y += x`, for short rows.
+#[inline(always)]
+fn add_row<E: Float>(y: &mut [E], x: &[E]) {
+    const WIDTH: usize = 8;
+    let (mut wide, mut x_wide) = (y.chunks_exact_mut(WIDTH), x.chunks_exact(WIDTH));
+    for (y, x) in wide.by_ref().zip(x_wide.by_ref()) {
+        for k in 0..WIDTH {
+            y[k] += x[k];
+        }
+    }
+    for (y, x) in wide.into_remainder().iter_mut().zip(x_wide.remainder()) {
+        *y += *x;
     }
 }
 
@@ -34,11 +51,17 @@ impl<E: Float> AffineOp<E> for Select<E> {
     }
     fn add(&self, _: usize, x: &[E], y: &mut [E]) {
         let w = self.width;
-        self.blocks(|i, k| y[k..k + w].iter_mut().zip(&x[i..i + w]).for_each(|(y, x)| *y += *x));
+        vectorize(
+            #[inline(always)]
+            || self.blocks(|i, k| add_row(&mut y[k..k + w], &x[i..i + w])),
+        );
     }
     fn add_adjoint(&self, _: usize, dy: &[E], dx: &mut [E]) {
         let w = self.width;
-        self.blocks(|i, k| dx[i..i + w].iter_mut().zip(&dy[k..k + w]).for_each(|(d, y)| *d += *y));
+        vectorize(
+            #[inline(always)]
+            || self.blocks(|i, k| add_row(&mut dx[i..i + w], &dy[k..k + w])),
+        );
     }
 }
 

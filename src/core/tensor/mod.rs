@@ -5,6 +5,7 @@ mod collection;
 mod params;
 mod rec;
 
+pub(crate) use dfdx::prelude::Cache;
 pub use dfdx::prelude::{
     Axes, Axis, Const, ConstShape, Cpu, Device, Dim, Dtype, Gradients, HasShape, NoneTape, PutTape, Rank0,
     Rank1, Rank2, Rank3, Rank4, Shape, Storage, Tape, Tensor, TensorCollection,
@@ -17,6 +18,7 @@ pub(crate) use rec::{unique_id, with_recording, Tangents};
 
 use crate::ops::{self, math, Activation};
 use crate::Key;
+use dfdx::prelude::ZerosTensor;
 use std::borrow::Cow;
 
 /// A floating dtype: f32 in use, f64 as the oracle.
@@ -93,6 +95,13 @@ pub trait Backend<E: Float>: Device<E> + Send + Sync {
         self.tensor_from_vec(v, shape)
     }
 
+    /// A tensor whose elements `f` fills; they come zeroed.
+    fn filled<S: Shape>(&self, shape: S, f: impl FnOnce(&mut [E])) -> Tensor<S, E, Self> {
+        let mut v = vec![E::of(0.0); shape.num_elements()];
+        f(&mut v);
+        self.tensor_from_vec(v, shape)
+    }
+
     /// Copies a storage buffer to the host.
     fn read_vec(&self, v: &<Self as Storage<E>>::Vec, out: &mut [E]);
 
@@ -151,6 +160,12 @@ macro_rules! cpu {
         }
         impl Backend<$t> for Cpu {
             type DynParams = DynTensors<$t, Cpu>;
+            fn filled<S: Shape>(&self, shape: S, f: impl FnOnce(&mut [$t])) -> Tensor<S, $t, Self> {
+                // Not from a vector: only what the device allocates comes from its cache.
+                let mut t = self.zeros_like(&shape);
+                f(host_data_mut(&mut t));
+                t
+            }
             fn read_vec(&self, v: &<Self as Storage<$t>>::Vec, out: &mut [$t]) {
                 out.copy_from_slice(v);
             }
@@ -239,6 +254,18 @@ pub fn host_data<S: Shape, E: Float, T>(t: &Tensor<S, E, Cpu, T>) -> &[E] {
     // SAFETY: `first` is the start of the storage, and the tensor was just shown to be row major
     // without gaps, so the storage holds `n` elements from there.
     unsafe { std::slice::from_raw_parts(first, n) }
+}
+
+/// The elements of a tensor that was just made, and so is contiguous and owns its storage.
+fn host_data_mut<S: Shape, E: Float>(t: &mut Tensor<S, E, Cpu>) -> &mut [E] {
+    let n = host_data(t).len();
+    if n == 0 {
+        return &mut [];
+    }
+    let first: *mut E = &mut t[Default::default()];
+    // SAFETY: `host_data` showed that `n` elements lie from `first` on without gaps, and dfdx made the
+    // storage unique before it lent `first`; the slice borrows the tensor mutably.
+    unsafe { std::slice::from_raw_parts_mut(first, n) }
 }
 
 /// Lanes are the unit of parallelism: gemm must not start threads of its own inside one.

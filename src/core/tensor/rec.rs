@@ -2,6 +2,7 @@
 //! tensors can be cloned and reused freely, and a gradient cannot be lost with a dropped tape.
 
 use super::{Backend, Float, Gradients, NoneTape, Rank0, Storage, Tape, Tensor};
+use crate::ops::Buffer;
 use dfdx::prelude::{Backward, Merge, OwnedTape, SplitTape, UniqueId};
 use dfdx::tensor::PutTape;
 use std::{
@@ -51,21 +52,22 @@ impl<E: Float, B: Backend<E>> Mode<E, B> for NoneTape {}
 impl<E: Float, B: Backend<E>> Mode<E, B> for Rec {}
 
 /// Tangents of tensors and of their adjoints, keyed by tensor: forward-over-reverse state.
-#[derive(Default)]
-pub(crate) struct Tangents<E> {
+pub(crate) struct Tangents<E: 'static> {
     /// Tangent of a tensor's value.
-    pub value: HashMap<UniqueId, Vec<E>>,
+    pub value: HashMap<UniqueId, Buffer<E>>,
     /// Tangent of a tensor's adjoint.
-    pub adjoint: HashMap<UniqueId, Vec<E>>,
+    pub adjoint: HashMap<UniqueId, Buffer<E>>,
 }
 
 /// What is being recorded on this thread.
-pub(crate) struct Recording<E, D: Storage<E>> {
+pub(crate) struct Recording<E: 'static, D: Storage<E>> {
     tape: OwnedTape<E, D>,
     /// Tensors that depend on a parameter; others are data, and get no gradient.
     active: HashSet<UniqueId>,
     /// An operation of dfdx itself took part: exact tangents are not available.
     foreign: bool,
+    /// Elements of the largest result.
+    pub largest: usize,
     pub tangents: Option<Rc<RefCell<Tangents<E>>>>,
 }
 
@@ -114,6 +116,8 @@ pub struct Recorded<E: Float, B: Backend<E>> {
     /// The derivative of the scalar along the direction `v` (it equals gradient · v), under the same
     /// condition.
     pub slope: Option<E>,
+    /// Elements of the largest intermediate result.
+    pub(crate) largest: usize,
 }
 
 /// Runs `f` on a fresh tape and back-propagates its scalar. `params`: ids of the tensors to
@@ -131,7 +135,7 @@ pub fn record_hvp<E: Float, B: Backend<E>>(
     v: &[&[E]],
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
-    let value = params.iter().copied().zip(v.iter().map(|v| v.to_vec())).collect();
+    let value = params.iter().copied().zip(v.iter().map(|v| Buffer::copy(v))).collect();
     let tangents = Tangents { value, adjoint: HashMap::new() };
     run(params, Some(Rc::new(RefCell::new(tangents))), f)
 }
@@ -152,6 +156,7 @@ fn run<E: Float, B: Backend<E>>(
         tape: OwnedTape::default(),
         active: params.iter().copied().collect(),
         foreign: false,
+        largest: 0,
         tangents: tangents.clone(),
     };
     let mut restore = Restore(CURRENT.with(|c| c.replace(Some(Box::new(fresh)))));
@@ -171,7 +176,7 @@ fn run<E: Float, B: Backend<E>>(
     });
     let hvp = tangents.map(|t| {
         let mut t = t.borrow_mut();
-        params.iter().map(|id| t.adjoint.remove(id)).collect()
+        params.iter().map(|id| t.adjoint.remove(id).map(|d| d.to_vec())).collect()
     });
-    Recorded { value, grads, hvp, slope }
+    Recorded { value, grads, hvp, slope, largest: recording.largest }
 }
