@@ -93,13 +93,13 @@ impl Tensor for VectorTensor<'_> {
         load_row::<S, V>(s, &params[i.clone()], row_mut(x, 1));
         for k in 0..rms {
             load_row::<S, V>(s, &self.rms[k * n..][at.clone()], row_mut(x, rms_row + k));
-            let value = *row::<S, V>(x, rms_row + k);
+            let value = *row::<_, V>(x, rms_row + k);
             *row_mut(x, rsqrt_row + k) = rsqrts::<S, V>(s, value, RMS_EPSILON);
         }
-        let g = *row::<S, V>(x, 0);
+        let g = *row::<_, V>(x, 0);
         for k in 0..decays {
             load_row::<S, V>(s, &self.moments[k * numel..][i.clone()], row_mut(x, row_row + k));
-            let value = *row::<S, V>(x, row_row + k);
+            let value = *row::<_, V>(x, row_row + k);
             *row_mut(x, col_row + k) = value;
             let root = rsqrts::<S, V>(s, value, FACTOR_EPSILON as f32);
             *row_mut(x, row_root + k) = root;
@@ -110,9 +110,9 @@ impl Tensor for VectorTensor<'_> {
         }
         for k in 0..momenta {
             load_row::<S, V>(s, &self.momentum[k * n..][at.clone()], row_mut(x, m_row + k));
-            let m = *row::<S, V>(x, m_row + k);
-            *row_mut(x, adam_row + k) = products(s, &m, row::<S, V>(x, rsqrt_row + k.min(rms - 1)));
-            *row_mut(x, m_factored + k) = products(s, &m, row::<S, V>(x, factor_row + k.min(decays - 1)));
+            let m = *row::<_, V>(x, m_row + k);
+            *row_mut(x, adam_row + k) = products(s, &m, row::<_, V>(x, rsqrt_row + k.min(rms - 1)));
+            *row_mut(x, m_factored + k) = products(s, &m, row::<_, V>(x, factor_row + k.min(decays - 1)));
         }
         clear_tail::<S, V>(x, column_count(self.counts), count);
     }
@@ -120,7 +120,7 @@ impl Tensor for VectorTensor<'_> {
 
 /// Row `r` of `x` `[.., V]`.
 #[inline(always)]
-pub(super) fn row<S: Simd, const V: usize>(x: &[S::f32s], r: usize) -> &[S::f32s; V] {
+pub(super) fn row<T, const V: usize>(x: &[T], r: usize) -> &[T; V] {
     x[r * V..].first_chunk().expect("x has this row")
 }
 
@@ -141,6 +141,14 @@ pub(super) fn load_row<S: Simd, const V: usize>(s: S, from: &[f32], to: &mut [S:
             to[..full.len()].copy_from_slice(full);
             to[full.len()] = s.partial_load_f32s(rest);
         }
+    }
+}
+
+/// Writes the first elements of V vectors.
+#[inline(always)]
+pub(super) fn store_row<S: Simd, const V: usize>(s: S, x: &[S::f32s; V], to: &mut [f32]) {
+    for (to, x) in to.chunks_mut(S::F32_LANES).zip(x) {
+        store(s, to, *x);
     }
 }
 

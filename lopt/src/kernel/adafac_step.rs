@@ -15,11 +15,11 @@ use crate::features::factored::Factored;
 use crate::features::{averages, normalize};
 use crate::{AdafacMlp, Taped, UpdateRule};
 use outerloop_core::simd::{load, store, with_scratch};
-use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
 
 /// Vectors per block.
-const BLOCK: usize = 2 * COLUMNS;
+pub(super) const BLOCK: usize = 2 * COLUMNS;
 
 /// [`AdafacMlp`] in f32 at one theta; weights are packed and decays computed once.
 pub struct AdafacKernel {
@@ -31,7 +31,9 @@ pub struct AdafacKernel {
     /// The first layer's weights of the other features, `[4, decays, units]`.
     factor_weights: Vec<f32>,
     /// Rates of momenta, RMS averages and factored second moments.
-    rates: [Vec<f32>; 3],
+    pub(super) rates: [Vec<f32>; 3],
+    /// The rates' slopes in theta; 0 where a rate is clipped.
+    pub(super) rate_slopes: [Vec<f32>; 3],
 }
 
 impl AdafacKernel {
@@ -45,11 +47,21 @@ impl AdafacKernel {
         let net = Net::new(&rule.net().network(), &layout, theta);
         let decays = rule.net().decays.map(<[f64]>::to_vec);
         let twin = Taped::new(rule, theta);
-        let rates: [Vec<f32>; 3] = [0, 1, 2].map(|i| {
+        let mut rates: [Vec<f32>; 3] = [0, 1, 2].map(|i| {
             let rates = averages::learned_rates(&twin.theta(), DECAY_NAMES[i], &decays[i]);
-            let clipped = |r: f32| if i == 0 { r } else { r.clamp(0.0, 1.0) };
-            rates.iter().map(|r| clipped(r.data()[0])).collect()
+            rates.iter().map(|r| r.data()[0]).collect()
         });
+        // r = (1 − d) exp(10 θ); only the momenta's may leave [0, 1].
+        let mut rate_slopes: [Vec<f32>; 3] =
+            rates.clone().map(|rates| rates.iter().map(|r| 10.0 * r).collect());
+        for (rates, slopes) in rates.iter_mut().zip(&mut rate_slopes).skip(1) {
+            for (rate, slope) in rates.iter_mut().zip(slopes) {
+                if *rate < 0.0 || *rate > 1.0 {
+                    *slope = 0.0;
+                }
+                *rate = rate.clamp(0.0, 1.0);
+            }
+        }
         let counts = [0, 1, 2].map(|i: usize| rates[i].len());
         let (units, [before, after]) = (net.layers[0].outputs, FactoredTensor::parts(counts));
         let w = &theta[net.ranges[0][0].clone()];
@@ -57,11 +69,32 @@ impl AdafacKernel {
         let row = |i: usize| if i < before { i } else { i + factored };
         let per_element = Dense::new(before + after, vec![0.0; units], |i, o| w[row(i) * units + o]);
         let factor_weights = w[before * units..][..factored * units].to_vec();
-        AdafacKernel { twin, path, net, per_element, factor_weights, rates }
+        AdafacKernel { twin, path, net, per_element, factor_weights, rates, rate_slopes }
     }
 
-    fn counts(&self) -> [usize; 3] {
+    pub(super) fn counts(&self) -> [usize; 3] {
         [0, 1, 2].map(|i| self.rates[i].len())
+    }
+
+    /// Where the rates' parameters lie in theta.
+    pub(super) fn rate_places(&self) -> impl Iterator<Item = usize> {
+        let layout = self.twin.rule().theta_layout();
+        DECAY_NAMES.into_iter().flat_map(move |name| layout.get(name).expect("theta holds it").range())
+    }
+
+    /// The scratch of the largest row and column [`Table`]s with this many units.
+    pub(super) fn table_lens(&self, layout: &Layout, units: usize) -> [usize; 2] {
+        let decays = self.counts()[2];
+        let mut tables = [0, 0];
+        for entry in layout.entries() {
+            let factored = Factored::new(&entry.shape);
+            if factored.is_factored() {
+                for (most, len) in tables.iter_mut().zip(factored.lens()) {
+                    *most = Table::numbers(len, decays, units).max(*most);
+                }
+            }
+        }
+        tables
     }
 }
 
@@ -76,15 +109,7 @@ impl Optimizer<f32> for AdafacKernel {
         assert_eq!(grad.len(), state.params.len(), "AdafacMlp: length of the gradient");
         let counts = self.counts();
         let units = self.net.layers[0].outputs;
-        let mut tables = [0, 0];
-        for entry in state.layout.entries() {
-            let factored = Factored::new(&entry.shape);
-            if factored.is_factored() {
-                for (most, len) in tables.iter_mut().zip(factored.lens()) {
-                    *most = Table::numbers(len, counts[2], units).max(*most);
-                }
-            }
-        }
+        let tables = self.table_lens(&state.layout, units);
         let features = column_count(counts);
         let lens = [
             MAX_LANES * BLOCK * (vector_rows(counts) + 2 * self.net.widest()),
@@ -144,7 +169,7 @@ impl WithSimd for Step<'_> {
 
 /// `a ← (1 − r) a + r x` for every rate; x is the gradient or its square.
 #[inline(always)]
-fn average<S: Simd, const SQUARE: bool>(s: S, slot: &mut [f32], grad: &[f32], rates: &[f32]) {
+pub(super) fn average<S: Simd, const SQUARE: bool>(s: S, slot: &mut [f32], grad: &[f32], rates: &[f32]) {
     for (slot, rate) in slot.chunks_exact_mut(grad.len().max(1)).zip(rates) {
         let (keep, rate) = (s.splat_f32s(1.0 - rate), s.splat_f32s(*rate));
         for (a, g) in slot.chunks_mut(S::F32_LANES).zip(grad.chunks(S::F32_LANES)) {
@@ -193,20 +218,20 @@ impl Step<'_> {
 }
 
 /// The two passes over a tensor, and their scratch.
-struct Passes<'a> {
-    kernel: &'a AdafacKernel,
+pub(super) struct Passes<'a> {
+    pub(super) kernel: &'a AdafacKernel,
     /// Features and activations of one block.
-    block: &'a mut [f32],
+    pub(super) block: &'a mut [f32],
     /// Sums of squares per feature, in vectors.
-    squares: &'a mut [f32],
+    pub(super) squares: &'a mut [f32],
     /// The features' normalizers.
-    scales: &'a mut [f32],
+    pub(super) scales: &'a mut [f32],
 }
 
 impl Passes<'_> {
     /// Pass 1: makes the normalizers.
     #[inline(always)]
-    fn sum_squares<S: Simd, T: Tensor>(&mut self, s: S, tensor: &mut T, params: &[f32]) {
+    pub(super) fn sum_squares<S: Simd, T: Tensor>(&mut self, s: S, tensor: &mut T, params: &[f32]) {
         let (x, _) = S::as_mut_simd_f32s(self.block);
         let (squares, _) = S::as_mut_simd_f32s(self.squares);
         let (squares, scales) = (&mut squares[..tensor.features()], &mut self.scales[..tensor.features()]);
@@ -308,7 +333,7 @@ fn add_squares<S: Simd, T: Tensor, const V: usize>(
 pub(super) mod tests {
     use super::*;
     use outerloop_core::contract::awkward_layout;
-    use outerloop_core::{Layout, LearnedOptimizer};
+    use outerloop_core::LearnedOptimizer;
     use std::sync::Arc;
 
     /// Sizes of the network, and several averages of each kind.

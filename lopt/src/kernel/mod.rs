@@ -3,7 +3,9 @@
 //!
 //! Instructions are chosen at run time, once per process: see [`outerloop_core::simd`].
 
+mod adafac_average;
 mod adafac_factored;
+mod adafac_factored_vjp;
 mod adafac_features;
 mod adafac_step;
 mod adafac_vjp;
