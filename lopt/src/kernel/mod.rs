@@ -11,15 +11,17 @@ mod adafac_step;
 mod adafac_vjp;
 mod adam;
 mod dense;
+mod fused;
 mod mlp_features;
 mod mlp_step;
 mod mlp_vjp;
 mod net;
 mod net_vjp;
 mod outer;
+mod sgd;
 
 pub use adafac_step::AdafacKernel;
-pub use adam::Fused;
+pub use fused::Fused;
 pub use mlp_step::MlpKernel;
 pub use outerloop_core::simd::{path, Path};
 
