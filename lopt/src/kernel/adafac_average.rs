@@ -1,7 +1,6 @@
 //! Adjoints of running averages, and sums over blocks, in [`super::adafac_vjp`].
 
-use super::adafac_factored::SUM;
-use super::adafac_features::{load_row, store_row};
+use super::adafac_features::{load_row, store_row, SUM};
 use super::net_vjp::BLOCK;
 use pulp::Simd;
 

@@ -4,19 +4,15 @@
 //! is computed once per row and column and added to its bias; blocks repeat these sums and the
 //! factors of the second moments along their lines of elements, and make the other features.
 
-use super::adafac_features::{
-    clear_tail, load_row, products, row, row_mut, rsqrt, rsqrts, Tensor, RMS_EPSILON,
-};
+use super::adafac_features::{clear_tail, load_row, products, row, row_mut, rsqrt, rsqrts, Tensor, SUM};
 use super::net::MAX_LANES;
 use crate::features::adafac::FACTOR_EPSILON;
-use crate::features::factored::{Axes, EPSILON, SQUARE_EPSILON};
+use crate::features::factored::{Axes, Factored, EPSILON, SQUARE_EPSILON};
 use crate::features::normalize;
 use outerloop_core::simd::{load, store};
+use outerloop_core::Layout;
 use pulp::Simd;
 use std::ops::Range;
-
-/// Vectors per partial sum, which bounds the rounding error.
-pub(super) const SUM: usize = 128;
 
 /// Where the elements of a tensor `[outer, axis, inner]` lie in an array `[outer, inner]`, by runs.
 #[derive(Clone, Copy, Debug)]
@@ -272,6 +268,12 @@ impl<'a> Table<'a> {
 /// `(mean(x²) + ε)^-½`.
 #[inline(always)]
 fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
+    (mean_square(s, x) + normalize::EPSILON as f32).sqrt().recip()
+}
+
+/// `mean(x²)`.
+#[inline(always)]
+pub(super) fn mean_square<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut total = 0.0;
     for chunk in x.chunks(SUM * S::F32_LANES) {
         let mut sum = s.splat_f32s(0.0);
@@ -281,7 +283,7 @@ fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
         }
         total += s.reduce_sum_f32s(sum);
     }
-    (total / x.len() as f32 + normalize::EPSILON as f32).sqrt().recip()
+    total / x.len() as f32
 }
 
 /// `max(x, 1e-9)^-½`; NaN stays NaN.
@@ -289,6 +291,20 @@ fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
 fn safe_rsqrt<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let floor = s.splat_f32s(EPSILON as f32);
     rsqrt(s, s.select_f32s(s.less_than_f32s(x, floor), floor, x))
+}
+
+/// The scratch of the largest row and column [`Table`]s of these tensors.
+pub(super) fn table_lens(layout: &Layout, decays: usize, units: usize) -> [usize; 2] {
+    let mut tables = [0, 0];
+    for entry in layout.entries() {
+        let factored = Factored::new(&entry.shape);
+        if factored.is_factored() {
+            for (most, len) in tables.iter_mut().zip(factored.lens()) {
+                *most = Table::numbers(len, decays, units).max(*most);
+            }
+        }
+    }
+    tables
 }
 
 /// One factored tensor of the update.
@@ -299,6 +315,8 @@ pub(super) struct FactoredTensor<'a> {
     pub(super) grad: &'a [f32],
     pub(super) momentum: &'a [f32],
     pub(super) rms: &'a [f32],
+    /// Added to RMS averages under the root.
+    pub(super) rms_epsilon: f32,
     /// Of rows and columns.
     pub(super) tables: [Table<'a>; 2],
     pub(super) walk: Walk,
@@ -374,7 +392,7 @@ impl FactoredTensor<'_> {
         for k in 0..rms {
             load_row::<S, V>(s, &self.rms[k * n..][at.clone()], row_mut(x, rms_row + k));
             let value = *row::<_, V>(x, rms_row + k);
-            *row_mut(x, rsqrt_row + k) = rsqrts::<S, V>(s, value, RMS_EPSILON);
+            *row_mut(x, rsqrt_row + k) = rsqrts::<S, V>(s, value, self.rms_epsilon);
         }
         let g = *row::<_, V>(x, 0);
         for k in 0..decays {
@@ -417,7 +435,7 @@ impl Tensor for FactoredTensor<'_> {
         units: Option<&mut [S::f32s]>,
     ) {
         let [momenta, _, decays] = self.counts;
-        let count = (self.range.len() - start).min(V * S::F32_LANES);
+        let count = (params.len() - start).min(V * S::F32_LANES);
         let quantities = decays + if units.is_some() { self.tables[0].units } else { 0 };
         self.expand(s, start, count, quantities, (V + 1) * S::F32_LANES);
         let m_factored = Self::parts(self.counts)[0];

@@ -6,7 +6,7 @@
 //! `c̄ol = −½ U / col`, `r̄ow = −½ (U / row − mean(U) / (mean(row) + 1e-9))`; nothing where a root's argument
 //! is clipped.
 
-use super::adafac_factored::{array, FactoredTensor, Reduced};
+use super::adafac_factored::{array, FactoredTensor, Reduced, Walk};
 use super::adafac_features::{clear_tail, row_mut, Tensor};
 use crate::features::adafac::column_count;
 use crate::features::factored::{Axes, EPSILON, SQUARE_EPSILON};
@@ -52,6 +52,21 @@ impl<'a> AllFeatures<'a> {
             table.data[slot.len()..2 * slot.len()].copy_from_slice(slot);
         }
         AllFeatures(tensor)
+    }
+
+    /// Numbers of decays: momenta, RMS averages, factored second moments.
+    pub(super) fn counts(&self) -> [usize; 3] {
+        self.0.counts
+    }
+
+    /// Where the next block begins, for [`Self::set_walk`].
+    pub(super) fn walk(&self) -> Walk {
+        self.0.walk
+    }
+
+    /// Goes back to a place.
+    pub(super) fn set_walk(&mut self, walk: Walk) {
+        self.0.walk = walk;
     }
 
     /// The adjoint of the row means (`which` = 0) or the column means (1); keeps that of the squared
@@ -216,7 +231,7 @@ impl Tensor for AllFeatures<'_> {
         _: Option<&mut [S::f32s]>,
     ) {
         let decays = self.0.counts[2];
-        let count = (self.0.range.len() - start).min(V * S::F32_LANES);
+        let count = (params.len() - start).min(V * S::F32_LANES);
         let [before, _] = FactoredTensor::parts(self.0.counts);
         let (quantities, features) = (3 * decays, self.features());
         self.0.expand(s, start, count, quantities, (V + 1) * S::F32_LANES);

@@ -10,13 +10,19 @@ use std::ops::Range;
 /// Added to RMS averages under the root, and to second moments of vectors under momenta.
 pub(super) const RMS_EPSILON: f32 = 1e-6;
 
+/// Vectors per partial sum, which bounds the rounding error.
+pub(super) const SUM: usize = 128;
+
+/// Vectors per block of [`normalizers`].
+const BLOCK: usize = 6;
+
 /// A tensor whose features are made block by block.
 pub(super) trait Tensor {
     /// Number of features.
     fn features(&self) -> usize;
 
     /// Writes the features of V vectors of the tensor's `params`, from element `start` on, to `x`
-    /// `[features, V]`, zeros past the tensor's end; for the network also what the first layer's `units`
+    /// `[features, V]`, zeros past their end; for the network also what the first layer's `units`
     /// `[.., V]` start from, if that is not the bias. Blocks come in order.
     fn load<S: Simd, const V: usize>(
         &mut self,
@@ -26,6 +32,66 @@ pub(super) trait Tensor {
         x: &mut [S::f32s],
         units: Option<&mut [S::f32s]>,
     );
+}
+
+/// The normalizers `(mean(f²) + ε)^-½` of a tensor's features, over the elements from `start` to the end
+/// of `params`. Scratch: `x` as [`Tensor::load`] needs it for blocks of 6 vectors, and `squares`
+/// `[features]`. `TINY`: whether remainders of one or two vectors are blocks of their own, for speed.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn normalizers<S: Simd, T: Tensor, const TINY: bool>(
+    s: S,
+    tensor: &mut T,
+    params: &[f32],
+    start: usize,
+    x: &mut [S::f32s],
+    squares: &mut [S::f32s],
+    scales: &mut [f32],
+    epsilon: f64,
+) {
+    let count = params.len() - start;
+    let (squares, scales) = (&mut squares[..tensor.features()], &mut scales[..tensor.features()]);
+    squares.fill(s.splat_f32s(0.0));
+    scales.fill(0.0);
+    let (mut start, mut summed) = (start, 0);
+    while start < params.len() {
+        let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
+            1 if TINY => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
+            2 if TINY => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
+            _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
+        };
+        start += vectors * S::F32_LANES;
+        summed += vectors;
+        if summed >= SUM || start >= params.len() {
+            summed = 0;
+            for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
+                *scale += s.reduce_sum_f32s(*sum);
+                *sum = s.splat_f32s(0.0);
+            }
+        }
+    }
+    for scale in scales {
+        *scale = (*scale / count as f32 + epsilon as f32).sqrt().recip();
+    }
+}
+
+/// Adds the squares of V vectors of features to `squares`; returns V.
+#[inline(always)]
+fn add_squares<S: Simd, T: Tensor, const V: usize>(
+    s: S,
+    tensor: &mut T,
+    params: &[f32],
+    start: usize,
+    x: &mut [S::f32s],
+    squares: &mut [S::f32s],
+) -> usize {
+    tensor.load::<S, V>(s, params, start, x, None);
+    for (sum, x) in squares.iter_mut().zip(x.chunks_exact(V)) {
+        for x in x {
+            *sum = s.mul_add_e_f32s(*x, *x, *sum);
+        }
+    }
+    V
 }
 
 /// A tensor of rank 0 or 1. All its features are made per element.

@@ -7,7 +7,7 @@
 //! `r̄ = Σ ā′ (x − a)`. The means of rows and columns: see [`super::adafac_factored_vjp`].
 
 use super::adafac_average::{loaded, mul_add, sums, Average, Sums};
-use super::adafac_factored::{FactoredTensor, Table, Walk};
+use super::adafac_factored::{table_lens, FactoredTensor, Table, Walk};
 use super::adafac_factored_vjp::{AllFeatures, MeansVjp};
 use super::adafac_features::{
     load_row, products, row, row_mut, rsqrts, store_row, update_moments, vector_rows, Tensor, VectorTensor,
@@ -19,7 +19,7 @@ use super::net_vjp::{NetVjp, BLOCK};
 use crate::features::adafac::column_count;
 use crate::features::factored::{Factored, EPSILON, SQUARE_EPSILON};
 use outerloop_core::simd::with_scratch;
-use outerloop_core::{Entry, Key, OptState, Slot, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{Entry, Key, OptState, UpdateAdjoint, UpdateVjp};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -38,7 +38,7 @@ impl UpdateVjp<f32> for AdafacKernel {
         let features = column_count(counts);
         let vectors = BLOCK.max(adafac_step::BLOCK);
         let entries = before.layout.entries();
-        let tables = self.table_lens(&before.layout, decays);
+        let tables = table_lens(&before.layout, decays, decays);
         let lens = [
             NetVjp::scratch(&self.net).iter().sum(),
             MAX_LANES * vectors * vector_rows(counts),
@@ -52,8 +52,8 @@ impl UpdateVjp<f32> for AdafacKernel {
             // More than three arrays of a table.
             tables[0].max(tables[1]),
             features * entries.iter().map(Entry::numel).max().unwrap_or(0),
+            before.slots.iter().map(|slot| slot.data.len()).sum(),
         ];
-        let mut slots = before.slots.clone();
         let mut adjoint = UpdateAdjoint { state: after.clone(), grad: vec![0.0; grad.len()], loss: 0.0 };
         adjoint.state.step = before.step;
         let rule = self.twin.rule();
@@ -69,6 +69,14 @@ impl UpdateVjp<f32> for AdafacKernel {
             let (rate_parts, rates) = next(5).split_at_mut(MAX_LANES * (momenta + rms + decays));
             rates.fill(0.0);
             let [expanded, row_table, col_table, sums] = [6, 7, 8, 9].map(&mut next);
+            let mut accumulators = next(11);
+            let slots = [0, 1, 2, 3].map(|i| {
+                let old = &before.slots[i].data;
+                let (slot, rest) = std::mem::take(&mut accumulators).split_at_mut(old.len());
+                accumulators = rest;
+                slot.copy_from_slice(old);
+                slot
+            });
             let passes = Passes { kernel: self, block, squares: parts, scales };
             self.path.run(Vjp {
                 tensors: TensorVjp {
@@ -82,7 +90,7 @@ impl UpdateVjp<f32> for AdafacKernel {
                     slopes,
                     rates: Sums { parts: rate_parts, totals: rates, added: 0 },
                 },
-                slots: &mut slots,
+                slots,
                 grad,
                 expanded,
                 tables: [row_table, col_table],
@@ -97,7 +105,7 @@ impl UpdateVjp<f32> for AdafacKernel {
 struct Vjp<'a> {
     tensors: TensorVjp<'a>,
     /// The accumulators; become those after the update.
-    slots: &'a mut [Slot<f32>],
+    slots: [&'a mut [f32]; 4],
     grad: &'a [f32],
     expanded: &'a mut [f32],
     /// Scratch of [`Table`]s.
@@ -112,9 +120,9 @@ impl WithSimd for Vjp<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) {
         let kernel = self.tensors.passes.kernel;
-        let [momentum, rms, ..] = &mut self.slots[..] else { unreachable!("four slots") };
-        average::<S, false>(s, &mut momentum.data, self.grad, &kernel.rates[0]);
-        average::<S, true>(s, &mut rms.data, self.grad, &kernel.rates[1]);
+        let [momentum, rms, ..] = &mut self.slots;
+        average::<S, false>(s, momentum, self.grad, &kernel.rates[0]);
+        average::<S, true>(s, rms, self.grad, &kernel.rates[1]);
         self.tensors.net.start(s);
         self.tensors.rates.clear(s);
         let layout = &self.tensors.before.layout;
@@ -143,9 +151,9 @@ impl Vjp<'_> {
         let lens = factored.lens();
         let at = [0, 1].map(|i| starts[i]..starts[i] + counts[2] * lens[i]);
         *starts = [at[0].end, at[1].end];
-        let [momentum, rms, row, col] = &mut self.slots[..] else { unreachable!("four slots") };
-        let (row, col) = (&mut row.data[at[0].clone()], &mut col.data[at[1].clone()]);
-        let (momentum, rms) = (&momentum.data[..], &rms.data[..]);
+        let [momentum, rms, row, col] = &mut self.slots;
+        let (row, col) = (&mut row[at[0].clone()], &mut col[at[1].clone()]);
+        let (momentum, rms) = (&**momentum, &**rms);
         let Some(axes) = factored.axes() else {
             update_moments(s, &grad[range.clone()], rates, row);
             let mut tensor = VectorTensor { range: range.clone(), counts, grad, momentum, rms, moments: row };
@@ -156,9 +164,18 @@ impl Vjp<'_> {
         let [row_table, col_table] = &mut self.tables;
         let tables = [(lens[0], row_table), (lens[1], col_table)];
         let tables = tables.map(|(len, scratch)| Table::new(len, counts[2], counts[2], scratch));
-        let (walk, expanded) = (Walk::new(axes), &mut *self.expanded);
-        let tensor =
-            FactoredTensor { range: range.clone(), counts, grad, momentum, rms, tables, walk, expanded };
+        let (walk, expanded, rms_epsilon) = (Walk::new(axes), &mut *self.expanded, RMS_EPSILON);
+        let tensor = FactoredTensor {
+            range: range.clone(),
+            counts,
+            grad,
+            momentum,
+            rms,
+            rms_epsilon,
+            tables,
+            walk,
+            expanded,
+        };
         let mut tensor = AllFeatures::new(s, tensor, axes, rates, [&mut *row, &mut *col]);
         self.tensors.network(s, &mut tensor, range.clone());
         self.tensors.elements::<S, _, true>(s, &mut tensor, range.clone(), 0..0);
@@ -207,7 +224,7 @@ impl TensorVjp<'_> {
     fn network<S: Simd, T: Tensor>(&mut self, s: S, tensor: &mut T, range: Range<usize>) {
         let (params, adjoint) = (&self.before.params[range.clone()], &self.state.params[range]);
         let n = params.len();
-        self.passes.sum_squares(s, tensor, params);
+        self.passes.sum_squares::<S, T, false>(s, tensor, params);
         let Passes { block, squares, scales, .. } = &mut self.passes;
         let mut dots = Sums { parts: squares, totals: self.slopes, added: 0 };
         dots.totals.fill(0.0);
