@@ -1,12 +1,11 @@
 //! Newton-Schulz orthogonalization of one matrix in f32, by products in register tiles.
 
-use super::adafac_average::loaded;
 use crate::celo2::NEWTON_SCHULZ;
 use outerloop_core::simd::{load, store};
 use pulp::Simd;
 
-/// Vectors per tile of [`product`]. With four rows a tile holds 12 sums.
-const COLUMNS: usize = 3;
+/// Vectors per tile of [`product`].
+const COLUMNS: usize = 2;
 
 /// Length of [`orthogonalize`]'s scratch.
 pub(super) fn scratch(rows: usize, cols: usize) -> usize {
@@ -66,8 +65,11 @@ fn transpose(x: &[f32], to: &mut [f32], cols: usize) {
 #[inline(always)]
 fn gram<S: Simd>(s: S, x: &[f32], out: &mut [f32], cols: usize) {
     let rows = x.len() / cols;
-    for (x_i, out) in x.chunks(4 * cols).zip(out.chunks_mut(4 * rows)) {
-        for (j, x_j) in x.chunks(2 * cols).enumerate() {
+    for (i, x_i) in x.chunks(4 * cols).enumerate() {
+        let i = 4 * i;
+        let out = &mut out[i * rows..];
+        // Up to the diagonal.
+        for (j, x_j) in x.chunks(2 * cols).enumerate().take(i / 2 + 2) {
             if x_i.len() == 4 * cols && x_j.len() == 2 * cols {
                 gram_tile::<S, 4, 2>(s, x_i, x_j, cols, &mut out[2 * j..], rows);
                 continue;
@@ -77,6 +79,11 @@ fn gram<S: Simd>(s: S, x: &[f32], out: &mut [f32], cols: usize) {
                     gram_tile::<S, 1, 1>(s, x_i, x_j, cols, &mut out[j..], rows);
                 }
             }
+        }
+    }
+    for i in 0..rows {
+        for j in i + 1..rows {
+            out[i * rows + j] = out[j * rows + i];
         }
     }
 }
@@ -116,21 +123,41 @@ fn gram_tile<S: Simd, const I: usize, const J: usize>(
 fn product<S: Simd>(s: S, out: &mut [f32], a: &[f32], b: &[f32], cols: usize, by: [f32; 2]) {
     let k = b.len() / cols;
     for (a, out) in a.chunks(4 * k).zip(out.chunks_mut(4 * cols)) {
-        for c in (0..cols).step_by(COLUMNS * S::F32_LANES) {
-            if a.len() == 4 * k {
-                product_tile::<S, 4>(s, out, a, b, [cols, c], by);
-                continue;
-            }
-            for (a, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(cols)) {
-                product_tile::<S, 1>(s, out, a, b, [cols, c], by);
-            }
+        if a.len() == 4 * k {
+            product_rows::<S, 4>(s, out, a, b, cols, by);
+            continue;
+        }
+        for (a, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(cols)) {
+            product_rows::<S, 1>(s, out, a, b, cols, by);
         }
     }
 }
 
-/// I rows of [`product`] from column `from` on.
+/// I rows of [`product`].
 #[inline(always)]
-fn product_tile<S: Simd, const I: usize>(
+fn product_rows<S: Simd, const I: usize>(
+    s: S,
+    out: &mut [f32],
+    a: &[f32],
+    b: &[f32],
+    cols: usize,
+    by: [f32; 2],
+) {
+    let mut from = 0;
+    while from < cols {
+        if from + COLUMNS * S::F32_LANES <= cols {
+            product_tile::<S, I, COLUMNS>(s, out, a, b, [cols, from], by);
+            from += COLUMNS * S::F32_LANES;
+        } else {
+            product_tile::<S, I, 1>(s, out, a, b, [cols, from], by);
+            from += S::F32_LANES;
+        }
+    }
+}
+
+/// I rows and V vectors of columns of [`product`].
+#[inline(always)]
+fn product_tile<S: Simd, const I: usize, const V: usize>(
     s: S,
     out: &mut [f32],
     a: &[f32],
@@ -138,14 +165,18 @@ fn product_tile<S: Simd, const I: usize>(
     [cols, from]: [usize; 2],
     [keep, factor]: [f32; 2],
 ) {
-    let end = cols.min(from + COLUMNS * S::F32_LANES);
+    let end = cols.min(from + V * S::F32_LANES);
     let k = b.len() / cols;
-    let mut sums = [[s.splat_f32s(0.0); COLUMNS]; I];
+    let mut sums = [[s.splat_f32s(0.0); V]; I];
     for (j, b) in b.chunks_exact(cols).enumerate() {
-        let b = loaded::<S, COLUMNS>(s, &b[from..end]);
+        let b = &b[from..end];
+        let mut vectors = [s.splat_f32s(0.0); V];
+        for (v, to) in vectors.iter_mut().enumerate() {
+            *to = load(s, &b[v * S::F32_LANES..]);
+        }
         for (i, sums) in sums.iter_mut().enumerate() {
             let a = s.splat_f32s(a[i * k + j]);
-            for (sum, b) in sums.iter_mut().zip(b) {
+            for (sum, b) in sums.iter_mut().zip(vectors) {
                 *sum = s.mul_add_e_f32s(a, b, *sum);
             }
         }
