@@ -5,7 +5,7 @@ mod report;
 
 use criterion::Criterion;
 use outerloop::core::{BatchKey, Key, LearnedOptimizer, OptState};
-use outerloop::lopt::AdafacMlp;
+use outerloop::lopt::{AdafacMlp, Celo2, LearnableSgd, LearnableSgdm};
 use outerloop::prelude::{FlatTask, ImageMlp, LearnableAdam, MlpLopt, Typed};
 use report::{Group, Work};
 use std::hint::black_box;
@@ -29,6 +29,15 @@ const NETWORK: f64 = 8.0 * 32.0 + 32.0 * 32.0 + 32.0 * 2.0;
 
 /// The same of `AdafacMlp`'s 28-4-4-2 network. Its accumulators and features are more work than that.
 const ADAFAC: f64 = 28.0 * 4.0 + 4.0 * 4.0 + 4.0 * 2.0;
+
+/// The same of `Celo2`'s 30-8-8-3 network.
+const CELO2: f64 = 30.0 * 8.0 + 8.0 * 8.0 + 8.0 * 3.0;
+
+/// Multiply-adds of one orthogonalization of a matrix whose smaller extent is k and larger l: five times
+/// a product with its transpose, the square of that, and their product with the matrix.
+fn newton_schulz(k: f64, l: f64) -> f64 {
+    5.0 * (2.0 * k * k * l + k * k * k)
+}
 
 fn flops(flops: f64) -> Work {
     Work { flops, ..Work::default() }
@@ -98,10 +107,17 @@ fn optimizers(c: &mut Criterion) {
     // The derivative runs the network again, then once for theta and once for the features.
     rule(&mut group, &MlpLopt::default(), flops(2.0 * n * NETWORK), flops(6.0 * n * NETWORK));
     rule(&mut group, &AdafacMlp::default(), flops(2.0 * n * ADAFAC), flops(6.0 * n * ADAFAC));
+    // Biases go by AdamW; the derivative is on the tape and is not counted.
+    let celo2 =
+        2.0 * (LAYERS[0] + LAYERS[1]) * CELO2 + 2.0 * (newton_schulz(32.0, 64.0) + newton_schulz(10.0, 32.0));
+    rule(&mut group, &Celo2::default(), flops(celo2), Work::default());
     // Reads p, m, v, g and writes p, m, v. The derivative reads these and three adjoints, and writes
     // four adjoints.
     let bytes = |bytes| Work { bytes, ..Work::default() };
     rule(&mut group, &LearnableAdam::default(), bytes(28.0 * n), bytes(44.0 * n));
+    // p, g; g and p's adjoint to those of p and g. With a slot more.
+    rule(&mut group, &LearnableSgd::default(), bytes(12.0 * n), bytes(16.0 * n));
+    rule(&mut group, &LearnableSgdm::default(), bytes(20.0 * n), bytes(28.0 * n));
     group.finish();
 }
 

@@ -18,8 +18,8 @@ use std::sync::Arc;
 ///
 /// Theta: `nn/~/w{i}` `[in, out]`, `nn/~/b{i}` `[out]`, and one offset per decay in
 /// `momentum_decays`, `rms_decays`, `adafactor_decays`: a decay is `1 − (1 − d₀) exp(10 θ)`. 197
-/// numbers by default. State: [`adafac::slots`]. In f32 the update and most of its derivative are fused
-/// kernels ([`crate::kernel`]).
+/// numbers by default. State: [`adafac::slots`]. In f32 the update and its derivative are fused kernels
+/// ([`crate::kernel`]).
 /// Reference: Metz et al. 2022, arXiv:2203.11860; `AdafacMLPLOpt` of google/learned_optimization.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -2,10 +2,11 @@
 
 use crate::features::adafac::{self, Adafac, TensorFeatures};
 use crate::features::{averages, normalize};
+use crate::kernel::{self, Celo2Kernel};
 use crate::mlp::sorted_layout;
 use crate::taped::{zero_slots, Slots};
-use crate::{learned_optimizer, StepVars, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout};
+use crate::{learned_optimizer, StepVars, Taped, Theta, UpdateRule, Var};
+use outerloop_core::{Entry, Float, Key, Layout, Optimizer};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub enum Orthogonalize {
 /// cosine; without a number of steps it is `peak_lr`. Gradients are clipped to ±1000.
 ///
 /// Theta: `ff_mod/~/w0__j` (14 blocks of the first layer), `w{i}`, `b{i}`; 347 numbers by default.
-/// State: [`adafac::slots`].
+/// State: [`adafac::slots`]. In f32 the update is a fused kernel ([`crate::kernel`]).
 /// Reference: arXiv:2602.19142; the constants as in PyLO's port.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -82,14 +83,14 @@ impl Default for Celo2 {
 }
 
 /// Added to mean squares before the root.
-const EPSILON: f64 = 1e-9;
+pub(crate) const EPSILON: f64 = 1e-9;
 /// Added to AdamW's denominator and to norms.
-const SMALL: f64 = 1e-8;
+pub(crate) const SMALL: f64 = 1e-8;
 /// Coefficients of x, x³ and x⁵ in a Newton-Schulz iteration.
-const NEWTON_SCHULZ: [f64; 3] = [3.4445, -4.7750, 2.0315];
+pub(crate) const NEWTON_SCHULZ: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
 impl Celo2 {
-    fn decays(&self) -> [&[f64]; 3] {
+    pub(crate) fn decays(&self) -> [&[f64]; 3] {
         [&self.momentum_decays, &self.rms_decays, &self.adafactor_decays]
     }
 
@@ -98,7 +99,7 @@ impl Celo2 {
     }
 
     /// Units of the layers, inputs first.
-    fn sizes(&self) -> Vec<usize> {
+    pub(crate) fn sizes(&self) -> Vec<usize> {
         let mut sizes = vec![self.groups().iter().sum()];
         sizes.extend(std::iter::repeat_n(self.hidden_size, self.hidden_layers));
         sizes.push(3);
@@ -106,7 +107,7 @@ impl Celo2 {
     }
 
     /// Names of the first layer's weights: one block per feature group.
-    fn first_layer(&self) -> impl Iterator<Item = (String, usize)> {
+    pub(crate) fn first_layer(&self) -> impl Iterator<Item = (String, usize)> {
         self.groups().into_iter().enumerate().map(|(j, inputs)| (format!("ff_mod/~/w0__{j}"), inputs))
     }
 
@@ -160,10 +161,21 @@ impl Celo2 {
 
     /// The direction of AdamW from the shared accumulators.
     fn adam<E: Float>(&self, t: &TensorFeatures<E>, step: u64) -> Var<E> {
-        let correction = |decay: f64| 1.0 / (1.0 - decay.powf((step + 1) as f64));
         let last = self.rms_decays.len() - 1;
-        let root = t.rms[last].scale(correction(self.rms_decays[last])).sqrt().shift(SMALL);
-        t.momenta[0].scale(correction(self.momentum_decays[0])) / root
+        let [momentum, rms] = self.adam_corrections(step);
+        t.momenta[0].scale(momentum) / t.rms[last].scale(rms).sqrt().shift(SMALL)
+    }
+
+    /// AdamW's bias corrections of the first momentum and the last RMS average.
+    pub(crate) fn adam_corrections(&self, step: u64) -> [f64; 2] {
+        let last = self.rms_decays.len() - 1;
+        [self.momentum_decays[0], self.rms_decays[last]]
+            .map(|decay| 1.0 / (1.0 - decay.powf((step + 1) as f64)))
+    }
+
+    /// Whether AdamW updates this tensor.
+    pub(crate) fn uses_adam(&self, entry: &Entry) -> bool {
+        entry.shape.len() < 2 || self.adam_names.iter().any(|n| entry.name.contains(n))
     }
 }
 
@@ -221,14 +233,18 @@ impl UpdateRule for Celo2 {
         let lr = self.learning_rate(now.step, now.num_steps);
         let entries = now.layout.entries().iter().filter(|e| e.numel() > 0);
         let next = tensors.iter().zip(entries).map(|(t, entry)| {
-            let adam = t.shape.len() < 2 || self.adam_names.iter().any(|n| entry.name.contains(n));
-            let (direction, lr) = match adam {
+            let (direction, lr) = match self.uses_adam(entry) {
                 true => (self.adam(t, now.step), self.adam_lr_mult * lr),
                 false => (self.direction(theta, t), lr),
             };
             &t.param - (direction + t.param.scale(self.weight_decay)).scale(lr)
         });
         (Var::concat(&next.collect::<Vec<_>>()), slots)
+    }
+
+    fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
+        kernel::in_f32(theta, |theta| Celo2Kernel::new(self.clone(), theta, kernel::Path::best()))
+            .unwrap_or_else(|| Box::new(Taped::new(self.clone(), theta)))
     }
 }
 
@@ -238,9 +254,8 @@ learned_optimizer!(Celo2);
 mod tests {
     use super::*;
     use crate::learned_golden::{noisy_theta, vjp_gap, warm_state};
-    use crate::Taped;
     use outerloop_core::contract::check_learned_optimizer;
-    use outerloop_core::{Optimizer, Params};
+    use outerloop_core::Params;
 
     #[test]
     fn keeps_its_contract() {

@@ -69,6 +69,7 @@ impl Elementwise for LearnedSgd {
     type Slots<T> = [T; 0];
     type Coeffs<T> = [T; 1];
     const SLOTS: &'static [&'static str] = &[];
+    const FUSED: Option<Fused> = Some(Fused::Sgd);
 
     fn name(&self) -> String {
         LearnedOptimizer::<f64>::name(&self.config)
@@ -124,6 +125,7 @@ impl Elementwise for LearnedSgdm {
     type Slots<T> = [T; 1];
     type Coeffs<T> = [T; 2];
     const SLOTS: &'static [&'static str] = &["momentum"];
+    const FUSED: Option<Fused> = Some(Fused::Momentum);
 
     fn name(&self) -> String {
         LearnedOptimizer::<f64>::name(&self.config)
@@ -301,7 +303,21 @@ impl<E: Float> Optimizer<E> for Shared<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hand::elementwise::tests::check_fused_vjp;
+    use crate::hand::elementwise::tests::{check_fused_vjp, fifty_steps};
+
+    #[test]
+    fn learned_descents_kernels_are_their_rules() {
+        let sgd = LearnableSgd { initial_lr: 0.02 };
+        let sgd = LearnedSgd::new(sgd.initial_theta(), sgd);
+        fifty_steps(&sgd);
+        check_fused_vjp(&sgd);
+        for initial_momentum in [0.9, 0.3] {
+            let config = LearnableSgdm { initial_lr: 0.02, initial_momentum };
+            let momentum = LearnedSgdm::new(config.initial_theta(), config);
+            fifty_steps(&momentum);
+            check_fused_vjp(&momentum);
+        }
+    }
 
     #[test]
     fn learned_adams_fused_derivative_is_that_of_dual_numbers() {

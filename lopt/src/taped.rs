@@ -139,12 +139,6 @@ impl<R: UpdateRule, E: Float> Taped<R, E> {
         &self.rule
     }
 
-    /// Theta as a leaf of a tape: by names, and flat.
-    pub(crate) fn leaf(&self, tape: &Tape<E>) -> (Theta<E>, Var<E>) {
-        let flat = tape.leaf(&self.theta);
-        (Theta::new(self.layout.clone(), flat.clone()), flat)
-    }
-
     /// Theta without derivatives.
     pub fn theta(&self) -> Theta<E> {
         Theta::new(self.layout.clone(), Var::constant(self.theta.clone()))

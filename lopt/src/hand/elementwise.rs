@@ -199,14 +199,18 @@ fn update_fused<E: Float, R: Elementwise>(
     state: &mut OptState<E>,
     grad: &[E],
 ) -> bool {
-    let (Some(fused), [m, v]) = (R::FUSED, &mut state.slots[..]) else { return false };
-    let (Some([c, g]), Some([p, m, v])) =
-        (f32s([coeffs.as_ref(), grad]), f32s_mut([&mut state.params[..], &mut m.data, &mut v.data]))
-    else {
-        return false;
-    };
-    fused.update(path, c, p, [m, v], g);
+    let (Some(fused), Some([c, g])) = (R::FUSED, f32s([coeffs.as_ref(), grad])) else { return false };
+    let mut slots = state.slots.iter_mut().map(|slot| &mut slot.data[..]);
+    let mut slots =
+        R::Slots::<&mut [f32]>::from_fn(|_| in_f32(slots.next().expect("as many slots as the rule names")));
+    fused.update(path, c, in_f32(&mut state.params), slots.as_mut(), g);
     true
+}
+
+/// Numbers that are f32 under that name.
+fn in_f32<E: Float>(x: &mut [E]) -> &mut [f32] {
+    let [x] = f32s_mut([x]).expect("of the gradient's dtype, which is f32");
+    x
 }
 
 /// A loop that `pulp` compiles for every instruction set. Rust never contracts a product and a sum,
@@ -294,20 +298,25 @@ fn vjp_fused<E: Float, R: Elementwise>(
     theta: &mut [E],
 ) -> Option<UpdateAdjoint<E>> {
     let fused = R::FUSED?;
-    let ([m, v], [a_m, a_v]) = (&before.slots[..], &after.slots[..]) else { return None };
     let at = At::of(before);
     let coeffs = rounded::<E, R>(&rule.values(at));
-    let [coeffs] = f32s([coeffs.as_ref()])?;
-    let before_f32 = f32s([&before.params, &m.data, &v.data, grad])?;
-    let after_f32 = f32s([&after.params, &a_m.data, &a_v.data])?;
-    let [mut p, mut m, mut v, mut g] = [(); 4].map(|()| vec![<E as Float>::of(0.0); grad.len()]);
-    let out = f32s_mut([&mut p[..], &mut m, &mut v, &mut g])?;
-    let sums = fused.pull_back(path, coeffs, before_f32, after_f32, out);
+    let [coeffs, grad_f32] = f32s([coeffs.as_ref(), grad])?;
+    let (mut inputs, mut adjoints) = (f32s([&before.params])?.to_vec(), f32s([&after.params])?.to_vec());
+    for (slot, adjoint) in before.slots.iter().zip(&after.slots) {
+        inputs.extend(f32s([&slot.data])?);
+        adjoints.extend(f32s([&adjoint.data])?);
+    }
+    inputs.push(grad_f32);
+    let mut out = vec![vec![<E as Float>::of(0.0); grad.len()]; inputs.len()];
+    let mut views: Vec<&mut [f32]> = out.iter_mut().map(|x| in_f32(x)).collect();
+    let sums = fused.pull_back(path, coeffs, &inputs, &adjoints, &mut views);
     // Through the coefficients, in f64.
     for (t, slope) in theta.iter_mut().zip(slopes(rule, at)) {
-        *t += <E as Float>::of(slope.as_ref().iter().zip(sums).map(|(slope, sum)| slope * sum).sum());
+        *t += <E as Float>::of(slope.as_ref().iter().zip(&sums).map(|(slope, sum)| slope * sum).sum());
     }
-    Some(adjoint(before, p, [m, v], g))
+    let grad = out.pop()?;
+    let params = out.remove(0);
+    Some(adjoint(before, params, out, grad))
 }
 
 /// The adjoint before an update that these buffers make.
@@ -463,7 +472,7 @@ macro_rules! elementwise_optimizer {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::hand::{Adam, AdamW};
+    use crate::hand::{Adam, AdamW, Sgd};
     use outerloop_core::{Key, Layout};
     use std::sync::Arc;
 
@@ -488,7 +497,7 @@ pub(crate) mod tests {
         [Adam::default(), Adam { epsilon_root: 0.0, epsilon: 1e-3, ..Adam::default() }]
     }
 
-    fn fifty_steps<R: Elementwise>(rule: &R) {
+    pub(crate) fn fifty_steps<R: Elementwise>(rule: &R) {
         for shape in SHAPES {
             for path in Path::available() {
                 let mut want = start::<f32, R>(rule, shape);
@@ -511,6 +520,7 @@ pub(crate) mod tests {
             fifty_steps(&adam);
         }
         fifty_steps(&AdamW::new(0.02, 0.1));
+        fifty_steps(&Sgd::new(0.02));
     }
 
     /// All adjoints after a few steps: state, gradient, theta.
@@ -549,7 +559,7 @@ pub(crate) mod tests {
             let want = adjoints::<f64, R>(rule, shape, steps, |s, g, a, t| vjp_dual(rule, s, g, a, t));
             for path in Path::available() {
                 let got = adjoints::<f32, R>(rule, shape, steps, |s, g, a, t| {
-                    vjp_fused(path, rule, s, g, a, t).expect("Adam has a kernel")
+                    vjp_fused(path, rule, s, g, a, t).expect("the rule has a kernel")
                 });
                 for (got, want) in got.iter().zip(&want) {
                     assert_eq!(got.len(), want.len());
@@ -569,5 +579,6 @@ pub(crate) mod tests {
             check_fused_vjp(&adam);
         }
         check_fused_vjp(&AdamW::new(0.02, 0.1));
+        check_fused_vjp(&Sgd::new(0.02));
     }
 }

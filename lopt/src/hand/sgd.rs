@@ -2,6 +2,7 @@
 
 use super::{At, Elementwise, Schedule};
 use crate::dual::Scalar;
+use crate::kernel::Fused;
 use serde::{Deserialize, Serialize};
 
 /// Gradient descent: `p ← p − lr g`.
@@ -29,6 +30,7 @@ impl Elementwise for Sgd {
     type Slots<T> = [T; 0];
     type Coeffs<T> = [T; 1];
     const SLOTS: &'static [&'static str] = &[];
+    const FUSED: Option<Fused> = Some(Fused::Sgd);
 
     fn name(&self) -> String {
         "sgd".into()

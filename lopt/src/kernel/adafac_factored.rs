@@ -4,23 +4,19 @@
 //! is computed once per row and column and added to its bias; blocks repeat these sums and the
 //! factors of the second moments along their lines of elements, and make the other features.
 
-use super::adafac_features::{
-    clear_tail, load_row, products, row, row_mut, rsqrt, rsqrts, Tensor, RMS_EPSILON,
-};
+use super::adafac_features::{clear_tail, load_row, products, row, row_mut, rsqrt, rsqrts, Tensor, SUM};
 use super::net::MAX_LANES;
 use crate::features::adafac::FACTOR_EPSILON;
-use crate::features::factored::{Axes, EPSILON, SQUARE_EPSILON};
+use crate::features::factored::{Axes, Factored, EPSILON, SQUARE_EPSILON};
 use crate::features::normalize;
 use outerloop_core::simd::{load, store};
+use outerloop_core::Layout;
 use pulp::Simd;
 use std::ops::Range;
 
-/// Vectors per partial sum, which bounds the rounding error.
-pub(super) const SUM: usize = 128;
-
 /// Where the elements of a tensor `[outer, axis, inner]` lie in an array `[outer, inner]`, by runs.
 #[derive(Clone, Copy, Debug)]
-struct Reduced {
+pub(super) struct Reduced {
     axis: usize,
     inner: usize,
     /// Length of a run: `axis` elements at one place, or `inner` elements one after the other.
@@ -28,7 +24,7 @@ struct Reduced {
 }
 
 impl Reduced {
-    fn new([outer, axis, inner]: [usize; 3]) -> Self {
+    pub(super) fn new([outer, axis, inner]: [usize; 3]) -> Self {
         // Without its only element an axis leaves the tensor as it is: one run.
         let inner = if axis == 1 { outer * inner } else { inner };
         Reduced { axis, inner, run: if inner == 1 { axis } else { inner } }
@@ -38,26 +34,33 @@ impl Reduced {
         self.inner == 1
     }
 
-    /// Adds the squares of `x` to `sums` without the missing axis.
+    /// Adds `x`, or its squares, to `sums` without the missing axis.
     #[inline(always)]
-    fn add_squares<S: Simd>(self, s: S, x: &[f32], sums: &mut [f32]) {
+    pub(super) fn add<S: Simd, const SQUARE: bool>(self, s: S, x: &[f32], sums: &mut [f32]) {
         for (run, x) in x.chunks(self.run).enumerate() {
             if self.is_constant() {
                 let mut sum = s.splat_f32s(0.0);
                 for x in x.chunks(S::F32_LANES) {
-                    let x = load(s, x);
-                    sum = s.mul_add_e_f32s(x, x, sum);
+                    sum = plus::<S, SQUARE>(s, sum, load(s, x));
                 }
                 sums[run] += s.reduce_sum_f32s(sum);
             } else {
                 let sums = &mut sums[run / self.axis * self.inner..][..self.run];
                 for (sums, x) in sums.chunks_mut(S::F32_LANES).zip(x.chunks(S::F32_LANES)) {
-                    let x = load(s, x);
-                    let sum = s.mul_add_e_f32s(x, x, load(s, sums));
+                    let sum = plus::<S, SQUARE>(s, load(s, sums), load(s, x));
                     store(s, sums, sum);
                 }
             }
         }
+    }
+}
+
+/// `sum + x`, or `sum + x²`.
+#[inline(always)]
+fn plus<S: Simd, const SQUARE: bool>(s: S, sum: S::f32s, x: S::f32s) -> S::f32s {
+    match SQUARE {
+        true => s.mul_add_e_f32s(x, x, sum),
+        false => s.add_f32s(sum, x),
     }
 }
 
@@ -168,10 +171,10 @@ impl Walk {
 /// decay the reciprocal root of the second moment's factor; for every unit of the first layer what the
 /// row or column adds to it; for every decay the reciprocal root of the mean; scratch.
 pub(super) struct Table<'a> {
-    len: usize,
+    pub(super) len: usize,
     decays: usize,
     units: usize,
-    data: &'a mut [f32],
+    pub(super) data: &'a mut [f32],
 }
 
 impl<'a> Table<'a> {
@@ -193,7 +196,7 @@ impl<'a> Table<'a> {
         let (roots, rest) = rest[self.units * len..].split_at_mut(self.decays * len);
         let sums = &mut rest[..len];
         sums.fill(0.0);
-        Reduced::new(axis).add_squares(s, grad, sums);
+        Reduced::new(axis).add::<S, true>(s, grad, sums);
         let by = s.splat_f32s(1.0 / axis[1] as f32);
         let arrays =
             slot.chunks_exact_mut(len).zip(factors.chunks_exact_mut(len)).zip(roots.chunks_exact_mut(len));
@@ -265,6 +268,12 @@ impl<'a> Table<'a> {
 /// `(mean(x²) + ε)^-½`.
 #[inline(always)]
 fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
+    (mean_square(s, x) + normalize::EPSILON as f32).sqrt().recip()
+}
+
+/// `mean(x²)`.
+#[inline(always)]
+pub(super) fn mean_square<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut total = 0.0;
     for chunk in x.chunks(SUM * S::F32_LANES) {
         let mut sum = s.splat_f32s(0.0);
@@ -274,7 +283,7 @@ fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
         }
         total += s.reduce_sum_f32s(sum);
     }
-    (total / x.len() as f32 + normalize::EPSILON as f32).sqrt().recip()
+    total / x.len() as f32
 }
 
 /// `max(x, 1e-9)^-½`; NaN stays NaN.
@@ -282,6 +291,20 @@ fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
 fn safe_rsqrt<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let floor = s.splat_f32s(EPSILON as f32);
     rsqrt(s, s.select_f32s(s.less_than_f32s(x, floor), floor, x))
+}
+
+/// The scratch of the largest row and column [`Table`]s of these tensors.
+pub(super) fn table_lens(layout: &Layout, decays: usize, units: usize) -> [usize; 2] {
+    let mut tables = [0, 0];
+    for entry in layout.entries() {
+        let factored = Factored::new(&entry.shape);
+        if factored.is_factored() {
+            for (most, len) in tables.iter_mut().zip(factored.lens()) {
+                *most = Table::numbers(len, decays, units).max(*most);
+            }
+        }
+    }
+    tables
 }
 
 /// One factored tensor of the update.
@@ -292,6 +315,8 @@ pub(super) struct FactoredTensor<'a> {
     pub(super) grad: &'a [f32],
     pub(super) momentum: &'a [f32],
     pub(super) rms: &'a [f32],
+    /// Added to RMS averages under the root.
+    pub(super) rms_epsilon: f32,
     /// Of rows and columns.
     pub(super) tables: [Table<'a>; 2],
     pub(super) walk: Walk,
@@ -322,6 +347,68 @@ impl FactoredTensor<'_> {
         self.tables[0].divide_by_mean(s, axes.d1_of_row, row);
     }
 
+    /// Repeats the first `quantities` arrays of the tables for `count` elements from `start` on.
+    #[inline(always)]
+    pub(super) fn expand<S: Simd>(
+        &mut self,
+        s: S,
+        start: usize,
+        count: usize,
+        quantities: usize,
+        stride: usize,
+    ) {
+        if start == 0 {
+            self.walk.rewind();
+        }
+        let [row, col] = &self.tables;
+        self.walk.expand(s, count, quantities, [row, col], self.expanded, stride);
+    }
+
+    /// Writes the features made per element `at`, the products of momenta and factors to the rows from
+    /// `m_factored` on, the factors to those from `factor` on. The tables' first `quantities` arrays are
+    /// expanded.
+    #[inline(always)]
+    pub(super) fn elements<S: Simd, const V: usize>(
+        &self,
+        s: S,
+        params: &[f32],
+        at: Range<usize>,
+        quantities: usize,
+        [m_factored, factor]: [usize; 2],
+        x: &mut [S::f32s],
+    ) {
+        let n = self.grad.len();
+        let [momenta, rms, decays] = self.counts;
+        let (rows, cols) = self.expanded.split_at(quantities * (V + 1) * S::F32_LANES);
+        // First rows of the groups, in their order.
+        let m_row = 2;
+        let rms_row = m_row + momenta;
+        let adam_row = rms_row + rms;
+        let rsqrt_row = adam_row + momenta;
+        let grad_row = rsqrt_row + rms;
+        load_row::<S, V>(s, &params[at.clone()], row_mut(x, 1));
+        let at = self.range.start + at.start..self.range.start + at.end;
+        load_row::<S, V>(s, &self.grad[at.clone()], row_mut(x, 0));
+        for k in 0..rms {
+            load_row::<S, V>(s, &self.rms[k * n..][at.clone()], row_mut(x, rms_row + k));
+            let value = *row::<_, V>(x, rms_row + k);
+            *row_mut(x, rsqrt_row + k) = rsqrts::<S, V>(s, value, self.rms_epsilon);
+        }
+        let g = *row::<_, V>(x, 0);
+        for k in 0..decays {
+            let product = products::<S, V>(s, array(s, rows, k), array(s, cols, k));
+            *row_mut(x, grad_row + k) = products(s, &g, &product);
+            *row_mut(x, factor + k) = product;
+        }
+        for k in 0..momenta {
+            load_row::<S, V>(s, &self.momentum[k * n..][at.clone()], row_mut(x, m_row + k));
+            let m = *row::<_, V>(x, m_row + k);
+            // Momenta are paired with decays; a single one serves all of them.
+            *row_mut(x, adam_row + k) = products(s, &m, row::<_, V>(x, rsqrt_row + k.min(rms - 1)));
+            *row_mut(x, m_factored + k) = products(s, &m, row::<_, V>(x, factor + k.min(decays - 1)));
+        }
+    }
+
     /// Makes the biases from the first layer's bias and its weights `[4, decays, units]` for rows, columns
     /// and their roots.
     #[inline(always)]
@@ -347,51 +434,16 @@ impl Tensor for FactoredTensor<'_> {
         x: &mut [S::f32s],
         units: Option<&mut [S::f32s]>,
     ) {
-        let n = self.grad.len();
-        let [momenta, rms, decays] = self.counts;
-        let count = (self.range.len() - start).min(V * S::F32_LANES);
-        let at = self.range.start + start..self.range.start + start + count;
-        let stride = (V + 1) * S::F32_LANES;
-        let [row_table, col_table] = &self.tables;
-        let quantities = decays + if units.is_some() { row_table.units } else { 0 };
-        if start == 0 {
-            self.walk.rewind();
-        }
-        self.walk.expand(s, count, quantities, [row_table, col_table], self.expanded, stride);
-        let (rows, cols) = self.expanded.split_at(quantities * stride);
-
-        // First rows of the groups, in their order.
-        let m_row = 2;
-        let rms_row = m_row + momenta;
-        let adam_row = rms_row + rms;
-        let rsqrt_row = adam_row + momenta;
-        let grad_row = rsqrt_row + rms;
-        let m_factored = grad_row + decays;
-        load_row::<S, V>(s, &self.grad[at.clone()], row_mut(x, 0));
-        load_row::<S, V>(s, &params[start..start + count], row_mut(x, 1));
-        for k in 0..rms {
-            load_row::<S, V>(s, &self.rms[k * n..][at.clone()], row_mut(x, rms_row + k));
-            let value = *row::<S, V>(x, rms_row + k);
-            *row_mut(x, rsqrt_row + k) = rsqrts::<S, V>(s, value, RMS_EPSILON);
-        }
-        let g = *row::<S, V>(x, 0);
-        for k in 0..decays {
-            let factor = products::<S, V>(s, array(s, rows, k), array(s, cols, k));
-            *row_mut(x, grad_row + k) = products(s, &g, &factor);
-            if k < momenta {
-                // Momenta are paired with decays; a single decay serves all of them.
-                *row_mut(x, m_factored + k) = factor;
-            }
-        }
-        // Backwards, for the factor of a single decay is in the first row.
-        for k in (0..momenta).rev() {
-            load_row::<S, V>(s, &self.momentum[k * n..][at.clone()], row_mut(x, m_row + k));
-            let m = *row::<S, V>(x, m_row + k);
-            *row_mut(x, adam_row + k) = products(s, &m, row::<S, V>(x, rsqrt_row + k.min(rms - 1)));
-            *row_mut(x, m_factored + k) = products(s, &m, row::<S, V>(x, m_factored + k.min(decays - 1)));
-        }
+        let [momenta, _, decays] = self.counts;
+        let count = (params.len() - start).min(V * S::F32_LANES);
+        let quantities = decays + if units.is_some() { self.tables[0].units } else { 0 };
+        self.expand(s, start, count, quantities, (V + 1) * S::F32_LANES);
+        let m_factored = Self::parts(self.counts)[0];
+        let features = m_factored + momenta;
+        self.elements::<S, V>(s, params, start..start + count, quantities, [m_factored, features], x);
         if let Some(units) = units {
-            for o in 0..row_table.units {
+            let (rows, cols) = self.expanded.split_at(quantities * (V + 1) * S::F32_LANES);
+            for o in 0..self.tables[0].units {
                 let (row, col) = (array::<S, V>(s, rows, decays + o), array::<S, V>(s, cols, decays + o));
                 let sums: &mut [S::f32s; V] = row_mut(units, o);
                 for v in 0..V {
@@ -399,13 +451,13 @@ impl Tensor for FactoredTensor<'_> {
                 }
             }
         }
-        clear_tail::<S, V>(x, m_factored + momenta, count);
+        clear_tail::<S, V>(x, features, count);
     }
 }
 
 /// The first V of the V + 1 vectors of array `q`.
 #[inline(always)]
-fn array<S: Simd, const V: usize>(_: S, arrays: &[f32], q: usize) -> &[S::f32s; V] {
+pub(super) fn array<S: Simd, const V: usize>(_: S, arrays: &[f32], q: usize) -> &[S::f32s; V] {
     let stride = (V + 1) * S::F32_LANES;
     S::as_simd_f32s(&arrays[q * stride..][..stride]).0.first_chunk().expect("arrays have V + 1 vectors")
 }

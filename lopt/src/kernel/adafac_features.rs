@@ -10,13 +10,19 @@ use std::ops::Range;
 /// Added to RMS averages under the root, and to second moments of vectors under momenta.
 pub(super) const RMS_EPSILON: f32 = 1e-6;
 
+/// Vectors per partial sum, which bounds the rounding error.
+pub(super) const SUM: usize = 128;
+
+/// Vectors per block of [`normalizers`].
+const BLOCK: usize = 6;
+
 /// A tensor whose features are made block by block.
 pub(super) trait Tensor {
     /// Number of features.
     fn features(&self) -> usize;
 
     /// Writes the features of V vectors of the tensor's `params`, from element `start` on, to `x`
-    /// `[features, V]`, zeros past the tensor's end; for the network also what the first layer's `units`
+    /// `[features, V]`, zeros past their end; for the network also what the first layer's `units`
     /// `[.., V]` start from, if that is not the bias. Blocks come in order.
     fn load<S: Simd, const V: usize>(
         &mut self,
@@ -26,6 +32,66 @@ pub(super) trait Tensor {
         x: &mut [S::f32s],
         units: Option<&mut [S::f32s]>,
     );
+}
+
+/// The normalizers `(mean(f²) + ε)^-½` of a tensor's features, over the elements from `start` to the end
+/// of `params`. Scratch: `x` as [`Tensor::load`] needs it for blocks of 6 vectors, and `squares`
+/// `[features]`. `TINY`: whether remainders of one or two vectors are blocks of their own, for speed.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(super) fn normalizers<S: Simd, T: Tensor, const TINY: bool>(
+    s: S,
+    tensor: &mut T,
+    params: &[f32],
+    start: usize,
+    x: &mut [S::f32s],
+    squares: &mut [S::f32s],
+    scales: &mut [f32],
+    epsilon: f64,
+) {
+    let count = params.len() - start;
+    let (squares, scales) = (&mut squares[..tensor.features()], &mut scales[..tensor.features()]);
+    squares.fill(s.splat_f32s(0.0));
+    scales.fill(0.0);
+    let (mut start, mut summed) = (start, 0);
+    while start < params.len() {
+        let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
+            1 if TINY => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
+            2 if TINY => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
+            _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
+        };
+        start += vectors * S::F32_LANES;
+        summed += vectors;
+        if summed >= SUM || start >= params.len() {
+            summed = 0;
+            for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
+                *scale += s.reduce_sum_f32s(*sum);
+                *sum = s.splat_f32s(0.0);
+            }
+        }
+    }
+    for scale in scales {
+        *scale = (*scale / count as f32 + epsilon as f32).sqrt().recip();
+    }
+}
+
+/// Adds the squares of V vectors of features to `squares`; returns V.
+#[inline(always)]
+fn add_squares<S: Simd, T: Tensor, const V: usize>(
+    s: S,
+    tensor: &mut T,
+    params: &[f32],
+    start: usize,
+    x: &mut [S::f32s],
+    squares: &mut [S::f32s],
+) -> usize {
+    tensor.load::<S, V>(s, params, start, x, None);
+    for (sum, x) in squares.iter_mut().zip(x.chunks_exact(V)) {
+        for x in x {
+            *sum = s.mul_add_e_f32s(*x, *x, *sum);
+        }
+    }
+    V
 }
 
 /// A tensor of rank 0 or 1. All its features are made per element.
@@ -93,13 +159,13 @@ impl Tensor for VectorTensor<'_> {
         load_row::<S, V>(s, &params[i.clone()], row_mut(x, 1));
         for k in 0..rms {
             load_row::<S, V>(s, &self.rms[k * n..][at.clone()], row_mut(x, rms_row + k));
-            let value = *row::<S, V>(x, rms_row + k);
+            let value = *row::<_, V>(x, rms_row + k);
             *row_mut(x, rsqrt_row + k) = rsqrts::<S, V>(s, value, RMS_EPSILON);
         }
-        let g = *row::<S, V>(x, 0);
+        let g = *row::<_, V>(x, 0);
         for k in 0..decays {
             load_row::<S, V>(s, &self.moments[k * numel..][i.clone()], row_mut(x, row_row + k));
-            let value = *row::<S, V>(x, row_row + k);
+            let value = *row::<_, V>(x, row_row + k);
             *row_mut(x, col_row + k) = value;
             let root = rsqrts::<S, V>(s, value, FACTOR_EPSILON as f32);
             *row_mut(x, row_root + k) = root;
@@ -110,9 +176,9 @@ impl Tensor for VectorTensor<'_> {
         }
         for k in 0..momenta {
             load_row::<S, V>(s, &self.momentum[k * n..][at.clone()], row_mut(x, m_row + k));
-            let m = *row::<S, V>(x, m_row + k);
-            *row_mut(x, adam_row + k) = products(s, &m, row::<S, V>(x, rsqrt_row + k.min(rms - 1)));
-            *row_mut(x, m_factored + k) = products(s, &m, row::<S, V>(x, factor_row + k.min(decays - 1)));
+            let m = *row::<_, V>(x, m_row + k);
+            *row_mut(x, adam_row + k) = products(s, &m, row::<_, V>(x, rsqrt_row + k.min(rms - 1)));
+            *row_mut(x, m_factored + k) = products(s, &m, row::<_, V>(x, factor_row + k.min(decays - 1)));
         }
         clear_tail::<S, V>(x, column_count(self.counts), count);
     }
@@ -120,7 +186,7 @@ impl Tensor for VectorTensor<'_> {
 
 /// Row `r` of `x` `[.., V]`.
 #[inline(always)]
-pub(super) fn row<S: Simd, const V: usize>(x: &[S::f32s], r: usize) -> &[S::f32s; V] {
+pub(super) fn row<T, const V: usize>(x: &[T], r: usize) -> &[T; V] {
     x[r * V..].first_chunk().expect("x has this row")
 }
 
@@ -141,6 +207,14 @@ pub(super) fn load_row<S: Simd, const V: usize>(s: S, from: &[f32], to: &mut [S:
             to[..full.len()].copy_from_slice(full);
             to[full.len()] = s.partial_load_f32s(rest);
         }
+    }
+}
+
+/// Writes the first elements of V vectors.
+#[inline(always)]
+pub(super) fn store_row<S: Simd, const V: usize>(s: S, x: &[S::f32s; V], to: &mut [f32]) {
+    for (to, x) in to.chunks_mut(S::F32_LANES).zip(x) {
+        store(s, to, *x);
     }
 }
 

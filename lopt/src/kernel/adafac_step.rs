@@ -4,8 +4,8 @@
 //! the sums of squares, once for network and output rule; features live in L1 only. Tensors of rank 2
 //! and more: see [`super::adafac_factored`]. Time features as in [`super::MlpKernel`].
 
-use super::adafac_factored::{FactoredTensor, Table, Walk, SUM};
-use super::adafac_features::{update_moments, vector_rows, Tensor, VectorTensor};
+use super::adafac_factored::{table_lens, FactoredTensor, Table, Walk};
+use super::adafac_features::{normalizers, update_moments, vector_rows, Tensor, VectorTensor, RMS_EPSILON};
 use super::dense::{After, Dense};
 use super::net::{apply_step, Net, COLUMNS, MAX_LANES};
 use super::Path;
@@ -19,7 +19,7 @@ use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
 
 /// Vectors per block.
-const BLOCK: usize = 2 * COLUMNS;
+pub(super) const BLOCK: usize = 2 * COLUMNS;
 
 /// [`AdafacMlp`] in f32 at one theta; weights are packed and decays computed once.
 pub struct AdafacKernel {
@@ -31,7 +31,9 @@ pub struct AdafacKernel {
     /// The first layer's weights of the other features, `[4, decays, units]`.
     factor_weights: Vec<f32>,
     /// Rates of momenta, RMS averages and factored second moments.
-    rates: [Vec<f32>; 3],
+    pub(super) rates: [Vec<f32>; 3],
+    /// The rates' slopes in theta; 0 where a rate is clipped.
+    pub(super) rate_slopes: [Vec<f32>; 3],
 }
 
 impl AdafacKernel {
@@ -45,11 +47,21 @@ impl AdafacKernel {
         let net = Net::new(&rule.net().network(), &layout, theta);
         let decays = rule.net().decays.map(<[f64]>::to_vec);
         let twin = Taped::new(rule, theta);
-        let rates: [Vec<f32>; 3] = [0, 1, 2].map(|i| {
+        let mut rates: [Vec<f32>; 3] = [0, 1, 2].map(|i| {
             let rates = averages::learned_rates(&twin.theta(), DECAY_NAMES[i], &decays[i]);
-            let clipped = |r: f32| if i == 0 { r } else { r.clamp(0.0, 1.0) };
-            rates.iter().map(|r| clipped(r.data()[0])).collect()
+            rates.iter().map(|r| r.data()[0]).collect()
         });
+        // r = (1 − d) exp(10 θ); only the momenta's may leave [0, 1].
+        let mut rate_slopes: [Vec<f32>; 3] =
+            rates.clone().map(|rates| rates.iter().map(|r| 10.0 * r).collect());
+        for (rates, slopes) in rates.iter_mut().zip(&mut rate_slopes).skip(1) {
+            for (rate, slope) in rates.iter_mut().zip(slopes) {
+                if *rate < 0.0 || *rate > 1.0 {
+                    *slope = 0.0;
+                }
+                *rate = rate.clamp(0.0, 1.0);
+            }
+        }
         let counts = [0, 1, 2].map(|i: usize| rates[i].len());
         let (units, [before, after]) = (net.layers[0].outputs, FactoredTensor::parts(counts));
         let w = &theta[net.ranges[0][0].clone()];
@@ -57,11 +69,17 @@ impl AdafacKernel {
         let row = |i: usize| if i < before { i } else { i + factored };
         let per_element = Dense::new(before + after, vec![0.0; units], |i, o| w[row(i) * units + o]);
         let factor_weights = w[before * units..][..factored * units].to_vec();
-        AdafacKernel { twin, path, net, per_element, factor_weights, rates }
+        AdafacKernel { twin, path, net, per_element, factor_weights, rates, rate_slopes }
     }
 
-    fn counts(&self) -> [usize; 3] {
+    pub(super) fn counts(&self) -> [usize; 3] {
         [0, 1, 2].map(|i| self.rates[i].len())
+    }
+
+    /// Where the rates' parameters lie in theta.
+    pub(super) fn rate_places(&self) -> impl Iterator<Item = usize> {
+        let layout = self.twin.rule().theta_layout();
+        DECAY_NAMES.into_iter().flat_map(move |name| layout.get(name).expect("theta holds it").range())
     }
 }
 
@@ -76,15 +94,7 @@ impl Optimizer<f32> for AdafacKernel {
         assert_eq!(grad.len(), state.params.len(), "AdafacMlp: length of the gradient");
         let counts = self.counts();
         let units = self.net.layers[0].outputs;
-        let mut tables = [0, 0];
-        for entry in state.layout.entries() {
-            let factored = Factored::new(&entry.shape);
-            if factored.is_factored() {
-                for (most, len) in tables.iter_mut().zip(factored.lens()) {
-                    *most = Table::numbers(len, counts[2], units).max(*most);
-                }
-            }
-        }
+        let tables = table_lens(&state.layout, counts[2], units);
         let features = column_count(counts);
         let lens = [
             MAX_LANES * BLOCK * (vector_rows(counts) + 2 * self.net.widest()),
@@ -144,7 +154,7 @@ impl WithSimd for Step<'_> {
 
 /// `a ← (1 − r) a + r x` for every rate; x is the gradient or its square.
 #[inline(always)]
-fn average<S: Simd, const SQUARE: bool>(s: S, slot: &mut [f32], grad: &[f32], rates: &[f32]) {
+pub(super) fn average<S: Simd, const SQUARE: bool>(s: S, slot: &mut [f32], grad: &[f32], rates: &[f32]) {
     for (slot, rate) in slot.chunks_exact_mut(grad.len().max(1)).zip(rates) {
         let (keep, rate) = (s.splat_f32s(1.0 - rate), s.splat_f32s(*rate));
         for (a, g) in slot.chunks_mut(S::F32_LANES).zip(grad.chunks(S::F32_LANES)) {
@@ -176,62 +186,46 @@ impl Step<'_> {
         let Some(axes) = factored.axes() else {
             update_moments(s, &grad[range.clone()], rates, row);
             let mut tensor = VectorTensor { range, counts, grad, momentum, rms, moments: row };
-            self.passes.sum_squares(s, &mut tensor, params);
+            self.passes.sum_squares::<S, _, true>(s, &mut tensor, params);
             self.passes.apply(s, &mut tensor, (first, Some(self.bias)), params);
             return;
         };
         let [row_table, col_table] = &mut self.tables;
         let tables = [(lens[0], row_table), (lens[1], col_table)];
         let tables = tables.map(|(len, scratch)| Table::new(len, counts[2], first.outputs, scratch));
-        let (walk, expanded) = (Walk::new(axes), &mut *self.expanded);
-        let mut tensor = FactoredTensor { range, counts, grad, momentum, rms, tables, walk, expanded };
+        let (walk, expanded, rms_epsilon) = (Walk::new(axes), &mut *self.expanded, RMS_EPSILON);
+        let mut tensor =
+            FactoredTensor { range, counts, grad, momentum, rms, rms_epsilon, tables, walk, expanded };
         tensor.update_slots(s, axes, rates, [&mut *row, &mut *col]);
         tensor.biases(s, [row, col], self.bias, &kernel.factor_weights);
-        self.passes.sum_squares(s, &mut tensor, params);
+        self.passes.sum_squares::<S, _, true>(s, &mut tensor, params);
         self.passes.apply(s, &mut tensor, (&kernel.per_element, None), params);
     }
 }
 
 /// The two passes over a tensor, and their scratch.
-struct Passes<'a> {
-    kernel: &'a AdafacKernel,
+pub(super) struct Passes<'a> {
+    pub(super) kernel: &'a AdafacKernel,
     /// Features and activations of one block.
-    block: &'a mut [f32],
+    pub(super) block: &'a mut [f32],
     /// Sums of squares per feature, in vectors.
-    squares: &'a mut [f32],
+    pub(super) squares: &'a mut [f32],
     /// The features' normalizers.
-    scales: &'a mut [f32],
+    pub(super) scales: &'a mut [f32],
 }
 
 impl Passes<'_> {
     /// Pass 1: makes the normalizers.
     #[inline(always)]
-    fn sum_squares<S: Simd, T: Tensor>(&mut self, s: S, tensor: &mut T, params: &[f32]) {
+    pub(super) fn sum_squares<S: Simd, T: Tensor, const TINY: bool>(
+        &mut self,
+        s: S,
+        tensor: &mut T,
+        params: &[f32],
+    ) {
         let (x, _) = S::as_mut_simd_f32s(self.block);
         let (squares, _) = S::as_mut_simd_f32s(self.squares);
-        let (squares, scales) = (&mut squares[..tensor.features()], &mut self.scales[..tensor.features()]);
-        squares.fill(s.splat_f32s(0.0));
-        scales.fill(0.0);
-        let (mut start, mut summed) = (0, 0);
-        while start < params.len() {
-            let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
-                1 => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
-                2 => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
-                _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
-            };
-            start += vectors * S::F32_LANES;
-            summed += vectors;
-            if summed >= SUM || start >= params.len() {
-                summed = 0;
-                for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
-                    *scale += s.reduce_sum_f32s(*sum);
-                    *sum = s.splat_f32s(0.0);
-                }
-            }
-        }
-        for scale in scales {
-            *scale = (*scale / params.len() as f32 + normalize::EPSILON as f32).sqrt().recip();
-        }
+        normalizers::<S, T, TINY>(s, tensor, params, 0, x, squares, self.scales, normalize::EPSILON);
     }
 
     /// Pass 2: network and output rule. `first`: the first layer, and its bias if blocks start from that.
@@ -285,25 +279,6 @@ impl Passes<'_> {
     }
 }
 
-/// Adds the squares of V vectors of features to `squares`; returns V.
-#[inline(always)]
-fn add_squares<S: Simd, T: Tensor, const V: usize>(
-    s: S,
-    tensor: &mut T,
-    params: &[f32],
-    start: usize,
-    x: &mut [S::f32s],
-    squares: &mut [S::f32s],
-) -> usize {
-    tensor.load::<S, V>(s, params, start, x, None);
-    for (sum, x) in squares.iter_mut().zip(x.chunks_exact(V)) {
-        for x in x {
-            *sum = s.mul_add_e_f32s(*x, *x, *sum);
-        }
-    }
-    V
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -329,21 +304,8 @@ pub(super) mod tests {
         [rule(4, 2), rule(32, 2), rule(7, 0), several]
     }
 
-    fn run(opt: &dyn Optimizer<f32>, layout: &Arc<Layout>, steps: u64) -> OptState<f32> {
-        let key = Key::new(8);
-        let mut params = Params::zeros(layout.clone());
-        key.fill_normal(&mut params.data);
-        let mut state = opt.init(&params, Some(50), key);
-        let mut grad = vec![0.0; layout.len()];
-        for t in 0..steps {
-            key.fold_in(t).fill_normal(&mut grad);
-            opt.update(&mut state, &grad, 0.0, key);
-        }
-        state
-    }
-
-    #[test]
-    fn fifty_steps_agree_with_the_twin() {
+    /// Shapes of many kinds.
+    pub(in crate::kernel) fn layouts() -> Vec<Arc<Layout>> {
         let mut layouts = vec![awkward_layout()];
         let shapes: [&[usize]; 16] = [
             &[10],
@@ -364,6 +326,25 @@ pub(super) mod tests {
             &[0],
         ];
         layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
+        layouts
+    }
+
+    fn run(opt: &dyn Optimizer<f32>, layout: &Arc<Layout>, steps: u64) -> OptState<f32> {
+        let key = Key::new(8);
+        let mut params = Params::zeros(layout.clone());
+        key.fill_normal(&mut params.data);
+        let mut state = opt.init(&params, Some(50), key);
+        let mut grad = vec![0.0; layout.len()];
+        for t in 0..steps {
+            key.fold_in(t).fill_normal(&mut grad);
+            opt.update(&mut state, &grad, 0.0, key);
+        }
+        state
+    }
+
+    #[test]
+    fn fifty_steps_agree_with_the_twin() {
+        let layouts = layouts();
         for rule in rules() {
             let mut theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
             theta.iter_mut().enumerate().for_each(|(i, t)| *t += 0.01 * (i as f32).sin());

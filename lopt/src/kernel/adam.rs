@@ -1,20 +1,19 @@
 //! Adam's update and its derivative, each in one pass over the parameters.
 //!
 //! The readable twin is [`Elementwise::step`](crate::hand::Elementwise::step) of the rules that name
-//! [`Fused::Adam`], on plain and on dual numbers. The update does the same operations in the same
+//! [`super::Fused::Adam`], on plain and on dual numbers. The update does the same operations in the same
 //! order, without contractions, to the same bits on every path.
 
 use super::Path;
 use outerloop_core::simd::{load, store};
 use pulp::{Simd, WithSimd};
 
-/// A rule whose update and derivative are fused: the kernel's name for [`crate::hand::Elementwise::FUSED`].
+/// Which Adam: see [`super::Fused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fused {
-    /// Slots m and v, coefficients `[lr/(1−β₁ᵗ), β₁, 1−β₁, β₂, 1−β₂, 1/(1−β₂ᵗ), ε, ε_root, lr λ]`:
-    /// `m ← β₁ m + (1−β₁) g`, `v ← β₂ v + (1−β₂) g²`, `p ← p − scale m/(√(v/(1−β₂ᵗ) + ε_root) + ε)`.
+pub(super) enum AdamKind {
+    /// Plain.
     Adam,
-    /// The same, less `lr λ p`.
+    /// With decoupled weight decay.
     AdamW,
 }
 
@@ -24,9 +23,9 @@ const COEFFS: usize = 9;
 /// Vectors per partial sum of the coefficients' adjoints, which are added up in f64.
 const CHUNK: usize = 64;
 
-impl Fused {
+impl AdamKind {
     /// One update in place.
-    pub(crate) fn update(
+    pub(super) fn update(
         self,
         path: Path,
         coeffs: &[f32],
@@ -36,15 +35,15 @@ impl Fused {
     ) {
         let c = coefficients(coeffs);
         match self {
-            Fused::Adam => path.run(Update::<false> { c, p, m, v, g }),
-            Fused::AdamW => path.run(Update::<true> { c, p, m, v, g }),
+            AdamKind::Adam => path.run(Update::<false> { c, p, m, v, g }),
+            AdamKind::AdamW => path.run(Update::<true> { c, p, m, v, g }),
         }
     }
 
     /// The adjoints `out` of parameters, m, v and gradient before an update from those after it,
     /// `after` = `[p̄, m̄, v̄]`, given `before` = `[p, m, v, g]`; returns the coefficients' adjoints. β and
     /// 1 − β count as one coefficient: the adjoint of 1 − β is in that of β, with the other sign.
-    pub(crate) fn pull_back(
+    pub(super) fn pull_back(
         self,
         path: Path,
         coeffs: &[f32],
@@ -54,8 +53,8 @@ impl Fused {
     ) -> [f64; COEFFS] {
         let c = coefficients(coeffs);
         match self {
-            Fused::Adam => path.run(PullBack::<false> { c, before, after, out }),
-            Fused::AdamW => path.run(PullBack::<true> { c, before, after, out }),
+            AdamKind::Adam => path.run(PullBack::<false> { c, before, after, out }),
+            AdamKind::AdamW => path.run(PullBack::<true> { c, before, after, out }),
         }
     }
 }

@@ -3,21 +3,28 @@
 //!
 //! Instructions are chosen at run time, once per process: see [`outerloop_core::simd`].
 
+mod adafac_average;
 mod adafac_factored;
+mod adafac_factored_vjp;
 mod adafac_features;
 mod adafac_step;
 mod adafac_vjp;
 mod adam;
+mod celo2_step;
 mod dense;
+mod fused;
 mod mlp_features;
 mod mlp_step;
 mod mlp_vjp;
 mod net;
 mod net_vjp;
+mod newton_schulz;
 mod outer;
+mod sgd;
 
 pub use adafac_step::AdafacKernel;
-pub use adam::Fused;
+pub use celo2_step::Celo2Kernel;
+pub use fused::Fused;
 pub use mlp_step::MlpKernel;
 pub use outerloop_core::simd::{path, Path};
 
