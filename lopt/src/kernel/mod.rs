@@ -15,6 +15,7 @@ mod mlp_vjp;
 mod net;
 mod net_vjp;
 mod outer;
+mod unit_net;
 
 pub use adafac_step::AdafacKernel;
 pub use adam::Fused;
