@@ -4,8 +4,10 @@
 mod report;
 
 use criterion::Criterion;
+use outerloop::core::BatchKey;
 use outerloop::prelude::*;
-use report::{thread_counts, Group, Work};
+use report::{thread_counts, Group, Timing, Work};
+use std::hint::black_box;
 use std::sync::Arc;
 
 /// Multiply-adds of the 64-32-10 network per image, its output layer's, and its parameters.
@@ -26,13 +28,15 @@ fn both(adam: (f64, f64), mlp: (f64, f64)) -> [Entry; 2] {
     [(Arc::new(LearnableAdam::default()), adam.0, adam.1), (Arc::new(MlpLopt::default()), mlp.0, mlp.1)]
 }
 
-/// Benchmarks outer steps of `estimator` with every optimizer and number of threads.
+/// Benchmarks outer steps of `estimator` with every optimizer and number of threads; returns the time of one
+/// inner step on one of the threads, by the optimizer's name and that number.
 fn sweep(
     group: &mut Group<'_>,
     entries: [Entry; 2],
     family: &Arc<dyn FlatFamily>,
     estimator: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
-) -> Result<()> {
+) -> Result<Vec<(String, usize, Timing)>> {
+    let mut times = Vec::new();
     for (lopt, flops, jax) in entries {
         let schedule = TruncationSchedule::LogUniform { min: 100, max: 500 };
         let step = TruncatedStep::new(family.clone(), lopt.clone(), schedule)?;
@@ -43,14 +47,41 @@ fn sweep(
             let mut state = estimator.init(&theta, Key::new(1), &workers);
             let mut outer_step = 0;
             let name = format!("{}, threads: {threads}", lopt.name());
-            group.bench(&name, threads, Work { flops, jax, ..Work::default() }, || {
+            let time = group.bench(&name, threads, Work { flops, jax, ..Work::default() }, || {
                 let estimate = estimator.estimate(&theta, &mut state, outer_step, &workers);
                 outer_step += 1;
                 estimate.inner_steps
             });
+            times.extend(time.map(|t| (lopt.name(), threads, t * threads as f64)));
         }
     }
-    Ok(())
+    Ok(times)
+}
+
+/// The two kernels of an inner step, alone on one thread: the task's loss and gradient on a new batch, and
+/// one `MlpLopt` update.
+fn kernels(group: &mut Group<'_>) -> Option<Timing> {
+    let task = Typed::new(ImageMlp::digits());
+    let task: &dyn FlatTask = &task;
+    let (params, key) = (task.init(Key::new(0)), Key::new(2));
+    let mut evaluator = task.evaluator();
+    let mut grad = vec![0.0; params.data.len()];
+    let mut step = 0;
+    let flops = |flops| Work { flops, ..Work::default() };
+    let gradient = group.bench("loss and gradient alone", 1, flops(GRADIENT), || {
+        let at = BatchKey::train(step, key);
+        step += 1;
+        black_box(evaluator.loss_and_grad(black_box(&params.data), &mut [], at, &mut grad));
+        1
+    });
+    let lopt: &dyn LearnedOptimizer = &MlpLopt::default();
+    let opt = lopt.opt_fn(&lopt.init(key));
+    let mut state = opt.init(&params, None, key);
+    let update = group.bench("MlpLopt update alone", 1, flops(NETWORK * TASK[2]), || {
+        opt.update(black_box(&mut state), &grad, 0.0, key);
+        1
+    });
+    Some(gradient? + update?)
 }
 
 fn pes(num_tasks: usize) -> impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>> {
@@ -67,7 +98,13 @@ fn digits_family() -> Arc<dyn FlatFamily> {
 fn pes_digits(c: &mut Criterion) -> Result<()> {
     let mut group = Group::new(c, "pes, 16 tasks x 50 steps, digits 64-32-10");
     let entries = both((GRADIENT, 12.7e3), (GRADIENT + NETWORK * TASK[2], 3.8e3));
-    sweep(&mut group, entries, &digits_family(), pes(16))?;
+    let times = sweep(&mut group, entries, &digits_family(), pes(16))?;
+    if let Some(parts) = kernels(&mut group) {
+        for (_, threads, time) in times.into_iter().filter(|(lopt, ..)| lopt == "MlpLopt") {
+            let name = format!("one MlpLopt inner step over its two kernels, threads: {threads}");
+            group.ratio(&name, time, parts);
+        }
+    }
     group.finish();
     Ok(())
 }

@@ -24,6 +24,8 @@ const SUMMARY: &str = "OUTERLOOP_BENCH_JSON";
 pub struct Work {
     /// Floating point operations, counted by hand from the formulas.
     pub flops: f64,
+    /// The operations on which a floor is stated, if that counts more than what is done.
+    pub nominal_flops: f64,
     /// Bytes read plus written.
     pub bytes: f64,
     /// Inner steps per second of google/learned_optimization on 2 cores (AVX-512), after compilation:
@@ -48,6 +50,30 @@ pub struct Group<'a> {
     results: Vec<Value>,
     /// Of the table, in Markdown.
     rows: Vec<String>,
+    ratios: Vec<Value>,
+    /// Below the table.
+    lines: Vec<String>,
+}
+
+/// Seconds per unit of a benchmark.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub median: f64,
+    pub best: f64,
+}
+
+impl std::ops::Mul<f64> for Timing {
+    type Output = Timing;
+    fn mul(self, factor: f64) -> Timing {
+        Timing { median: self.median * factor, best: self.best * factor }
+    }
+}
+
+impl std::ops::Add for Timing {
+    type Output = Timing;
+    fn add(self, other: Timing) -> Timing {
+        Timing { median: self.median + other.median, best: self.best + other.best }
+    }
 }
 
 impl<'a> Group<'a> {
@@ -65,11 +91,19 @@ impl<'a> Group<'a> {
             peak.copy,
             kernel::path(),
         );
-        Group { name, group: c.benchmark_group(name), peak, results: Vec::new(), rows: Vec::new() }
+        let group = c.benchmark_group(name);
+        Group { name, group, peak, results: vec![], rows: vec![], ratios: vec![], lines: vec![] }
     }
 
-    /// Benchmarks `f`, which returns how many units of `work` one call did, on `threads` threads.
-    pub fn bench(&mut self, name: &str, threads: usize, work: Work, mut f: impl FnMut() -> u64) {
+    /// Benchmarks `f`, which returns how many units of `work` one call did, on `threads` threads. Returns
+    /// the time unless a filter on the command line skips it.
+    pub fn bench(
+        &mut self,
+        name: &str,
+        threads: usize,
+        work: Work,
+        mut f: impl FnMut() -> u64,
+    ) -> Option<Timing> {
         let mut samples: Vec<Sample> = Vec::new();
         self.group.bench_function(name, |b| {
             b.iter_custom(|iters| {
@@ -80,17 +114,29 @@ impl<'a> Group<'a> {
                 time
             })
         });
-        // A filter on the command line may have skipped it.
-        if let Some(middle) = median(samples) {
-            self.report(name, threads, work, middle);
-        }
+        let per_unit = |s: &Sample| s.seconds / s.units as f64;
+        let best = samples.iter().map(per_unit).min_by(f64::total_cmp)?;
+        let middle = median(samples)?;
+        let best_call = best * middle.units as f64 / middle.iters as f64;
+        self.report(name, threads, work, middle, best_call);
+        Some(Timing { median: per_unit(&middle), best })
     }
 
-    fn report(&mut self, name: &str, threads: usize, work: Work, s: Sample) {
+    /// Adds `time / parts` to what is reported.
+    pub fn ratio(&mut self, name: &str, time: Timing, parts: Timing) {
+        let (median, best) = (time.median / parts.median, time.best / parts.best);
+        self.ratios.push(json!({ "name": name, "of_medians": median, "of_best": best }));
+        self.lines.push(format!("{name}: {median:.2} by medians, {best:.2} by best samples"));
+    }
+
+    /// `best`: seconds per call of the fastest sample.
+    fn report(&mut self, name: &str, threads: usize, work: Work, s: Sample, best: f64) {
         let per_call = s.seconds / s.iters as f64;
         let rate = s.units as f64 / s.seconds;
-        let mut entry = json!({ "name": name, "threads": threads, "seconds": per_call });
-        let mut cells = [format!("{name} | {}", time(per_call)), "".into(), "".into(), "".into()];
+        let mut entry =
+            json!({ "name": name, "threads": threads, "seconds": per_call, "best_seconds": best });
+        let mut cells =
+            [format!("{name} | {} ({})", time(per_call), time(best)), "".into(), "".into(), "".into()];
         if work.jax > 0.0 {
             entry["inner_steps_per_second"] = json!(rate);
             entry["jax_inner_steps_per_second"] = json!(work.jax);
@@ -109,6 +155,13 @@ impl<'a> Group<'a> {
             entry["fraction_of_fma_peak"] = json!(rate / peak);
             entry["fraction_of_gemm_peak"] = json!(rate / (self.peak.gemm * threads as f64));
             cells[2] = format!("{rate:.1} GFLOP/s, {:.0} %", 100.0 * rate / peak);
+            if work.nominal_flops > 0.0 {
+                let nominal = rate / peak * work.nominal_flops / work.flops;
+                entry["nominal_flops"] = json!(work.nominal_flops);
+                entry["fraction_of_fma_peak_by_nominal_flops"] = json!(nominal);
+                let megaflops = work.nominal_flops / 1e6;
+                cells[2] += &format!(" ({:.0} % on the floor's {megaflops} MFLOP)", 100.0 * nominal);
+            }
         }
         if work.bytes > 0.0 {
             let rate = rate * work.bytes / 1e9;
@@ -127,8 +180,9 @@ impl<'a> Group<'a> {
         if self.rows.is_empty() {
             return;
         }
-        println!("\n| {} | time | inner steps/s | of the FMA peak | of the copy rate |", self.name);
+        println!("\n| {} | time (best) | inner steps/s | of the FMA peak | of the copy rate |", self.name);
         println!("|---|---|---|---|---|\n{}", self.rows.join("\n"));
+        self.lines.iter().for_each(|line| println!("\n{line}"));
         let Some(path) = std::env::var_os(SUMMARY).map(PathBuf::from) else { return };
         let old: Option<Value> = std::fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok());
         let mut summary = old.filter(Value::is_object).unwrap_or_else(|| json!({}));
@@ -141,6 +195,7 @@ impl<'a> Group<'a> {
                 "copy_gigabytes_per_second": self.peak.copy,
             },
             "results": self.results,
+            "ratios": self.ratios,
         });
         let text = serde_json::to_string_pretty(&summary).expect("plain values");
         if let Err(e) = outerloop::core::atomic::write_atomic(&path, text.as_bytes()) {

@@ -130,6 +130,12 @@ impl<R: UpdateRule, E: Float> Taped<R, E> {
     #[track_caller]
     pub fn new(rule: R, theta: &[E]) -> Self {
         let layout = rule.theta_layout();
+        Taped::with_layout(rule, layout, theta)
+    }
+
+    /// The same, where the rule's layout is known.
+    #[track_caller]
+    pub(crate) fn with_layout(rule: R, layout: Arc<Layout>, theta: &[E]) -> Self {
         assert_eq!(theta.len(), layout.len(), "{}: length of theta", rule.name());
         Taped { rule, layout, theta: theta.to_vec() }
     }

@@ -134,7 +134,7 @@ fn tile<S: Simd, const J: usize, const V: usize, const ROW: usize>(
 
 /// `max(x, 0)`, NaN stays NaN.
 #[inline(always)]
-fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+pub(super) fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let zero = s.splat_f32s(0.0);
     if S::IS_SCALAR {
         // The scalar maximum drops NaN; that of vectors gives the second argument or NaN.

@@ -35,10 +35,14 @@ impl Features<'_> {
     pub(super) fn accumulate<S: Simd>(&mut self, s: S) {
         let layout = self.layout;
         for (t, entry) in layout.entries().iter().enumerate() {
-            let squares = self.accumulate_tensor(s, entry.range());
-            for (scale, sum) in self.scales[t * TENSOR_FEATURES..].iter_mut().zip(squares) {
-                let mean = sum / entry.numel().max(1) as f32;
-                *scale = (mean + normalize::EPSILON as f32).sqrt().recip();
+            let range = entry.range();
+            let numel = range.len().max(1) as f32;
+            let squares = self.accumulate_tensor(s, range);
+            // As long as an array, so that the compiler vectorizes it.
+            let scales = self.scales[t * TENSOR_FEATURES..].first_chunk_mut::<TENSOR_FEATURES>();
+            let scales = scales.expect("eight normalizers per tensor");
+            for (scale, sum) in scales.iter_mut().zip(squares) {
+                *scale = (sum / numel + normalize::EPSILON as f32).sqrt().recip();
             }
         }
     }

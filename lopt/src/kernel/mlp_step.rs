@@ -5,23 +5,34 @@
 //! `[n, 19]` feature matrix never exists. A block may span tensors (only the normalizers differ),
 //! so small tensors share vectors. The time features are the same for all parameters, so their part
 //! of the first layer is added to its bias once per step: the network per parameter is
-//! 8 → H → ... → 2.
+//! 8 → H → ... → 2. Parameters too few to fill one block take another way through the network, to the
+//! same bits.
 
 use super::mlp_features::{Features, Position};
 use super::net::{apply_step, Net, COLUMNS, MAX_LANES};
+use super::unit_net::UnitNet;
 use super::Path;
 use crate::mlp_lopt::{DECAYS, TENSOR_FEATURES};
 use crate::{MlpLopt, Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
+use std::sync::{Arc, LazyLock};
 
-/// [`MlpLopt`] in f32 at one theta; the weights are packed once.
+/// [`MlpLopt`] in f32 at one theta; the weights are packed when they are first used.
 pub struct MlpKernel {
     pub(super) twin: Taped<MlpLopt, f32>,
     pub(super) path: Path,
-    pub(super) net: Net,
+    pub(super) net: Lazy<Net>,
+    units: Lazy<UnitNet>,
+    /// Multiply-adds per parameter in `net`, and, padding included, in `units`.
+    costs: [usize; 2],
 }
+
+/// Vectors of parameters from which on [`Net`] is faster than [`UnitNet`] in any case.
+const SMALL: usize = 3;
+
+type Lazy<T> = LazyLock<T, Box<dyn FnOnce() -> T + Send>>;
 
 impl MlpKernel {
     /// The optimizer of `theta` on a chosen path.
@@ -31,14 +42,33 @@ impl MlpKernel {
     #[track_caller]
     pub fn new(rule: MlpLopt, theta: &[f32], path: Path) -> Self {
         let layout = rule.theta_layout();
-        assert_eq!(theta.len(), layout.len(), "MlpLopt: length of theta");
-        let net = Net::new(&rule.network(), &layout, theta);
-        MlpKernel { twin: Taped::new(rule, theta), path, net }
+        let parts = Arc::new((rule.network(), layout.clone(), theta.to_vec()));
+        let again = parts.clone();
+        let cost = |lanes| parts.0.layers().map(|(i, o, ..)| i * usize::next_multiple_of(o, lanes)).sum();
+        MlpKernel {
+            costs: [cost(1), cost(path.lanes())],
+            twin: Taped::with_layout(rule, layout, theta),
+            path,
+            net: LazyLock::new(Box::new(move || Net::new(&parts.0, &parts.1, &parts.2))),
+            units: LazyLock::new(Box::new(move || UnitNet::new(&again.0, &again.1, &again.2, path))),
+        }
     }
 
-    /// Rows of activations per block: the features and two layers' units in turn.
-    fn rows(&self) -> usize {
-        TENSOR_FEATURES + 2 * self.net.widest()
+    /// Whether `n` parameters go through the network one by one. That pays up to one and a half times the
+    /// multiply-adds: few vectors of parameters make thin tiles, and packing for them takes longer.
+    fn is_small(&self, n: usize) -> bool {
+        let lanes = self.path.lanes();
+        let [net, units] = self.costs;
+        n < SMALL * lanes && 2 * n * units <= 3 * n.next_multiple_of(lanes) * net
+    }
+
+    /// Scratch for `n` parameters: the block, and the first layer's bias.
+    fn scratch(&self, n: usize) -> [usize; 2] {
+        if self.is_small(n) {
+            return [SMALL * MAX_LANES * TENSOR_FEATURES + self.units.scratch(n), 0];
+        }
+        let rows = TENSOR_FEATURES + 2 * self.net.widest();
+        [MAX_LANES * COLUMNS * rows, self.net.layers[0].outputs]
     }
 }
 
@@ -55,11 +85,11 @@ impl Optimizer<f32> for MlpKernel {
         let momentum = &mut state.slots[0].data;
         assert_eq!(momentum.len(), DECAYS.len() * n, "MlpLopt: length of the momenta");
         let tensors = state.layout.entries().len();
-        let lens = [MAX_LANES * COLUMNS * self.rows(), tensors * TENSOR_FEATURES, self.net.layers[0].outputs];
+        let [block, bias] = self.scratch(n);
         // The closure holds no vector code: it would not be compiled for the path's instructions.
-        with_scratch(lens.iter().sum(), |scratch| {
-            let (block, scratch) = scratch.split_at_mut(lens[0]);
-            let (scales, bias) = scratch.split_at_mut(lens[1]);
+        with_scratch(block + bias + tensors * TENSOR_FEATURES, |scratch| {
+            let (block, scratch) = scratch.split_at_mut(block);
+            let (bias, scales) = scratch.split_at_mut(bias);
             self.path.run(Step {
                 kernel: self,
                 layout: &state.layout,
@@ -99,8 +129,17 @@ impl WithSimd for Step<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, s: S) {
         self.features().accumulate(s);
-        self.kernel.net.time_bias(s, self.step, self.bias);
         let mut at = Position::FIRST;
+        if self.kernel.is_small(self.params.len()) {
+            match self.params.len().div_ceil(S::F32_LANES) {
+                0 => {}
+                1 => self.one_by_one::<S, 1>(s, &mut at),
+                2 => self.one_by_one::<S, 2>(s, &mut at),
+                _ => self.one_by_one::<S, SMALL>(s, &mut at),
+            }
+            return;
+        }
+        self.kernel.net.time_bias(s, self.step, self.bias);
         while at.start < self.params.len() {
             match (self.params.len() - at.start).div_ceil(S::F32_LANES) {
                 1 => self.block::<S, 1>(s, &mut at),
@@ -131,6 +170,23 @@ impl Step<'_> {
         let range = self.features().load::<S, V>(s, at, x);
         let out = self.kernel.net.forward::<S, V>(s, self.bias, x, units);
         let rule = self.kernel.twin.rule();
+        apply_step::<S, V>(s, out, [rule.exp_mult, rule.step_mult], &mut self.params[range]);
+        self.block = block;
+    }
+
+    /// Pass 2 for all parameters, which fit into V vectors.
+    #[inline(always)]
+    fn one_by_one<S: Simd, const V: usize>(&mut self, s: S, at: &mut Position) {
+        let block = std::mem::take(&mut self.block);
+        let width = V * S::F32_LANES;
+        let (x, scratch) = block.split_at_mut(TENSOR_FEATURES * width);
+        let range = self.features().load::<S, V>(s, at, S::as_mut_simd_f32s(x).0);
+        let (out, stride) = self.kernel.units.forward(s, self.step, x, width, range.len(), scratch);
+        for (p, out) in out.chunks_exact(stride).take(range.len()).enumerate() {
+            (x[p], x[width + p]) = (out[0], out[1]);
+        }
+        let rule = self.kernel.twin.rule();
+        let out = S::as_simd_f32s(x).0;
         apply_step::<S, V>(s, out, [rule.exp_mult, rule.step_mult], &mut self.params[range]);
         self.block = block;
     }
@@ -191,6 +247,36 @@ mod tests {
                     assert!(close(&got.params, &want.params), "{rule:?} {path:?} {layout:?}");
                     assert!(close(&got.slots[0].data, &want.slots[0].data), "{rule:?} {path:?} {layout:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn few_parameters_get_the_bits_that_they_get_among_many() {
+        let key = Key::new(7);
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+        let many = 100;
+        for (rule, path) in rules().iter().flat_map(|r| Path::available().into_iter().map(move |p| (r, p))) {
+            let theta = LearnedOptimizer::<f32>::init(rule, Key::new(6));
+            let opt = MlpKernel::new(rule.clone(), &theta, path);
+            for n in (0..SMALL * path.lanes()).chain([SMALL * path.lanes()]) {
+                // Tensors are normalized apart, so that the second one does not change the first.
+                let [alone, among] = [&[("x", n)][..], &[("x", n), ("y", many)]].map(|tensors| {
+                    let layout = Layout::new(tensors.iter().map(|(name, n)| (*name, vec![*n])));
+                    let mut params = Params::zeros(Arc::new(layout));
+                    key.fill_normal(&mut params.data);
+                    let mut state = opt.init(&params, None, key);
+                    for t in 0..3 {
+                        let mut grad = vec![0.0; state.params.len()];
+                        key.fold_in(t).fill_normal(&mut grad);
+                        opt.update(&mut state, &grad, 0.0, key);
+                    }
+                    state
+                });
+                let wide = rule.hidden_size == 32;
+                assert!(!wide || opt.is_small(n) == (n < SMALL * path.lanes()), "{path:?} {n}");
+                assert!(!opt.is_small(n + many));
+                assert_eq!(bits(&alone.params), bits(&among.params[..n]), "{rule:?} {path:?} {n}");
             }
         }
     }

@@ -21,6 +21,7 @@ mod net_vjp;
 mod newton_schulz;
 mod outer;
 mod sgd;
+mod unit_net;
 
 pub use adafac_step::AdafacKernel;
 pub use celo2_step::Celo2Kernel;
