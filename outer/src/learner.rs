@@ -1,6 +1,7 @@
 //! The outer update: estimates averaged, one step of any [`Optimizer`] on theta.
 
 use crate::estimator::{Estimate, EstimatorState, GradientEstimator};
+use crate::validation::{Validated, Validation};
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, LearnedOptimizer, OptState, Optimizer, Params, Result};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,7 @@ pub struct GradientLearner {
     estimators: Vec<Box<dyn GradientEstimator>>,
     theta_opt: Box<dyn Optimizer>,
     num_steps: u64,
+    validation: Option<Validation>,
     note: String,
 }
 
@@ -35,6 +37,15 @@ pub struct LearnerState {
     pub skipped: u64,
     /// One state per estimator.
     pub estimators: Vec<EstimatorState>,
+    /// What validation found, if the learner has one.
+    pub validated: Option<Validated>,
+}
+
+impl LearnerState {
+    /// The theta to use: the best by validation, or else the last.
+    pub fn chosen_theta(&self) -> &[f32] {
+        self.validated.as_ref().map_or(&self.theta.params, |v| &v.theta)
+    }
 }
 
 /// What one outer step did.
@@ -52,6 +63,8 @@ pub struct StepReport {
     pub masked: usize,
     /// The estimate was not finite, and theta was left alone.
     pub skipped: bool,
+    /// The new theta's score, if the step ended with a validation.
+    pub validation: Option<f64>,
 }
 
 impl GradientLearner {
@@ -65,7 +78,8 @@ impl GradientLearner {
         if estimators.is_empty() {
             return Err(Error::invalid("estimators", "need at least one"));
         }
-        Ok(GradientLearner { lopt, estimators, theta_opt, num_steps, note: String::new() })
+        let (validation, note) = (None, String::new());
+        Ok(GradientLearner { lopt, estimators, theta_opt, num_steps, validation, note })
     }
 
     /// Adds to the description that a resumed run must match, e.g. data set and kernel path.
@@ -75,13 +89,22 @@ impl GradientLearner {
         self
     }
 
+    /// Measures theta now and then and keeps the best: [`LearnerState::chosen_theta`]. Default: the last
+    /// theta counts.
+    #[must_use]
+    pub fn with_validation(mut self, validation: Validation) -> Self {
+        self.validation = Some(validation);
+        self
+    }
+
     /// Planned outer steps.
     pub fn num_steps(&self) -> u64 {
         self.num_steps
     }
 
     fn fingerprint(&self) -> String {
-        let parts: Vec<String> = self.estimators.iter().map(|e| e.describe()).collect();
+        let mut parts: Vec<String> = self.estimators.iter().map(|e| e.describe()).collect();
+        parts.extend(self.validation.as_ref().map(Validation::describe));
         format!(
             "lopt={}; outer={} for {} steps; {}; {}",
             self.lopt.architecture(),
@@ -112,6 +135,7 @@ impl GradientLearner {
             inner_steps: 0,
             skipped: 0,
             estimators,
+            validated: None,
             theta: self.theta_opt.init(&theta, Some(self.num_steps), key.named("outer")),
         })
     }
@@ -144,17 +168,24 @@ impl GradientLearner {
         if !skipped {
             self.theta_opt.update(&mut state.theta, &grad, mean_loss as f32, state.key.named("outer"));
         }
-        let report = StepReport {
+        let mut report = StepReport {
             mean_loss,
             grad_norm,
             inner_steps: estimates.iter().map(|e| e.inner_steps).sum(),
             diverged: estimates.iter().map(|e| e.diverged).sum(),
             masked: estimates.iter().map(|e| e.masked).sum(),
             skipped,
+            validation: None,
         };
         state.outer_step += 1;
         state.inner_steps += report.inner_steps;
         state.skipped += u64::from(skipped);
+        if let Some(v) = self.validation.as_ref().filter(|v| v.is_due(state.outer_step, self.num_steps)) {
+            let theta = &state.theta.params;
+            let score = v.score(&*self.lopt.opt_fn(theta), workers);
+            v.update(&mut state.validated, score, state.outer_step, theta);
+            report.validation = Some(score);
+        }
         report
     }
 }

@@ -8,6 +8,7 @@
 //! | [`adjoint`] | the exact gradient of an unroll |
 //! | [`estimator`] | meta-gradient estimators, one file each |
 //! | [`learner`] | the outer update of theta |
+//! | [`validation`] | which theta of a run to keep |
 //! | [`workers`] | threads; results do not depend on their number |
 //! | [`benchmark`] | optimizers compared: sweeps, metrics with intervals, the report |
 //! | [`eval`] | training curves of any optimizer on any task |
@@ -32,6 +33,7 @@ pub mod progress;
 pub mod run;
 pub mod truncation;
 pub mod unroll;
+pub mod validation;
 pub mod workers;
 
 pub use estimator::{
@@ -42,4 +44,5 @@ pub use learner::{GradientLearner, LearnerState};
 pub use objective::{Emphasis, LossScale, Objective};
 pub use truncation::TruncationSchedule;
 pub use unroll::{InitialOffset, MetaLoss, TruncatedStep};
+pub use validation::Validation;
 pub use workers::Workers;

@@ -143,15 +143,17 @@ pub fn meta_train(
 }
 
 /// What is written per outer step: a function of the run alone, so a resumed run writes the same file.
-fn row(report: &StepReport, state: &LearnerState) -> [(&'static str, f64); 6] {
-    [
+fn row(report: &StepReport, state: &LearnerState) -> Vec<(&'static str, f64)> {
+    let mut row = vec![
         ("meta_loss", report.mean_loss),
         ("grad_norm", report.grad_norm),
         ("inner_steps", state.inner_steps as f64),
         ("diverged", report.diverged as f64),
         ("masked", report.masked as f64),
         ("skipped", state.skipped as f64),
-    ]
+    ];
+    row.extend(report.validation.map(|score| ("validation", score)));
+    row
 }
 
 /// Inner steps per second, smoothed over about ten outer steps.

@@ -7,8 +7,8 @@ use outerloop_outer::adjoint::SweepConfig;
 use outerloop_outer::estimator::{Antithetic, FullLoss};
 use outerloop_outer::run::{meta_train, RunConfig, RunDir};
 use outerloop_outer::{
-    FullEs, GradientEstimator, GradientLearner, InitialOffset, TruncatedEs, TruncatedGrad, TruncatedPes,
-    TruncatedStep, TruncationSchedule, Workers,
+    FullEs, GradientEstimator, GradientLearner, InitialOffset, Objective, TruncatedEs, TruncatedGrad,
+    TruncatedPes, TruncatedStep, TruncationSchedule, Validation, Workers,
 };
 use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
 use proptest::{prelude::*, test_runner::RngSeed};
@@ -32,7 +32,15 @@ fn learner(num_steps: u64) -> GradientLearner {
         Box::new(FullEs::new(step(), common(), FullLoss::Mean).unwrap()),
         Box::new(TruncatedGrad::new(step(), 2, 4, SweepConfig::default()).unwrap()),
     ];
-    GradientLearner::new(lopt, estimators, Box::new(Adam::new(1e-2)), num_steps).unwrap()
+    let learner = GradientLearner::new(lopt, estimators, Box::new(Adam::new(1e-2)), num_steps).unwrap();
+    learner.with_validation(Validation {
+        family: Arc::new(FixedDimQuadraticFamily { dim: 3 }),
+        objective: Objective::default(),
+        num_tasks: 2,
+        num_steps: 20,
+        key: Key::new(1),
+        every: 3,
+    })
 }
 
 fn config(resume: bool) -> RunConfig {

@@ -1,0 +1,164 @@
+//! Which theta of a run to keep: measured on tasks that stay the same.
+
+use crate::eval::{training_curve, EvalConfig};
+use crate::objective::Objective;
+use crate::unroll::EpisodeKeys;
+use crate::workers::Workers;
+use outerloop_core::{FlatFamily, Key, Optimizer};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Whole inner runs with theta itself, not perturbed, on tasks, initial parameters and batches that are
+/// the same every time, so that thetas of one run, or of several, can be compared.
+///
+/// Meta-training moves theta by noisy estimates: the last theta need not be the best, and runs that
+/// differ in their seed end with different quality. The score of the chosen theta is optimistic, as the
+/// minimum of several measurements; measure it again on other tasks.
+#[derive(Clone)]
+pub struct Validation {
+    /// Where the tasks come from.
+    pub family: Arc<dyn FlatFamily>,
+    /// What their losses count.
+    pub objective: Objective,
+    /// Tasks: the draws `0, ..., num_tasks − 1` of `key`.
+    pub num_tasks: u64,
+    /// Length of the runs, also told to the optimizer.
+    pub num_steps: u64,
+    /// Root of the tasks' randomness; one that meta-training does not use.
+    pub key: Key,
+    /// Outer steps from one measurement to the next; the last outer step is measured, too.
+    pub every: u64,
+}
+
+/// The best theta of a run so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Validated {
+    /// The lowest score.
+    pub score: f64,
+    /// Outer steps after which it was measured.
+    pub outer_step: u64,
+    /// The theta that has it.
+    pub theta: Vec<f32>,
+}
+
+impl Validation {
+    /// The objective of the training loss, averaged over steps and tasks: lower is better. Not finite
+    /// losses on an objective without ceiling make it infinite.
+    pub fn score(&self, opt: &dyn Optimizer, workers: &Workers) -> f64 {
+        let config = EvalConfig { num_steps: self.num_steps, ..EvalConfig::default() };
+        let mut runs: Vec<Key> = (0..self.num_tasks).map(|i| self.key.fold_in(i)).collect();
+        let scores = workers.map(&mut runs, |worker, _, key| {
+            let task = self.family.sample_task(EpisodeKeys::new(*key, 0).task);
+            let curve = training_curve(&*self.family, opt, &config, *key, worker);
+            let count = |(step, loss): (usize, &f32)| {
+                let weight = self.objective.emphasis.weight(step as u64, Some(self.num_steps));
+                weight * self.objective.scaled(&*task, f64::from(*loss))
+            };
+            let losses = &curve.train[..self.num_steps as usize];
+            losses.iter().enumerate().map(count).sum::<f64>() / losses.len().max(1) as f64
+        });
+        let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+        if mean.is_finite() {
+            mean
+        } else {
+            f64::INFINITY
+        }
+    }
+
+    /// Whether theta is measured after so many outer steps of all.
+    pub(crate) fn is_due(&self, outer_step: u64, num_steps: u64) -> bool {
+        outer_step % self.every.max(1) == 0 || outer_step == num_steps
+    }
+
+    /// Keeps theta if it is the best so far; of equals the first stays.
+    pub(crate) fn update(&self, best: &mut Option<Validated>, score: f64, outer_step: u64, theta: &[f32]) {
+        if best.as_ref().is_none_or(|b| score < b.score) {
+            *best = Some(Validated { score, outer_step, theta: theta.to_vec() });
+        }
+    }
+
+    /// For the description of a run.
+    pub(crate) fn describe(&self) -> String {
+        let Validation { family, objective, num_tasks, num_steps, key, every } = self;
+        let family = family.name();
+        format!(
+            "validation={num_tasks} tasks of {family} x {num_steps} every {every} for {objective:?}, {key:?}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::estimator::Antithetic;
+    use crate::objective::{Emphasis, LossScale};
+    use crate::{GradientLearner, TruncatedEs, TruncatedStep, TruncationSchedule};
+    use outerloop_core::LearnedOptimizer;
+    use outerloop_lopt::hand::Sgd;
+    use outerloop_lopt::LearnableSgd;
+    use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
+
+    fn validation() -> Validation {
+        Validation {
+            family: Arc::new(FixedDimQuadraticFamily { dim: 4 }),
+            objective: Objective::default(),
+            num_tasks: 3,
+            num_steps: 5,
+            key: Key::new(2),
+            every: 2,
+        }
+    }
+
+    #[test]
+    fn the_score_is_the_mean_objective() {
+        let scale = LossScale::Power { power: 0.5, floor: 1e-3, ceiling: 50.0 };
+        let v = Validation { objective: Objective { scale, emphasis: Emphasis::Power(1.0) }, ..validation() };
+        // SGD on Σ (x − c)² shrinks the distance by 1 − 2 lr, the loss by its square.
+        let workers = Workers::new(2).unwrap();
+        let opt = Sgd::new(0.1);
+        let config = EvalConfig { num_steps: 5, ..EvalConfig::default() };
+        let first = |i| {
+            let curve = training_curve(&*v.family, &opt, &config, v.key.fold_in(i), &mut Default::default());
+            f64::from(curve.train[0])
+        };
+        let want = (0..3).map(|i| {
+            let loss = |t: i32| (first(i) * 0.64f64.powi(t)).min(50.0);
+            (0..5).map(|t| 2.0 * f64::from(t + 1) / 5.0 * (loss(t) + 1e-3).sqrt()).sum::<f64>() / 5.0
+        });
+        let (got, want) = (v.score(&opt, &workers), want.sum::<f64>() / 3.0);
+        assert!((got - want).abs() < 1e-5 * want, "{got}, not {want}");
+        // A run that blows up is the worst, not left out.
+        assert_eq!(validation().score(&Sgd::new(1e30), &workers), f64::INFINITY);
+    }
+
+    #[test]
+    fn a_run_keeps_its_best_theta() {
+        let (workers, lopt) = (Workers::new(1).unwrap(), Arc::new(LearnableSgd::default()));
+        let family = Arc::new(FixedDimQuadraticFamily { dim: 4 });
+        let step = TruncatedStep::new(family, lopt.clone(), TruncationSchedule::Constant(5)).unwrap();
+        let common = Antithetic { num_tasks: 2, trunc_length: 5, ..Antithetic::default() };
+        let es = Box::new(TruncatedEs::new(step, common).unwrap());
+        // Steps so large that theta swings to and fro.
+        let v = validation();
+        let learner = GradientLearner::new(lopt.clone(), vec![es], Box::new(Sgd::new(0.5)), 11)
+            .unwrap()
+            .with_validation(v.clone());
+        let mut state = learner.init(Key::new(0), &workers).unwrap();
+        assert_eq!(state.chosen_theta(), state.theta.params);
+        let (mut scores, mut thetas) = (Vec::new(), Vec::new());
+        for t in 1..=11 {
+            let score = learner.step(&mut state, &workers).validation;
+            assert_eq!(score.is_some(), t % 2 == 0 || t == 11, "{t}");
+            if let Some(score) = score {
+                assert_eq!(score, v.score(&*lopt.opt_fn(&state.theta.params), &workers));
+                scores.push(score);
+                thetas.push(state.theta.params.clone());
+            }
+        }
+        let best = scores.iter().cloned().fold(f64::INFINITY, f64::min);
+        let at = scores.iter().position(|s| *s == best).unwrap();
+        assert_eq!(state.chosen_theta(), thetas[at]);
+        assert_eq!(state.validated.unwrap().score, best);
+        assert!(scores.iter().any(|s| *s > best), "{scores:?}");
+    }
+}
