@@ -113,6 +113,23 @@ fn the_mixture_has_its_weights() {
     near(fraction(&all, &|c| matches!(c.problem, Problem::Quadratic(_))), 0.1);
     near(fraction(&all, &|c| c.reparam.is_some()), 0.3);
     near(fraction(&all, &|c| c.gradient_noise > 0.0), 0.1);
+    let squared = samples(
+        &Training {
+            squared_error_fraction: 0.3,
+            mlp_weight: 1.0,
+            autoencoder_weight: 0.0,
+            quadratic_weight: 0.0,
+            ..training()
+        },
+        2000,
+    );
+    near(
+        fraction(
+            &squared,
+            &|c| matches!(&c.problem, Problem::Mlp(m) if m.loss == crate::image::ImageLoss::MeanSquaredError),
+        ),
+        0.3,
+    );
     let only = Training { mlp_weight: 0.0, quadratic_weight: 0.0, ..training() };
     near(fraction(&samples(&only, 2000), &|c| matches!(c.problem, Problem::Autoencoder(_))), 1.0);
 }

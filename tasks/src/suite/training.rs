@@ -2,7 +2,7 @@
 
 use super::{is_held_out, Problem, QuadraticConfig, Reparam, TaskConfig};
 use crate::augment::ReparamLevel;
-use crate::image::{log_uniform, one_of, AutoencoderConfig, MlpConfig, Nonlinearity};
+use crate::image::{log_uniform, one_of, AutoencoderConfig, ImageLoss, MlpConfig, Nonlinearity};
 use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{Error, FlatFamily, FlatTask, Float, Key, Result};
 use rand::Rng;
@@ -26,6 +26,9 @@ pub struct Training {
     pub autoencoder_weight: f64,
     /// Relative frequency of quadratics; default 0.1.
     pub quadratic_weight: f64,
+    /// Fraction of the MLPs that fit one-hot labels by squared error; the others minimize the
+    /// cross-entropy. Default 0.
+    pub squared_error_fraction: f64,
     /// Width of all hidden layers; default 8 to 128.
     pub width: [usize; 2],
     /// Number of hidden layers of MLPs; default 1 to 2.
@@ -62,6 +65,7 @@ impl Default for Training {
             mlp_weight: 0.75,
             autoencoder_weight: 0.15,
             quadratic_weight: 0.1,
+            squared_error_fraction: 0.0,
             width: [8, 128],
             layers: [1, 2],
             autoencoder_layers: [1, 2],
@@ -117,8 +121,12 @@ impl Training {
         if ![self.quadratic_noise, self.gradient_noise].iter().all(|n| *n >= 0.0 && n.is_finite()) {
             return bad("quadratic_noise, gradient_noise", "must not be negative");
         }
-        if ![self.reparam_fraction, self.noise_fraction].iter().all(|f| (0.0..=1.0).contains(f)) {
-            return bad("reparam_fraction, noise_fraction", "must be between 0 and 1");
+        let fractions = [self.squared_error_fraction, self.reparam_fraction, self.noise_fraction];
+        if !fractions.iter().all(|f| (0.0..=1.0).contains(f)) {
+            return bad(
+                "squared_error_fraction, reparam_fraction, noise_fraction",
+                "must be between 0 and 1",
+            );
         }
         if self.nonlinearities.is_empty() {
             return bad("nonlinearities", "must have at least one entry");
@@ -181,7 +189,10 @@ impl Training {
                 if autoencodes {
                     Problem::Autoencoder(AutoencoderConfig { hidden, nonlinearity, init_scale, batch_size })
                 } else {
-                    let other = MlpConfig::default();
+                    let mut other = MlpConfig::default();
+                    if key.named("loss").uniform() < self.squared_error_fraction {
+                        other.loss = ImageLoss::MeanSquaredError;
+                    }
                     Problem::Mlp(MlpConfig { hidden, nonlinearity, init_scale, batch_size, ..other })
                 }
             }
