@@ -67,6 +67,14 @@ fn contestants(options: &Options) -> Result<(Vec<Contestant>, Receipt)> {
         BASELINES.iter().map(|b| Contestant::swept(b.name, &rates, b.make)).collect();
     let list = nadamw_list().into_iter().map(|o| Box::new(o) as Box<dyn Optimizer>).collect();
     all.push(Contestant::listed("NAdamW list", list));
+    if let Some(wanted) = &options.baselines {
+        let names: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
+        if let Some(got) = wanted.iter().find(|w| *w != "none" && !names.contains(w)) {
+            return Err(Error::Unknown { what: "baseline", got: got.clone(), allowed: names });
+        }
+        let first = names[0].clone();
+        all.retain(|c| c.name == first || wanted.contains(&c.name));
+    }
     let data = Splits::digits();
     let pixels: Vec<u8> = data.data().images.iter().flat_map(|x| x.to_le_bytes()).collect();
     let labels: Vec<u8> = data.data().labels.iter().flat_map(|l| l.to_le_bytes()).collect();

@@ -13,6 +13,9 @@ pub struct Options {
     /// A saved theta, as written by meta_train; may be repeated [default: the pretrained optimizer].
     #[arg(long, value_name = "FILE")]
     pub theta: Vec<PathBuf>,
+    /// Only these hand-designed optimizers beside Adam, the reference; `none` for no other [default: all].
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub baselines: Option<Vec<String>>,
     /// Updates per run.
     #[arg(long, default_value_t = 500)]
     steps: u64,
@@ -47,7 +50,7 @@ pub struct Options {
 pub enum Suite {
     /// The named tasks that meta-training avoids.
     HeldOut,
-    /// 20 draws from the mixture for meta-training.
+    /// 24 draws from the mixture for meta-training, with nets of up to four layers.
     Training,
 }
 
@@ -61,7 +64,7 @@ impl Suite {
 }
 
 /// Draws from the training mixture.
-const TRAINING_TASKS: u64 = 20;
+const TRAINING_TASKS: u64 = 24;
 /// Every so many tasks one in quick mode.
 const QUICK_STRIDE: usize = 5;
 
@@ -94,7 +97,7 @@ impl Options {
                 })
                 .collect::<Result<_>>()?,
             Suite::Training => {
-                let mixture = suite::training();
+                let mixture = suite::Training { layers: [1, 4], ..suite::training() };
                 let key = Key::new(self.seed).named("benchmark of the training suite");
                 let draw = |i| {
                     let task = FlatFamily::<f32>::sample_task(&mixture, key.fold_in(i));
