@@ -14,17 +14,19 @@
 //!
 //! `src/pretrained/` holds each theta with its provenance: recipe, command, seed, hash and results.
 
-use outerloop_core::{LearnedOptimizer, Optimizer, Result};
+use outerloop_core::{Error, LearnedOptimizer, Optimizer, Result};
 use outerloop_lopt::{registry, theta::ThetaFile};
+use outerloop_outer::guard::{GuardConfig, Guarded};
 
 /// A learned optimizer with the theta that meta-training gave it.
 #[derive(Clone, Copy, Debug)]
 pub struct Pretrained {
     /// Name of its files.
     pub name: &'static str,
-    /// Mean lengths of the inner runs of its meta-training, at the start and at the end, in steps: it was made for
-    /// runs of the second length.
-    pub horizon: [u64; 2],
+    /// The length of run that it was made for, in steps.
+    pub num_steps: u64,
+    /// Shortest and longest inner runs of its meta-training, in steps.
+    pub horizons: [u64; 2],
     /// The theta file ([`ThetaFile`]).
     pub bytes: &'static [u8],
 }
@@ -33,8 +35,12 @@ pub struct Pretrained {
 ///
 /// A [`ControlledAdam`](outerloop_lopt::ControlledAdam) meta-trained on small digits MLPs,
 /// autoencoders and quadratics by `examples/meta_train/small.toml`.
-pub const SMALL: Pretrained =
-    Pretrained { name: "small", horizon: [150, 500], bytes: include_bytes!("pretrained/small.safetensors") };
+pub const SMALL: Pretrained = Pretrained {
+    name: "small",
+    num_steps: 500,
+    horizons: [75, 575],
+    bytes: include_bytes!("pretrained/small.safetensors"),
+};
 
 impl Pretrained {
     /// Theta with architecture and provenance.
@@ -48,6 +54,28 @@ impl Pretrained {
         let lopt = registry::from_architecture(&file.architecture)?;
         let theta = file.theta_for(&*lopt)?.to_vec();
         Ok((lopt, theta))
+    }
+
+    /// The optimizer behind guard rails made of what it met in meta-training: unusual lengths of runs,
+    /// gradients, parameters and losses are counted, and if the loss diverges, `fallback` goes on.
+    ///
+    /// ```
+    /// use outerloop::prelude::*;
+    ///
+    /// let opt = outerloop::pretrained::SMALL.guarded(Box::new(Adam::new(1e-3)))?;
+    /// let params = Params::<f32>::zeros(std::sync::Arc::new(Layout::new([("w", vec![3, 2])])));
+    /// let mut state = opt.init(&params, Some(100_000), Key::new(0));
+    /// opt.update(&mut state, &[0.1; 6], 2.3, Key::new(0));
+    /// assert!(opt.report(&state).unusual_horizon); // so long a run is more than it has ever seen
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn guarded(&self, fallback: Box<dyn Optimizer>) -> Result<Guarded> {
+        let file = self.file()?;
+        let seen = file.metadata.get("input_ranges").map(|json| serde_json::from_str(json));
+        let ranges = seen.transpose().map_err(|e| Error::format(self.name, e.to_string()))?;
+        let [low, high] = self.horizons;
+        let config = GuardConfig { horizons: low..=high, ranges, ..GuardConfig::default() };
+        Ok(Guarded::new(self.optimizer()?, config).with_fallback(fallback))
     }
 
     /// The optimizer.
@@ -92,6 +120,29 @@ mod tests {
         assert_eq!(theta.len(), lopt.theta_layout().len());
         assert!(file.metadata["config"].contains("task = \"suite\""));
         assert!(ThetaFile::from_bytes(&SMALL.bytes[1..], "cut").is_err());
+    }
+
+    #[test]
+    fn small_is_at_home_on_its_mixture_and_lost_far_from_it() {
+        let guarded = SMALL.guarded(Box::new(Adam::new(1e-3))).unwrap();
+        let task = suite::training().sample(Key::new(5)).task::<f32>(Key::new(5)).unwrap();
+        let report = |scale: f32, steps| {
+            let mut params = task.init(Key::new(6));
+            params.data.iter_mut().for_each(|p| *p *= scale);
+            let mut state = guarded.init(&params, Some(steps), Key::new(0));
+            let (mut evaluator, mut grad) = (task.evaluator(), vec![0.0; params.data.len()]);
+            for t in 0..20 {
+                let at = BatchKey::train(t, Key::new(7));
+                let loss = evaluator.loss_and_grad(&state.params, &mut task.init_state(), at, &mut grad);
+                guarded.update(&mut state, &grad, loss, Key::new(0));
+            }
+            guarded.report(&state)
+        };
+        let home = report(1.0, SMALL.num_steps);
+        assert!(!home.unusual_horizon && home.diverged_at.is_none(), "{home:?}");
+        assert_eq!((home.unusual_gradients, home.unusual_parameters, home.unusual_losses), (0, 0, 0));
+        let lost = report(1e4, 10_000);
+        assert!(lost.unusual_horizon && lost.unusual_parameters > 0, "{lost:?}");
     }
 
     #[test]

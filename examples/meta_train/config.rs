@@ -3,7 +3,7 @@
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use outerloop::lopt::{AdafacMlp, ControlledAdam};
-use outerloop::outer::Objective;
+use outerloop::outer::{Emphasis, LossScale, Objective, Validation};
 use outerloop::prelude::*;
 use outerloop::tasks::suite;
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,11 @@ pub struct Options {
     #[arg(long, conflicts_with = "resume")]
     recipe: Option<PathBuf>,
 }
+
+/// Halving the loss is worth the same everywhere, down to 1e-5, and the end of a run counts double: the mean
+/// of raw losses is all about its first steps.
+const OBJECTIVE: Objective =
+    Objective { scale: LossScale::Log { floor: 1e-5, ceiling: 3.0 }, emphasis: Emphasis::Power(1.0) };
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,8 +71,8 @@ pub struct Config {
     /// Instead of --min-length and --max-length: any schedule of lengths (recipes only).
     #[arg(skip)]
     horizon: Option<TruncationSchedule>,
-    /// On which scale losses count, and when (recipes only) [default: as they are, all steps alike].
-    #[arg(skip)]
+    /// On which scale losses count, and when (recipes only) [default: logarithms, later steps more].
+    #[arg(skip = OBJECTIVE)]
     objective: Objective,
     /// The mixture of the task `suite` (recipes only) [default: that of the suite].
     #[arg(skip)]
@@ -93,6 +98,15 @@ pub struct Config {
     /// Width of the learned optimizer's network (mlp, adafac, controlled-adam).
     #[arg(long, default_value_t = 32)]
     hidden_size: usize,
+    /// Fixed tasks on which theta is measured along the way; the best is kept. 0: the last is kept.
+    #[arg(long, default_value_t = 8)]
+    validation_tasks: u64,
+    /// Outer steps between measurements.
+    #[arg(long, default_value_t = 100)]
+    validation_every: u64,
+    /// Meta-trainings with --seed and the seeds after it; the best by validation is kept.
+    #[arg(long, default_value_t = 1)]
+    restarts: u64,
     /// Outer steps between checkpoints.
     #[arg(long, default_value_t = 100)]
     pub checkpoint_every: u64,
@@ -188,7 +202,10 @@ impl Options {
             let config = toml::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
             return Ok((dir, config));
         }
-        // Refuses a directory with a run before anything in it is touched.
+        if file.exists() {
+            let why = "holds a run already; resume it, or choose another directory";
+            return Err(Error::invalid(format!("run directory {}", dir.path().display()), why));
+        }
         dir.create()?;
         write_atomic(&file, self.config.to_toml()?.as_bytes())?;
         Ok((dir, self.config.clone()))
@@ -196,6 +213,15 @@ impl Options {
 }
 
 impl Config {
+    /// The seeds of the restarts. Errors if there is nothing to choose by.
+    pub fn seeds(&self) -> Result<std::ops::Range<u64>> {
+        if self.restarts == 0 || (self.restarts > 1 && self.validation_tasks == 0) {
+            let why = "must be at least 1, and more need validation_tasks to choose by";
+            return Err(Error::invalid(format!("restarts = {}", self.restarts), why));
+        }
+        Ok(self.seed..self.seed + self.restarts)
+    }
+
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string_pretty(self).map_err(|e| Error::invalid("configuration", e.to_string()))
     }
@@ -279,8 +305,20 @@ impl Config {
             ..Cosine::default()
         };
         let outer = Clip::new(ClipRule::Value(self.clip), Box::new(Adam::new(lr)));
-        Ok(GradientLearner::new(lopt, vec![estimator], Box::new(outer), self.outer_steps)?
-            .with_note(format!("{self:?}; kernel={}", kernel::path())))
+        let learner = GradientLearner::new(lopt, vec![estimator], Box::new(outer), self.outer_steps)?
+            .with_note(format!("{self:?}; kernel={}", kernel::path()));
+        if self.validation_tasks == 0 {
+            return Ok(learner);
+        }
+        Ok(learner.with_validation(Validation {
+            family: self.family()?,
+            objective: self.objective,
+            num_tasks: self.validation_tasks,
+            num_steps: self.max_length,
+            // The same for all restarts, and of no use to any.
+            key: Key::new(self.seed).named("validation"),
+            every: self.validation_every,
+        }))
     }
 
     pub fn summary(&self, lopt: &dyn LearnedOptimizer, threads: usize) -> String {

@@ -5,6 +5,7 @@ use outerloop::outer::benchmark::{
     time_steps, Contest, ContestConfig, ContestTask, Contestant, Receipt, Report, Results, Role,
 };
 use outerloop::prelude::*;
+use std::path::Path;
 
 /// Steps that a final loss is averaged over: batch losses are noisy.
 const TAIL: usize = 20;
@@ -23,7 +24,7 @@ pub fn compare(
     workers: &Workers,
 ) -> Result<()> {
     let family = config.family()?;
-    let learned = lopt.opt_fn(&state.theta.params);
+    let learned = lopt.opt_fn(state.chosen_theta());
     let untrained = lopt.opt_fn(&lopt.init(state.key.named("theta")));
     let rates = learning_rates();
     let contest = Contest {
@@ -49,7 +50,7 @@ pub fn compare(
     };
     let results = contest.run(workers)?;
     let mut report = Report::new("Meta-trained against hand-designed optimizers", &contest, &results);
-    let theta: Vec<u8> = state.theta.params.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let theta: Vec<u8> = state.chosen_theta().iter().flat_map(|x| x.to_le_bytes()).collect();
     report.receipt = Receipt::new()
         .with("kernels", kernel::path())
         .with("learned optimizer", lopt.architecture())
@@ -95,15 +96,23 @@ fn table(contest: &Contest, results: &Results, report: &Report) {
             _ => format!("{}, best lr {}", c.name, c.variants[score.best].label),
         };
         let [a, b, c, d] = [mean(tenth), mean(half), mean(steps), score.validation as f32];
-        println!("{name:<28} {a:>11.5} {b:>11.5} {c:>11.5} {d:>11.5}");
+        println!("{name:<28} {:>11} {:>11} {:>11} {:>11}", short(a), short(b), short(c), short(d));
+    }
+}
+
+/// Three digits or more, in eleven columns.
+fn short(loss: f32) -> String {
+    if (1e-3..1e5).contains(&loss) {
+        format!("{loss:.5}")
+    } else {
+        format!("{loss:.2e}")
     }
 }
 
 /// Draws the meta-loss of the whole run from its metrics.
-pub fn meta_loss_plot(dir: &RunDir, config: &Config) -> Result<()> {
-    let path = dir.metrics();
-    let bad = |why: String| Error::format(&path, why);
-    let mut reader = csv::Reader::from_path(&path).map_err(|e| bad(e.to_string()))?;
+pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> {
+    let bad = |why: String| Error::format(path, why);
+    let mut reader = csv::Reader::from_path(path).map_err(|e| bad(e.to_string()))?;
     let column = |name: &str, headers: &csv::StringRecord| {
         headers.iter().position(|h| h == name).ok_or_else(|| bad(format!("expected a column `{name}`")))
     };

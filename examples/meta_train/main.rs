@@ -8,10 +8,14 @@
 mod config;
 mod contest;
 
-use config::Options;
+use config::{Config, Options};
+use outerloop::outer::guard::input_ranges;
 use outerloop::prelude::*;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+
+/// Training runs over which the optimizer's inputs are recorded.
+const RANGE_RUNS: u64 = 64;
 
 fn main() -> ExitCode {
     match Options::from_command_line().and_then(run) {
@@ -31,37 +35,78 @@ fn run(options: Options) -> Result<()> {
     println!("{}", config.summary(&*lopt, workers.threads()));
     println!("run directory: {}", dir.path().display());
 
+    let mut best: Option<(RunDir, LearnerState)> = None;
+    let mut inner_steps = 0;
+    for seed in config.seeds()? {
+        let found = one_run(&options, &config, seed, &learner, &dir, &workers)?;
+        inner_steps += found.1.inner_steps;
+        if best.as_ref().is_none_or(|b| score(&found.1) < score(&b.1)) {
+            best = Some(found);
+        }
+    }
+    let Some((best_dir, state)) = best else { return Ok(()) };
+    if let Some(v) = &state.validated {
+        let (step, score, path) = (v.outer_step, v.score, best_dir.path().display());
+        println!("kept: theta after {step} outer steps in {path}, validation {score:.5}");
+    }
+    // What the optimizer has seen, for guard rails where it is used.
+    let key = Key::new(config.seed).named("input ranges");
+    let opt = lopt.opt_fn(state.chosen_theta());
+    let seen = input_ranges(&*config.family()?, &*opt, config.max_length, RANGE_RUNS, key, &workers);
+    let seen = serde_json::to_string(&seen).map_err(|e| Error::invalid("input ranges", e.to_string()))?;
+    let provenance = BTreeMap::from([
+        ("input_ranges".to_string(), seen),
+        ("config".to_string(), config.to_toml()?),
+        ("inner_steps".to_string(), inner_steps.to_string()),
+        ("outerloop".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+    ]);
+    theta::save(dir.file("theta.safetensors"), &*lopt, state.chosen_theta(), provenance)?;
+    println!(
+        "{} outer steps, {inner_steps} inner steps in all; theta: {}",
+        state.outer_step,
+        dir.file("theta.safetensors").display()
+    );
+
+    contest::meta_loss_plot(&dir, &best_dir.metrics(), &config)?;
+    contest::compare(&dir, &config, &*lopt, &state, &workers)
+}
+
+/// The run of one seed, in the run directory itself or, of several, in a directory in it; continues where
+/// it was stopped.
+fn one_run(
+    options: &Options,
+    config: &Config,
+    seed: u64,
+    learner: &GradientLearner,
+    dir: &RunDir,
+    workers: &Workers,
+) -> Result<(RunDir, LearnerState)> {
+    let several = config.seeds()?.count() > 1;
+    let own = if several { RunDir::new(dir.file(&format!("seed-{seed}"))) } else { dir.clone() };
+    if several {
+        println!("seed {seed}");
+    }
     let run = RunConfig {
-        seed: config.seed,
+        seed,
         checkpoint_every: config.checkpoint_every,
-        resume: options.resume,
+        resume: options.resume && own.checkpoint().exists(),
         description: format!("```toml\n{}\n```", config.to_toml()?),
         ..RunConfig::default()
     };
-    let state = match meta_train(&learner, &workers, &dir, &run) {
+    match meta_train(learner, workers, &own, &run) {
         Err(Error::Interrupted) => {
             let resume = format!(
                 "cargo run --release --example meta_train -- --resume --run-dir {}",
                 dir.path().display()
             );
             eprintln!("stopped and saved; continue with\n  {resume}");
-            return Err(Error::Interrupted);
+            Err(Error::Interrupted)
         }
-        state => state?,
-    };
-    let provenance = BTreeMap::from([
-        ("config".to_string(), config.to_toml()?),
-        ("inner_steps".to_string(), state.inner_steps.to_string()),
-        ("outerloop".to_string(), env!("CARGO_PKG_VERSION").to_string()),
-    ]);
-    theta::save(dir.file("theta.safetensors"), &*lopt, &state.theta.params, provenance)?;
-    println!(
-        "{} outer steps, {} inner steps; theta: {}",
-        state.outer_step,
-        state.inner_steps,
-        dir.file("theta.safetensors").display()
-    );
+        state => Ok((own, state?)),
+    }
+}
 
-    contest::meta_loss_plot(&dir, &config)?;
-    contest::compare(&dir, &config, &*lopt, &state, &workers)
+/// What restarts are compared by: the best validation.
+fn score(state: &LearnerState) -> f64 {
+    state.validated.as_ref().map_or(f64::INFINITY, |v| v.score)
 }

@@ -25,17 +25,17 @@ const TENSOR_FEATURES: usize = 9;
 ///
 /// `mₖ ← dₖ mₖ + (1 − dₖ) g`, `v ← d v + (1 − d) g²`, hats divide by `1 − dᵗ`;
 /// directions `u₀ = g/√v̂`, `uₖ = m̂ₖ/√v̂`; per tensor `(a, b₀..ₖ) = mlp(features)`;
-/// `p ← p − step_mult · exp(a) · (b₀ u₀ + Σₖ (1/K + bₖ) uₖ)`.
+/// `p ← p − step_mult · (1.01 − f)^decay · exp(a) · (b₀ u₀ + Σₖ (1/K + bₖ) uₖ)` with the fraction `f` of the
+/// run that is done, 0 if its length is unknown.
 ///
 /// Features of a tensor: `½ ln(mean uₖ² + 1e-6)` of each direction, which falls with the noise of the
-/// gradients; `0.15 ln(mean p² + 1e-8)`; with the fraction `f` of the run that is done (0 if its length
-/// is unknown) `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with two axes or more;
+/// gradients; `0.15 ln(mean p² + 1e-8)`; `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with two axes or more;
 /// `0.5 ln n − 1.5` of the last axis and of the product of the others; `ln N − 1.5` of the number of
 /// tensors; and the tensor's place among them, from 0 for the first to 1 for the last.
 ///
 /// Few numbers are computed per tensor and two multiply-adds per direction and parameter, so an update
 /// costs about as much as two of Adam's. The network's last layer starts at 0: initially the rule is Adam
-/// with the mean of the momenta and learning rate `step_mult`.
+/// with the mean of the momenta and a learning rate that falls from `step_mult`.
 ///
 /// Theta: `mlp/w{i}` `[in, out]`, `mlp/b{i}` `[out]`, and one offset per decay in `momentum_decays` and
 /// `square_decay`: a decay is `1 − (1 − d₀) exp(10 θ)`. 161 numbers by default. State: slots `momentum`
@@ -45,15 +45,17 @@ const TENSOR_FEATURES: usize = 9;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ControlledAdam {
-    /// Learning rate at the initial theta. Default 0.01.
+    /// Learning rate at the initial theta and the start of a run. Default 0.01.
     pub step_mult: f64,
+    /// Power of the schedule that theta changes; 0: none. Default 1, a linear one.
+    pub decay: f64,
     /// Units per hidden layer. Default 8.
     pub hidden_size: usize,
     /// Number of hidden layers. Default 1.
     pub hidden_layers: usize,
     /// Decays of the momenta at theta 0, at least one. Default 0.5, 0.9, 0.99.
     pub initial_momentum_decays: Vec<f64>,
-    /// Decay of the squared gradients at theta 0. Default 0.99.
+    /// Decay of the squared gradients at theta 0. Default 0.98.
     pub initial_square_decay: f64,
 }
 
@@ -61,12 +63,18 @@ impl Default for ControlledAdam {
     fn default() -> Self {
         ControlledAdam {
             step_mult: 0.01,
+            decay: 1.0,
             hidden_size: 8,
             hidden_layers: 1,
             initial_momentum_decays: vec![0.5, 0.9, 0.99],
-            initial_square_decay: 0.99,
+            initial_square_decay: 0.98,
         }
     }
+}
+
+/// The fraction of the run that is done.
+fn done(step: u64, num_steps: Option<u64>) -> f64 {
+    num_steps.map_or(0.0, |n| (step as f64 / n.max(1) as f64).min(1.0))
 }
 
 /// What the network sees that no gradient changes: the time, and shape and place of a tensor.
@@ -76,7 +84,7 @@ fn constant_features(
     step: u64,
     num_steps: Option<u64>,
 ) -> [f64; TENSOR_FEATURES - 1] {
-    let done = num_steps.map_or(0.0, |n| (step as f64 / n.max(1) as f64).min(1.0));
+    let done = done(step, num_steps);
     let last = shape.last().copied().unwrap_or(1) as f64;
     let others = shape.iter().product::<usize>() as f64 / last;
     let [index, count] = place.map(|n| n as f64);
@@ -98,6 +106,14 @@ impl ControlledAdam {
         let name = |i| (format!("mlp/w{i}"), format!("mlp/b{i}"));
         let inputs = directions + TENSOR_FEATURES;
         MlpShape::new(inputs, self.hidden_size, self.hidden_layers, 1 + directions, name)
+    }
+
+    /// The step's length that theta changes.
+    fn rate(&self, step: u64, num_steps: Option<u64>) -> f64 {
+        match num_steps {
+            Some(_) => self.step_mult * (1.01 - done(step, num_steps)).powf(self.decay),
+            None => self.step_mult,
+        }
     }
 
     /// Rates of the momenta and of the square.
@@ -166,7 +182,7 @@ impl UpdateRule for ControlledAdam {
             for (k, d) in directions.iter().enumerate().skip(1) {
                 step = step + d * out.row(1 + k, 1).shift(share);
             }
-            param - step * out.row(0, 1).exp().scale(self.step_mult)
+            param - step * out.row(0, 1).exp().scale(self.rate(now.step, now.num_steps))
         });
         (Var::concat(&next.collect::<Vec<_>>()), vec![momentum, square])
     }
@@ -205,6 +221,7 @@ mod tests {
         // With one momentum of decay 0.9 and squares of decay 0.999, the initial theta is Adam.
         let rule = ControlledAdam {
             step_mult: 0.02,
+            decay: 0.0,
             initial_momentum_decays: vec![0.9],
             initial_square_decay: 0.999,
             ..ControlledAdam::default()

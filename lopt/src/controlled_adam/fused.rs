@@ -104,7 +104,7 @@ impl Fused {
         features.extend(constant.map(|f| f as f32));
 
         let out = self.network(features);
-        let step = self.twin.rule().step_mult as f32 * out[0].exp();
+        let step = self.twin.rule().rate(state.step, state.num_steps) as f32 * out[0].exp();
         let share = 1.0 / self.momentum_rates.len() as f32;
         let factor = |k: usize| step * scales[k] * if k == 0 { out[1] } else { out[1 + k] + share };
         let c = factor(0);
