@@ -1,5 +1,6 @@
 //! What follows the last layer: the loss of a block of rows, its slope, and the slope's tangent.
 
+use super::BLOCK;
 use crate::ops::{scalar, Head};
 use crate::simd::exp;
 use pulp::{Simd, WithSimd};
@@ -9,8 +10,8 @@ use pulp::{Simd, WithSimd};
 pub(super) enum Target<'a> {
     /// One class per row.
     Labels(&'a [u32]),
-    /// The network's inputs, in rows of so many numbers.
-    Rows(&'a [f32], usize),
+    /// These numbers.
+    Rows(&'a [&'a [f32]]),
 }
 
 /// The loss of some rows; overwrites the outputs `z` with the slope, and `tz`, if not empty, with
@@ -39,7 +40,7 @@ impl WithSimd for Loss<'_> {
             (Head::SquaredError, Target::Labels(labels)) => {
                 self.squared_error(|z| [z, 1.0, 0.0], |row, o| f32::from(labels[row] as usize == o))
             }
-            (_, Target::Rows(x, stride)) => self.squared_error(scalar::sigmoid, |row, o| x[row * stride + o]),
+            (_, Target::Rows(x)) => self.squared_error(scalar::sigmoid, |row, o| x[row][o]),
             (Head::Reconstruction, Target::Labels(_)) => unreachable!("inputs are the target"),
         }
     }
@@ -50,60 +51,70 @@ impl Loss<'_> {
     #[inline(always)]
     fn cross_entropy<S: Simd>(self, s: S, labels: &[u32]) -> f64 {
         let [w, zero, one] = [self.weight, 0.0, 1.0].map(|x| s.splat_f32s(x));
-        let used = |v: usize| {
-            let columns = (self.outputs - v * S::F32_LANES).min(S::F32_LANES);
-            s.mask_between_m32s(0, columns as u32).mask()
-        };
+        let columns = self.outputs - (self.width - S::F32_LANES);
+        // Only a row's last vector has padding.
+        let used = s.mask_between_m32s(0, columns as u32).mask();
+        let used_ones = s.select_f32s(used, one, zero);
         let mut loss = 0.0;
         // One pass after the other: the processor overlaps the rows of each.
         for (z, &label) in self.z.chunks_exact_mut(self.width).zip(labels) {
             let z_label = z[label as usize];
-            let z = S::as_mut_simd_f32s(z).0;
-            let mut top = z[0];
-            for z in &z[1..] {
+            let Some((last, z)) = S::as_mut_simd_f32s(z).0.split_last_mut() else { break };
+            let mut top = *last;
+            for z in &*z {
                 top = s.max_f32s(top, *z);
             }
             let top = s.reduce_max_f32s(top);
             loss += f64::from(top - z_label);
-            for (v, z) in z.iter_mut().enumerate() {
-                // An exponential of the padding would underflow, which is slow.
-                *z = s.select_f32s(used(v), s.sub_f32s(*z, s.splat_f32s(top)), zero);
+            let top = s.splat_f32s(top);
+            for z in z {
+                *z = s.sub_f32s(*z, top);
             }
+            // An exponential of the padding would underflow, which is slow.
+            *last = s.select_f32s(used, s.sub_f32s(*last, top), zero);
         }
         for z in S::as_mut_simd_f32s(self.z).0 {
             *z = exp(s, *z);
         }
-        for (row, (z, &label)) in self.z.chunks_exact_mut(self.width).zip(labels).enumerate() {
-            let p = S::as_mut_simd_f32s(z).0;
+        let mut sums = [0.0; BLOCK];
+        let mut tangents = self.tz.chunks_exact_mut(self.width);
+        for ((p, &label), total) in self.z.chunks_exact_mut(self.width).zip(labels).zip(&mut sums) {
+            let z_label = label as usize;
             let mut sum = zero;
-            for (v, p) in p.iter_mut().enumerate() {
+            {
+                let Some((last, p)) = S::as_mut_simd_f32s(p).0.split_last_mut() else { break };
+                for p in &*p {
+                    sum = s.add_f32s(sum, *p);
+                }
                 // Not a select: the compiler would make it a masked store, which is slow.
-                *p = s.mul_f32s(*p, s.select_f32s(used(v), one, zero));
-                sum = s.add_f32s(sum, *p);
+                *last = s.mul_f32s(*last, used_ones);
+                sum = s.add_f32s(sum, *last);
             }
-            let sum = s.reduce_sum_f32s(sum);
-            loss += f64::from(sum.ln());
-            let inverse = s.splat_f32s(1.0 / sum);
-            for p in &mut *p {
+            *total = s.reduce_sum_f32s(sum);
+            let inverse = s.splat_f32s(1.0 / *total);
+            for p in S::as_mut_simd_f32s(p).0 {
                 *p = s.mul_f32s(*p, inverse);
             }
-            if let Some(t) = self.tz.chunks_exact_mut(self.width).nth(row) {
+            if let Some(t) = tangents.next() {
                 // d(dz) = w p ⊙ (ż − p·ż)
-                let t = S::as_mut_simd_f32s(t).0;
+                let (t, p) = (S::as_mut_simd_f32s(t).0, S::as_simd_f32s(p).0);
                 let mut dot = zero;
-                for (t, p) in t.iter().zip(&*p) {
+                for (t, p) in t.iter().zip(p) {
                     dot = s.mul_add_e_f32s(*t, *p, dot);
                 }
                 let dot = s.splat_f32s(s.reduce_sum_f32s(dot));
-                for (t, p) in t.iter_mut().zip(&*p) {
+                for (t, p) in t.iter_mut().zip(p) {
                     *t = s.mul_f32s(s.mul_f32s(w, *p), s.sub_f32s(*t, dot));
                 }
             }
             // dz = w (p − onehot)
-            for p in &mut *p {
+            for p in S::as_mut_simd_f32s(p).0 {
                 *p = s.mul_f32s(w, *p);
             }
-            z[label as usize] -= self.weight;
+            p[z_label] -= self.weight;
+        }
+        for sum in &sums[..labels.len()] {
+            loss += f64::from(sum.ln());
         }
         loss * f64::from(self.weight)
     }

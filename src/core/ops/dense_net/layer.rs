@@ -1,7 +1,8 @@
 //! One layer: its weights and units in rows of whole vectors, and the products that advance them.
 
 use super::aligned::Aligned;
-use super::tile::{AddRows, Left, Product, Start};
+use super::rows::{transpose, Pad, Unpad};
+use super::tile::{AddRows, Left, Matrix, Product, Start};
 use super::{Plain, BLOCK};
 use crate::simd::Path;
 
@@ -15,6 +16,8 @@ pub(super) struct Layer {
     /// Where the weight begins in the flat buffer; the bias follows.
     start: usize,
     path: Path,
+    /// The weight's gradient is summed as `[outputs, stride of the inputs]`, which has less padding.
+    is_grad_transposed: bool,
     pub(super) params: Weights,
     /// Empty until tangents are asked for.
     pub(super) tangent: Weights,
@@ -30,7 +33,7 @@ pub(super) struct Weights {
     transposed: Aligned,
     /// `[stride]`
     bias: Aligned,
-    /// `[inputs, stride]`
+    /// `[inputs, stride]`, or `[outputs, stride of the inputs]`.
     grad: Aligned,
     /// `[stride]`
     grad_bias: Aligned,
@@ -61,7 +64,7 @@ impl Weights {
             weight: zeros(inputs * strides[1]),
             transposed: zeros(outputs * strides[0]),
             bias: zeros(strides[1]),
-            grad: zeros(inputs * strides[1]),
+            grad: zeros((inputs * strides[1]).max(outputs * strides[0])),
             grad_bias: zeros(strides[1]),
         }
     }
@@ -78,6 +81,8 @@ impl Layer {
             strides,
             start,
             path,
+            // The data are not in rows of whole vectors.
+            is_grad_transposed: start > 0 && outputs * strides[0] < inputs * strides[1],
             params: Weights::new(inputs, outputs, strides, true),
             tangent: Weights::new(inputs, outputs, strides, false),
             units: Units {
@@ -108,19 +113,13 @@ impl Layer {
         if tangent.is_some() {
             self.want_tangents();
         }
-        let Layer { inputs, outputs, strides, start, params: p, tangent: t, .. } = self;
+        let Layer { inputs, outputs, strides, start, path, params: p, tangent: t, .. } = self;
         let copy = |w: &mut Weights, flat: &[f32], padding: f32| {
             let (weight, bias) = flat[*start..][..(*inputs + 1) * *outputs].split_at(*inputs * *outputs);
-            for (to, from) in w.weight.chunks_exact_mut(strides[1]).zip(weight.chunks_exact(*outputs)) {
-                to[..*outputs].copy_from_slice(from);
-            }
+            path.run(Pad { flat: weight, width: *outputs, padded: &mut w.weight, stride: strides[1] });
             // Nobody needs the gradient of the data.
             if *start > 0 {
-                for (o, to) in w.transposed.chunks_exact_mut(strides[0]).enumerate() {
-                    for (to, from) in to.iter_mut().zip(weight[o..].iter().step_by(*outputs)) {
-                        *to = *from;
-                    }
-                }
+                transpose(weight, *outputs, &mut w.transposed, strides[0]);
             }
             w.bias[..*outputs].copy_from_slice(bias);
             w.bias[*outputs..].fill(padding);
@@ -135,27 +134,34 @@ impl Layer {
 
     /// Writes the gradient that `weights` has summed to this layer's part of the flat buffer.
     pub(super) fn write_grad(&self, weights: &Weights, flat: &mut [f32]) {
-        let (weight, bias) =
-            flat[self.start..][..(self.inputs + 1) * self.outputs].split_at_mut(self.inputs * self.outputs);
-        for (to, from) in
-            weight.chunks_exact_mut(self.outputs).zip(weights.grad.chunks_exact(self.strides[1]))
-        {
-            to.copy_from_slice(&from[..self.outputs]);
+        let Layer { inputs, outputs, strides, .. } = self;
+        let (weight, bias) = flat[self.start..][..(*inputs + 1) * *outputs].split_at_mut(*inputs * *outputs);
+        if self.is_grad_transposed {
+            transpose(&weights.grad, strides[0], weight, *outputs);
+        } else {
+            let padded = &weights.grad[..*inputs * strides[1]];
+            self.path.run(Unpad { padded, stride: strides[1], flat: weight, width: *outputs });
         }
-        bias.copy_from_slice(&weights.grad_bias[..self.outputs]);
+        bias.copy_from_slice(&weights.grad_bias[..*outputs]);
     }
 
     /// `z = a w + b` for some rows, into `d` if `is_last`, else into `y`; with the inputs' tangent `ta`
     /// also `ż = a ẇ + ȧ w + ḃ`.
-    pub(super) fn forward(&mut self, a: &[f32], ta: Option<Option<&[f32]>>, rows: usize, is_last: bool) {
-        let Layer { inputs, strides: [stride_in, stride], path, params, tangent, units, .. } = self;
+    pub(super) fn forward(
+        &mut self,
+        a: Matrix<'_>,
+        ta: Option<Option<Matrix<'_>>>,
+        rows: usize,
+        is_last: bool,
+    ) {
+        let Layer { inputs, strides: [_, stride], path, params, tangent, units, .. } = self;
         let (z, tz) = match is_last {
             true => (&mut units.d, &mut units.td),
             false => (&mut units.y, &mut units.t),
         };
         let shape = [rows, *inputs, *stride];
-        let product = |start: Start<'_>, a: &[f32], b: &[f32], c: &mut [f32]| {
-            path.run(Product { start, left: Left::Rows(a, *stride_in), b, c, shape });
+        let product = |start: Start<'_>, a: Matrix<'_>, b: &[f32], c: &mut [f32]| {
+            path.run(Product { start, left: Left::Rows(a), b, c, shape, times: &[] });
         };
         product(Start::Row(&params.bias), a, &params.weight, z);
         if let Some(ta) = ta {
@@ -167,11 +173,17 @@ impl Layer {
     }
 
     /// Adds some rows' part of the gradient, `aᵀ d`, and of its tangent.
-    pub(super) fn add_grad(&mut self, a: &[f32], ta: Option<Option<&[f32]>>, rows: usize) {
-        let Layer { inputs, strides: [stride_in, stride], path, params, tangent, units, .. } = self;
-        let shape = [*inputs, rows, *stride];
-        let add = |a: &[f32], b: &[f32], c: &mut [f32]| {
-            path.run(Product { start: Start::Sum, left: Left::Columns(a, *stride_in), b, c, shape });
+    pub(super) fn add_grad(&mut self, a: Matrix<'_>, ta: Option<Option<Matrix<'_>>>, rows: usize) {
+        let is_transposed = self.is_grad_transposed;
+        let Layer { inputs, outputs, strides: [stride_in, stride], path, params, tangent, units, .. } = self;
+        let add = |a: Matrix<'_>, d: &[f32], c: &mut [f32]| {
+            let (left, b, shape) = match a {
+                Matrix::Strided(a, _) if is_transposed => {
+                    (Matrix::Strided(d, *stride), a, [*outputs, rows, *stride_in])
+                }
+                _ => (a, d, [*inputs, rows, *stride]),
+            };
+            path.run(Product { start: Start::Sum, left: Left::Columns(left), b, c, shape, times: &[] });
         };
         let [d, td] = [&units.d, &units.td].map(|d| &d[..d.len().min(rows * *stride)]);
         add(a, d, &mut params.grad);
@@ -189,29 +201,29 @@ impl Layer {
     pub(super) fn backward(&self, before: &mut Units, rows: usize, with_tangent: bool) {
         let Layer { outputs, strides: [stride_in, stride], path, params, tangent, units, .. } = self;
         let shape = [rows, *outputs, *stride_in];
-        let product = |start: Start<'_>, d: &[f32], b: &[f32], c: &mut [f32]| {
-            path.run(Product { start, left: Left::Rows(d, *stride), b, c, shape });
+        let product = |start: Start<'_>, d: &[f32], b: &[f32], c: &mut [f32], times: &[f32]| {
+            let left = Left::Rows(Matrix::Strided(d, *stride));
+            path.run(Product { start, left, b, c, shape, times });
         };
         let Units { d1, d2, d, td, .. } = before;
         let n = rows * *stride_in;
         let (d, d1) = (&mut d[..n], &d1[..n]);
-        product(Start::Zero, &units.d, &params.transposed, d);
-        if with_tangent {
-            let (td, d2) = (&mut td[..n], &d2[..n]);
-            product(Start::Zero, &units.td, &params.transposed, td);
-            product(Start::Sum, &units.d, &tangent.transposed, td);
-            path.run(Plain(
-                #[inline(always)]
-                || {
-                    for (((td, d), d1), d2) in td.iter_mut().zip(&*d).zip(d1).zip(d2) {
-                        *td = *td * *d1 + *d * *d2;
-                    }
-                },
-            ));
+        if !with_tangent {
+            product(Start::Zero, &units.d, &params.transposed, d, d1);
+            return;
         }
+        product(Start::Zero, &units.d, &params.transposed, d, &[]);
+        let (td, d2) = (&mut td[..n], &d2[..n]);
+        product(Start::Zero, &units.td, &params.transposed, td, &[]);
+        product(Start::Sum, &units.d, &tangent.transposed, td, &[]);
         path.run(Plain(
             #[inline(always)]
-            || d.iter_mut().zip(d1).for_each(|(d, d1)| *d *= *d1),
+            || {
+                for (((td, d), d1), d2) in td.iter_mut().zip(d).zip(d1).zip(d2) {
+                    *td = *td * *d1 + *d * *d2;
+                    *d *= *d1;
+                }
+            },
         ));
     }
 }

@@ -5,13 +5,14 @@
 mod aligned;
 mod head;
 mod layer;
+mod rows;
 mod tile;
 
 use crate::simd::Path;
-use aligned::Aligned;
 use head::{Loss, Target};
 use layer::{Layer, Units};
 use pulp::{Simd, WithSimd};
+use tile::Matrix;
 
 /// Rows that go through all layers, forwards and backwards, before the next ones do: few enough for
 /// the first-level cache, many enough to fill register tiles.
@@ -132,8 +133,6 @@ pub struct DenseNet {
     map: Elementwise,
     head: Head,
     path: Path,
-    /// The block's inputs, `[BLOCK, stride]`.
-    x: Aligned,
 }
 
 impl DenseNet {
@@ -159,8 +158,7 @@ impl DenseNet {
             layer
         };
         let layers: Vec<Layer> = widths.windows(2).map(layer).collect();
-        let x = Aligned::zeros(BLOCK * layers[0].strides[0]);
-        DenseNet { layers, map, head, path, x }
+        DenseNet { layers, map, head, path }
     }
 
     /// Length of the flat buffer.
@@ -199,26 +197,27 @@ impl DenseNet {
 
     /// The mean loss; leaves the gradients in the layers.
     fn run(&mut self, params: &[f32], v: Option<&[f32]>, rows: Rows<'_>, order: Order) -> f32 {
-        let DenseNet { layers, map, head, path, x } = self;
+        let DenseNet { layers, map, head, path } = self;
         let last = layers.len() - 1;
         for (i, l) in layers.iter_mut().enumerate() {
             // What a softmax must not see.
             let is_masked = i == last && *head == Head::CrossEntropy;
             l.load(params, v, if is_masked { f32::NEG_INFINITY } else { 0.0 });
         }
-        let (inputs, stride) = (layers[0].inputs, layers[0].strides[0]);
+        let inputs = layers[0].inputs;
         let with_tangent = order == Order::Hessian;
-        let mut labels = [0; BLOCK];
+        let (mut x, mut labels) = ([&[][..]; BLOCK], [0; BLOCK]);
         let mut loss = 0.0;
         for index in rows.index.chunks(BLOCK) {
             let n = index.len();
             for (r, &i) in index.iter().enumerate() {
                 let i = i as usize;
-                x[r * stride..][..inputs].copy_from_slice(&rows.inputs[i * inputs..][..inputs]);
+                x[r] = &rows.inputs[i * inputs..][..inputs];
                 if *head != Head::Reconstruction {
                     labels[r] = rows.labels[i];
                 }
             }
+            let x = &x[..n];
             for l in 0..=last {
                 let (layer, a, ta) = around(layers, l, x);
                 layer.forward(a, with_tangent.then_some(ta), n, l == last);
@@ -248,7 +247,7 @@ impl DenseNet {
                 width: end.strides[1],
                 weight: 1.0 / rows.index.len() as f32,
                 target: match head {
-                    Head::Reconstruction => Target::Rows(x, stride),
+                    Head::Reconstruction => Target::Rows(x),
                     Head::CrossEntropy | Head::SquaredError => Target::Labels(&labels[..n]),
                 },
                 z: &mut end.units.d[..len],
@@ -281,12 +280,15 @@ enum Order {
 fn around<'a>(
     layers: &'a mut [Layer],
     l: usize,
-    x: &'a [f32],
-) -> (&'a mut Layer, &'a [f32], Option<&'a [f32]>) {
+    x: &'a [&'a [f32]],
+) -> (&'a mut Layer, Matrix<'a>, Option<Matrix<'a>>) {
     let (before, rest) = layers.split_at_mut(l);
     let (a, ta) = match before.last() {
-        None => (x, None),
-        Some(b) => (&b.units.y[..], Some(&b.units.t[..])),
+        None => (Matrix::Listed(x), None),
+        Some(b) => {
+            let matrix = |units| Matrix::Strided(units, b.strides[1]);
+            (matrix(&b.units.y), Some(matrix(&b.units.t)))
+        }
     };
     (&mut rest[0], a, ta)
 }

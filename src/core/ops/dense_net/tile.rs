@@ -5,10 +5,29 @@ use pulp::{Simd, WithSimd};
 /// A matrix that is read number by number.
 #[derive(Clone, Copy)]
 pub(super) enum Left<'a> {
-    /// `[m, k]` in rows of this many numbers.
-    Rows(&'a [f32], usize),
-    /// The transpose of `[k, m]` in rows of this many numbers.
-    Columns(&'a [f32], usize),
+    /// `[m, k]`
+    Rows(Matrix<'a>),
+    /// The transpose of `[k, m]`.
+    Columns(Matrix<'a>),
+}
+
+/// Rows of a matrix.
+#[derive(Clone, Copy)]
+pub(super) enum Matrix<'a> {
+    /// One behind the other, this many numbers apart.
+    Strided(&'a [f32], usize),
+    /// Anywhere.
+    Listed(&'a [&'a [f32]]),
+}
+
+impl<'a> Matrix<'a> {
+    #[inline(always)]
+    fn row(self, r: usize) -> &'a [f32] {
+        match self {
+            Matrix::Strided(a, stride) => &a[r * stride..],
+            Matrix::Listed(rows) => rows[r],
+        }
+    }
 }
 
 /// What a product is added to.
@@ -22,7 +41,7 @@ pub(super) enum Start<'a> {
     Sum,
 }
 
-/// `c = start + left · b`. `left` `[m, k]`; `b` `[k, n]` and `c` `[m, n]`, where `n` is a multiple of the
+/// `c = (start + left · b) ⊙ times`. `left` `[m, k]`; `b` `[k, n]` and `c` `[m, n]`, where `n` is a multiple of the
 /// vector length. Sums over `k` run in order.
 pub(super) struct Product<'a> {
     pub(super) start: Start<'a>,
@@ -31,6 +50,8 @@ pub(super) struct Product<'a> {
     pub(super) c: &'a mut [f32],
     /// `[m, k, n]`
     pub(super) shape: [usize; 3],
+    /// `[m, n]`; empty: 1.
+    pub(super) times: &'a [f32],
 }
 
 impl WithSimd for Product<'_> {
@@ -47,34 +68,37 @@ impl WithSimd for Product<'_> {
         };
         let start = &S::as_simd_f32s(start).0;
         let is_sum = matches!(self.start, Start::Sum);
+        let times = S::as_simd_f32s(self.times).0;
         let mut from = 0;
         while from < vectors {
-            let panel = Panel { s, start, is_sum, left: self.left, b, vectors, k, from };
+            let panel = Panel { s, start, is_sum, left: self.left, b, vectors, k, from, times };
             // Rows and vectors of a tile are such that the sums, the vectors of `b` and a number
-            // of `left` fill the 16 registers of AVX2.
+            // of `left` fill the 16 registers of AVX2. Fewer than eight sums would wait for each
+            // other, so that 4 = 2 + 2 rows beat 3 + 1.
             from += match vectors - from {
                 1 => {
-                    let at = panel.rows::<8, 1>(c, 0);
-                    let at = panel.rows::<4, 1>(c, at);
-                    panel.rows::<1, 1>(c, at);
+                    let at = panel.rows::<8, 1>(c, 0, 0);
+                    let at = panel.rows::<4, 1>(c, at, 0);
+                    panel.rows::<1, 1>(c, at, 0);
                     1
                 }
                 2 => {
-                    let at = panel.rows::<6, 2>(c, 0);
-                    let at = panel.rows::<2, 2>(c, at);
-                    panel.rows::<1, 2>(c, at);
+                    let at = panel.rows::<6, 2>(c, 0, 8);
+                    let at = panel.rows::<4, 2>(c, at, 0);
+                    let at = panel.rows::<2, 2>(c, at, 0);
+                    panel.rows::<1, 2>(c, at, 0);
                     2
                 }
                 3 | 5 | 6 => {
-                    let at = panel.rows::<4, 3>(c, 0);
-                    let at = panel.rows::<2, 3>(c, at);
-                    panel.rows::<1, 3>(c, at);
+                    let at = panel.rows::<4, 3>(c, 0, 0);
+                    let at = panel.rows::<2, 3>(c, at, 0);
+                    panel.rows::<1, 3>(c, at, 0);
                     3
                 }
                 _ => {
-                    let at = panel.rows::<3, 4>(c, 0);
-                    let at = panel.rows::<2, 4>(c, at);
-                    panel.rows::<1, 4>(c, at);
+                    let at = panel.rows::<3, 4>(c, 0, 4);
+                    let at = panel.rows::<2, 4>(c, at, 0);
+                    panel.rows::<1, 4>(c, at, 0);
                     4
                 }
             };
@@ -96,14 +120,17 @@ struct Panel<'a, S: Simd> {
     vectors: usize,
     k: usize,
     from: usize,
+    /// What the sums are multiplied with; empty: nothing.
+    times: &'a [S::f32s],
 }
 
 impl<S: Simd> Panel<'_, S> {
-    /// Tiles of R rows and V vectors, from row `at` on; returns the first row that is left.
+    /// Tiles of R rows and V vectors, from row `at` on, until fewer than R or just `spare` rows are
+    /// left; returns the first of these.
     #[inline(always)]
-    fn rows<const R: usize, const V: usize>(self, c: &mut [S::f32s], mut at: usize) -> usize {
+    fn rows<const R: usize, const V: usize>(self, c: &mut [S::f32s], mut at: usize, spare: usize) -> usize {
         let rows = c.len() / self.vectors;
-        while at + R <= rows {
+        while at + R <= rows && at + spare != rows {
             self.tile::<R, V>(&mut c[at * self.vectors..(at + R) * self.vectors], at);
             at += R;
         }
@@ -112,7 +139,7 @@ impl<S: Simd> Panel<'_, S> {
 
     #[inline(always)]
     fn tile<const R: usize, const V: usize>(self, c: &mut [S::f32s], at: usize) {
-        let Panel { s, start, is_sum, left, b, vectors, k, from } = self;
+        let Panel { s, start, is_sum, left, b, vectors, k, from, times } = self;
         let mut sums = [[s.splat_f32s(0.0); V]; R];
         for (sum, c) in sums.iter_mut().zip(c.chunks_exact(vectors)) {
             if is_sum {
@@ -122,18 +149,31 @@ impl<S: Simd> Panel<'_, S> {
             }
         }
         match left {
-            Left::Rows(a, stride) => {
-                let a: [&[f32]; R] = std::array::from_fn(|r| &a[(at + r) * stride..][..k]);
+            Left::Rows(a) => {
+                let a: [&[f32]; R] = std::array::from_fn(|r| &a.row(at + r)[..k]);
                 for (i, b) in b.chunks_exact(vectors).enumerate() {
                     // SAFETY: every row has k numbers, and `b` has k rows.
                     let a = std::array::from_fn(|r| unsafe { *a[r].get_unchecked(i) });
                     step(s, a, &b[from..from + V], &mut sums);
                 }
             }
-            Left::Columns(a, stride) => {
-                for (a, b) in a.chunks(stride).zip(b.chunks_exact(vectors)) {
+            Left::Columns(Matrix::Strided(a, stride)) => {
+                for (a, b) in a.chunks_exact(stride).zip(b.chunks_exact(vectors)) {
                     let a = &a[at..at + R];
                     step(s, std::array::from_fn(|r| a[r]), &b[from..from + V], &mut sums);
+                }
+            }
+            Left::Columns(Matrix::Listed(rows)) => {
+                for (a, b) in rows.iter().zip(b.chunks_exact(vectors)) {
+                    let a = &a[at..at + R];
+                    step(s, std::array::from_fn(|r| a[r]), &b[from..from + V], &mut sums);
+                }
+            }
+        }
+        if !times.is_empty() {
+            for (sum, times) in sums.iter_mut().zip(times[at * vectors..].chunks_exact(vectors)) {
+                for (sum, times) in sum.iter_mut().zip(&times[from..from + V]) {
+                    *sum = s.mul_f32s(*sum, *times);
                 }
             }
         }
@@ -168,7 +208,7 @@ fn step<S: Simd, const R: usize, const V: usize>(
     }
 }
 
-/// `c += Σ rows of b`: `b` `[.., n]`, `c` `[n]`.
+/// `c += Σ rows of b`: `b` `[.., n]`, `c` `[n]`, where `n` is a multiple of the vector length.
 pub(super) struct AddRows<'a> {
     pub(super) b: &'a [f32],
     pub(super) c: &'a mut [f32],
@@ -177,11 +217,30 @@ pub(super) struct AddRows<'a> {
 impl WithSimd for AddRows<'_> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        for row in self.b.chunks_exact(self.c.len()) {
-            for (c, b) in self.c.iter_mut().zip(row) {
-                *c += *b;
-            }
+    fn with_simd<S: Simd>(self, s: S) {
+        let (b, c) = (S::as_simd_f32s(self.b).0, S::as_mut_simd_f32s(self.c).0);
+        let vectors = c.len();
+        let mut from = 0;
+        while from < vectors {
+            from += match vectors - from {
+                1 => add_rows::<S, 1>(s, b, c, from),
+                2 | 3 => add_rows::<S, 2>(s, b, c, from),
+                _ => add_rows::<S, 4>(s, b, c, from),
+            };
         }
     }
+}
+
+/// [`AddRows`] for V vectors of each row, in registers; returns V.
+#[inline(always)]
+fn add_rows<S: Simd, const V: usize>(s: S, b: &[S::f32s], c: &mut [S::f32s], from: usize) -> usize {
+    let mut sums = [s.splat_f32s(0.0); V];
+    sums.copy_from_slice(&c[from..from + V]);
+    for row in b.chunks_exact(c.len()) {
+        for (sum, b) in sums.iter_mut().zip(&row[from..from + V]) {
+            *sum = s.add_f32s(*sum, *b);
+        }
+    }
+    c[from..from + V].copy_from_slice(&sums);
+    V
 }
