@@ -17,10 +17,12 @@ pub struct Entry {
 
 impl Entry {
     /// Number of elements (1 for a scalar).
+    #[inline]
     pub fn numel(&self) -> usize {
         self.shape.iter().product()
     }
     /// The elements' positions in the flat buffer.
+    #[inline]
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.numel()
     }

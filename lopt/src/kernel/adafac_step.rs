@@ -19,7 +19,7 @@ use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
 
 /// Vectors per block.
-pub(super) const BLOCK: usize = 2 * COLUMNS;
+pub(super) const BLOCK: usize = COLUMNS;
 
 /// [`AdafacMlp`] in f32 at one theta; weights are packed and decays computed once.
 pub struct AdafacKernel {

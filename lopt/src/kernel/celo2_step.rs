@@ -21,7 +21,7 @@ use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Vectors per block.
-const BLOCK: usize = 2 * COLUMNS;
+const BLOCK: usize = COLUMNS;
 
 /// Gradients are clipped to ± this.
 const MAX_GRAD: f32 = 1e3;

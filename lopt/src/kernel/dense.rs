@@ -2,9 +2,9 @@
 
 use pulp::Simd;
 
-/// Outputs per tile. With V = 3 vectors a tile holds 12 sums, 3 inputs and 1 weight: the 16
+/// Outputs per tile. With V = 6 vectors a tile holds 12 sums, 2 weights and 1 input: 15 of the 16
 /// registers of AVX2.
-const TILE: usize = 4;
+const TILE: usize = 2;
 
 /// A layer's weights, packed for [`Dense::forward`].
 #[derive(Clone, Debug)]
@@ -15,6 +15,9 @@ pub(super) struct Dense {
     panels: Vec<f32>,
     pub(super) bias: Vec<f32>,
 }
+
+/// Inputs per turn of a tile's loop: so few turns that the processor foresees the last one.
+const UNROLL: usize = 4;
 
 /// What happens to a layer's sums.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,61 +76,88 @@ impl Dense {
         y: &mut [S::f32s],
         after: After,
     ) {
-        let panels = self.panels.chunks(TILE * self.inputs);
-        for (p, (w, y)) in panels.zip(y.chunks_mut(TILE * ROW)).enumerate() {
-            let outputs = TILE.min(self.outputs - p * TILE);
-            let b = bias.map(|b| &b[p * TILE..][..outputs]);
+        for output in (0..self.outputs).step_by(TILE) {
+            let w = &self.panels[output * self.inputs..];
+            let y = &mut y[output * ROW..];
             for column in (0..ROW).step_by(V) {
                 let (x, y) = (&x[column..], &mut y[column..]);
-                match outputs {
-                    4 => tile::<S, 4, V, ROW>(s, w, b, x, y, after),
-                    3 => tile::<S, 3, V, ROW>(s, w, b, x, y, after),
-                    2 => tile::<S, 2, V, ROW>(s, w, b, x, y, after),
-                    _ => tile::<S, 1, V, ROW>(s, w, b, x, y, after),
+                match self.outputs - output {
+                    1 => tile::<S, 1, V, ROW>(s, &w[..self.inputs], bias, output, x, y, after),
+                    _ => tile::<S, TILE, V, ROW>(s, &w[..TILE * self.inputs], bias, output, x, y, after),
                 }
             }
         }
     }
 }
 
-/// J outputs for V vectors of columns. `w` `[inputs, J]`; rows of `x` and `y` are ROW vectors apart.
+/// J outputs, from `output` on, for V vectors of columns. `w` `[inputs, J]`; rows of `x` and `y` are ROW
+/// vectors apart.
 #[inline(always)]
 fn tile<S: Simd, const J: usize, const V: usize, const ROW: usize>(
     s: S,
     w: &[f32],
-    b: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    output: usize,
     x: &[S::f32s],
     y: &mut [S::f32s],
     after: After,
 ) {
     let zero = s.splat_f32s(0.0);
     let mut sums = [[zero; V]; J];
-    match b {
-        Some(b) => {
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = [s.splat_f32s(*b); V];
+    // Counted loops over J and V only: they vanish, and the sums stay in registers.
+    match bias {
+        Some(bias) => {
+            let bias = &bias[output..][..J];
+            for j in 0..J {
+                sums[j] = [s.splat_f32s(bias[j]); V];
             }
         }
         None => {
-            for (sum, y) in sums.iter_mut().zip(y.chunks_exact(V).step_by(ROW / V)) {
-                sum.copy_from_slice(y);
+            for j in 0..J {
+                sums[j].copy_from_slice(&y[j * ROW..][..V]);
             }
         }
     }
-    for (x, w) in x.chunks_exact(V).step_by(ROW / V).zip(w.chunks_exact(J)) {
-        for j in 0..J {
-            let w = s.splat_f32s(w[j]);
-            for v in 0..V {
-                sums[j][v] = s.mul_add_e_f32s(x[v], w, sums[j][v]);
-            }
+    let turns = w.chunks_exact(UNROLL * J);
+    let rest = turns.remainder().chunks_exact(J);
+    let first_rest = turns.len() * UNROLL;
+    for (turn, w) in turns.enumerate() {
+        let x = &x[turn * UNROLL * ROW..][..(UNROLL - 1) * ROW + V];
+        for i in 0..UNROLL {
+            step(s, &x[i * ROW..], &w[i * J..], &mut sums);
         }
     }
-    for (y, sum) in y.chunks_exact_mut(V).step_by(ROW / V).zip(&sums) {
+    for (i, w) in rest.enumerate() {
+        step(s, &x[(first_rest + i) * ROW..], w, &mut sums);
+    }
+    for j in 0..J {
+        let y = &mut y[j * ROW..][..V];
         for v in 0..V {
             y[v] = match after {
-                After::Linear => sum[v],
-                After::Relu => relu(s, sum[v]),
+                After::Linear => sums[j][v],
+                After::Relu => relu(s, sums[j][v]),
             };
+        }
+    }
+}
+
+/// One input `x` `[V]` for J outputs.
+#[inline(always)]
+fn step<S: Simd, const J: usize, const V: usize>(
+    s: S,
+    x: &[S::f32s],
+    w: &[f32],
+    sums: &mut [[S::f32s; V]; J],
+) {
+    let (x, w) = (&x[..V], &w[..J]);
+    // Not by a closure: that would not be compiled for the path's instructions.
+    let mut weights = [s.splat_f32s(0.0); J];
+    for j in 0..J {
+        weights[j] = s.splat_f32s(w[j]);
+    }
+    for v in 0..V {
+        for j in 0..J {
+            sums[j][v] = s.mul_add_e_f32s(x[v], weights[j], sums[j][v]);
         }
     }
 }

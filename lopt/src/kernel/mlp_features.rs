@@ -108,6 +108,12 @@ impl Features<'_> {
             let raw = &self.raw(f)[..end];
             if one_tensor {
                 let scale = s.splat_f32s(self.scales[at.tensor * TENSOR_FEATURES + f]);
+                if let Some(raw) = S::as_simd_f32s(&raw[at.start..]).0.first_chunk::<V>() {
+                    for (x, raw) in x.iter_mut().zip(raw) {
+                        *x = s.mul_f32s(scale, *raw);
+                    }
+                    continue;
+                }
                 for (v, x) in x.iter_mut().enumerate() {
                     *x = s.mul_f32s(scale, load(s, &raw[end.min(at.start + v * S::F32_LANES)..]));
                 }

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Vectors of parameters that go through the network together: the tile of [`super::dense`].
-pub(super) const COLUMNS: usize = 3;
+pub(super) const COLUMNS: usize = 6;
 
 /// f32 numbers in the widest vector of any path.
 pub(super) const MAX_LANES: usize = 16;
