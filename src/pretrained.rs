@@ -99,18 +99,6 @@ mod tests {
     use super::*;
     use crate::prelude::*;
     use crate::tasks::suite;
-    use std::sync::Arc;
-
-    /// A task as a family.
-    struct Only(Arc<dyn FlatTask>);
-    impl FlatFamily for Only {
-        fn name(&self) -> String {
-            self.0.name()
-        }
-        fn sample_task(&self, _: Key) -> Arc<dyn FlatTask> {
-            self.0.clone()
-        }
-    }
 
     #[test]
     fn small_carries_its_recipe_and_its_architecture() {
@@ -152,7 +140,7 @@ mod tests {
         let small = small().unwrap();
         for task in suite::held_out().iter().filter(|t| ["mlp16-tanh", "mlp32-relu-mse"].contains(&&*t.name))
         {
-            let family = Only(task.task().unwrap());
+            let family = SingleTask(task.task().unwrap());
             let run = |opt: &dyn Optimizer| -> Vec<f32> {
                 let key = suite::evaluation_key(3).named("pretrained");
                 let curves = training_curves(&family, opt, &config, key, 3, &workers);

@@ -29,9 +29,9 @@ const TENSOR_FEATURES: usize = 9;
 /// run that is done, 0 if its length is unknown.
 ///
 /// Features of a tensor: `½ ln(mean uₖ² + 1e-6)` of each direction, which falls with the noise of the
-/// gradients; `0.15 ln(mean p² + 1e-8)`; `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with two axes or more;
-/// `0.5 ln n − 1.5` of the last axis and of the product of the others; `ln N − 1.5` of the number of
-/// tensors; and the tensor's place among them, from 0 for the first to 1 for the last.
+/// gradients; `0.15 ln(mean p² + 1e-8)`; `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with
+/// two axes or more; `0.5 ln n − 1.5` of the last axis and of the product of the others; `ln N − 1.5` of
+/// the number of tensors; and the tensor's place among them, from 0 for the first to 1 for the last.
 ///
 /// Few numbers are computed per tensor and two multiply-adds per direction and parameter, so an update
 /// costs about as much as two of Adam's. The network's last layer starts at 0: initially the rule is Adam
@@ -110,10 +110,7 @@ impl ControlledAdam {
 
     /// The step's length that theta changes.
     fn rate(&self, step: u64, num_steps: Option<u64>) -> f64 {
-        match num_steps {
-            Some(_) => self.step_mult * (1.01 - done(step, num_steps)).powf(self.decay),
-            None => self.step_mult,
-        }
+        self.step_mult * (1.01 - done(step, num_steps)).powf(self.decay)
     }
 
     /// Rates of the momenta and of the square.
