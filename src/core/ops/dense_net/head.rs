@@ -78,40 +78,37 @@ impl Loss<'_> {
         }
         let mut sums = [0.0; BLOCK];
         let mut tangents = self.tz.chunks_exact_mut(self.width);
-        for ((p, &label), total) in self.z.chunks_exact_mut(self.width).zip(labels).zip(&mut sums) {
-            let z_label = label as usize;
+        for (p, total) in self.z.chunks_exact_mut(self.width).zip(&mut sums) {
+            let dz = S::as_mut_simd_f32s(p).0;
+            let Some((last, p)) = dz.split_last_mut() else { break };
             let mut sum = zero;
-            {
-                let Some((last, p)) = S::as_mut_simd_f32s(p).0.split_last_mut() else { break };
-                for p in &*p {
-                    sum = s.add_f32s(sum, *p);
-                }
-                // Not a select: the compiler would make it a masked store, which is slow.
-                *last = s.mul_f32s(*last, used_ones);
-                sum = s.add_f32s(sum, *last);
+            for p in &*p {
+                sum = s.add_f32s(sum, *p);
             }
-            *total = s.reduce_sum_f32s(sum);
+            // Not a select: the compiler would make it a masked store, which is slow.
+            *last = s.mul_f32s(*last, used_ones);
+            *total = s.reduce_sum_f32s(s.add_f32s(sum, *last));
             let inverse = s.splat_f32s(1.0 / *total);
-            for p in S::as_mut_simd_f32s(p).0 {
-                *p = s.mul_f32s(*p, inverse);
-            }
             if let Some(t) = tangents.next() {
                 // d(dz) = w p ⊙ (ż − p·ż)
-                let (t, p) = (S::as_mut_simd_f32s(t).0, S::as_simd_f32s(p).0);
+                let t = S::as_mut_simd_f32s(t).0;
                 let mut dot = zero;
-                for (t, p) in t.iter().zip(p) {
-                    dot = s.mul_add_e_f32s(*t, *p, dot);
+                for (t, p) in t.iter().zip(&*dz) {
+                    dot = s.mul_add_e_f32s(*t, s.mul_f32s(*p, inverse), dot);
                 }
                 let dot = s.splat_f32s(s.reduce_sum_f32s(dot));
-                for (t, p) in t.iter_mut().zip(p) {
-                    *t = s.mul_f32s(s.mul_f32s(w, *p), s.sub_f32s(*t, dot));
+                for (t, p) in t.iter_mut().zip(&*dz) {
+                    let wp = s.mul_f32s(w, s.mul_f32s(*p, inverse));
+                    *t = s.mul_f32s(wp, s.sub_f32s(*t, dot));
                 }
             }
             // dz = w (p − onehot)
-            for p in S::as_mut_simd_f32s(p).0 {
-                *p = s.mul_f32s(w, *p);
+            for p in dz {
+                *p = s.mul_f32s(w, s.mul_f32s(*p, inverse));
             }
-            p[z_label] -= self.weight;
+        }
+        for (z, &label) in self.z.chunks_exact_mut(self.width).zip(labels) {
+            z[label as usize] -= self.weight;
         }
         for sum in &sums[..labels.len()] {
             loss += f64::from(sum.ln());

@@ -244,3 +244,78 @@ fn add_rows<S: Simd, const V: usize>(s: S, b: &[S::f32s], c: &mut [S::f32s], fro
     c[from..from + V].copy_from_slice(&sums);
     V
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Path;
+    use crate::Key;
+
+    fn draw(n: usize, name: &str) -> Vec<f32> {
+        let mut x = vec![0.0; n];
+        Key::new(1).named(name).fill_normal(&mut x);
+        x
+    }
+
+    /// Whole numbers: their products and sums are exact, whatever the order.
+    fn whole(n: usize, name: &str) -> Vec<f32> {
+        draw(n, name).iter().map(|x| (4.0 * x).round()).collect()
+    }
+
+    #[test]
+    fn products_of_every_shape_are_exact_on_whole_numbers() {
+        for path in Path::available() {
+            let shapes = [1, 2, 3, 4, 5, 8, 14, 33].into_iter().flat_map(|m| (1..8).map(move |v| (m, v)));
+            for (m, vectors) in shapes {
+                let (k, n) = (m % 6, vectors * path.lanes());
+                let (left, b) = (whole(m * k, "left"), whole(k * n, "b"));
+                let (row, c, times) = (whole(n, "row"), whole(m * n, "c"), whole(m * n, "times"));
+                let transposed: Vec<f32> = (0..m * k).map(|i| left[i % m * k + i / m]).collect();
+                let lists: [Vec<&[f32]>; 2] = [
+                    (0..m).map(|r| &left[r * k..][..k]).collect(),
+                    (0..k).map(|r| &transposed[r * m..][..m]).collect(),
+                ];
+                let lefts = [
+                    Left::Rows(Matrix::Strided(&left, k)),
+                    Left::Rows(Matrix::Listed(&lists[0])),
+                    Left::Columns(Matrix::Strided(&transposed, m)),
+                    Left::Columns(Matrix::Listed(&lists[1])),
+                ];
+                for (start, times) in [(Start::Zero, &[][..]), (Start::Row(&row), &times), (Start::Sum, &[])]
+                {
+                    let want: Vec<f32> = (0..m * n)
+                        .map(|i| {
+                            let from = match start {
+                                Start::Zero => 0.0,
+                                Start::Row(row) => row[i % n],
+                                Start::Sum => c[i],
+                            };
+                            let product: f32 = (0..k).map(|j| left[i / n * k + j] * b[j * n + i % n]).sum();
+                            (from + product) * times.get(i).unwrap_or(&1.0)
+                        })
+                        .collect();
+                    for left in lefts {
+                        let mut got = c.clone();
+                        path.run(Product { start, left, b: &b, c: &mut got, shape: [m, k, n], times });
+                        assert_eq!(got, want, "{} {m} {k} {n}", path.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_added_in_order() {
+        for path in Path::available() {
+            for vectors in 1..8 {
+                let n = vectors * path.lanes();
+                let (b, c) = (draw(5 * n, "b"), draw(n, "c"));
+                let mut got = c.clone();
+                path.run(AddRows { b: &b, c: &mut got });
+                let want: Vec<f32> =
+                    (0..n).map(|i| b[i..].iter().step_by(n).fold(c[i], |c, b| c + b)).collect();
+                assert_eq!(got, want);
+            }
+        }
+    }
+}
