@@ -8,7 +8,7 @@ use super::dense::relu;
 use super::net::time_features;
 use crate::features::time;
 use crate::mlp::MlpShape;
-use outerloop_core::simd::{Path, Simd};
+use outerloop_core::simd::{with_scratch, Path, Simd, WithSimd};
 use outerloop_core::Layout;
 
 /// The weights of a group of thetas: `[weight, member]`, members padded with zeros to a vector.
@@ -30,6 +30,8 @@ struct Panels {
     bias: usize,
     /// Where the panels begin, in vectors.
     panels: usize,
+    /// Where bias and weight begin in theta.
+    theta: [usize; 2],
 }
 
 /// Outputs per tile. With `PLACES` places it holds 10 sums and 2 weights in the 16 registers of AVX2.
@@ -46,35 +48,31 @@ impl GroupNet {
     /// # Panics
     /// If there are more thetas than a vector of `path` has elements.
     pub(super) fn new(shape: &MlpShape, layout: &Layout, thetas: &[Vec<f32>], path: Path) -> Self {
-        let lanes = path.lanes();
-        assert!(thetas.len() <= lanes, "a group has at most {lanes} members, got {}", thetas.len());
         let mut layers = Vec::new();
-        // The position in theta of each row of weights.
-        let mut rows = Vec::with_capacity(layout.len());
+        let mut at = 0;
         for (inputs, outputs, w, b) in shape.layers() {
-            let start = |name| layout.get(name).expect("theta holds the network").offset;
-            let (w, b) = (start(w), start(b));
-            let bias = rows.len();
-            rows.extend(b..b + outputs);
+            let offset = |name| layout.get(name).expect("theta holds the network").offset;
+            let bias = at;
+            at += outputs;
             // The time features come last, but the others are added to their sum.
             let own = if bias == 0 { inputs - time::COUNT } else { inputs };
-            for inputs in [own..inputs, 0..own] {
-                if inputs.is_empty() {
-                    continue;
-                }
-                layers.push(Panels { inputs: inputs.len(), outputs, bias, panels: rows.len() });
-                for from in (0..outputs).step_by(TILE) {
-                    let panel = from..outputs.min(from + TILE);
-                    rows.extend(inputs.clone().flat_map(|i| panel.clone().map(move |o| w + i * outputs + o)));
-                }
+            for inputs in [own..inputs, 0..own].into_iter().filter(|i| !i.is_empty()) {
+                let theta = [offset(b), offset(w) + inputs.start * outputs];
+                layers.push(Panels { inputs: inputs.len(), outputs, bias, panels: at, theta });
+                at += inputs.len() * outputs;
             }
         }
-        let mut weights = vec![0.0; rows.len() * lanes + LINE];
-        let start = weights.as_ptr().align_offset(LINE * size_of::<f32>());
-        for (row, at) in weights[start..].chunks_exact_mut(lanes).zip(&rows) {
-            row.iter_mut().zip(thetas).for_each(|(weight, theta)| *weight = theta[*at]);
-        }
-        GroupNet { weights, start, layers }
+        let lanes = path.lanes();
+        let mut net = GroupNet { weights: vec![0.0; at * lanes + LINE], start: 0, layers };
+        net.start = net.weights.as_ptr().align_offset(LINE * size_of::<f32>());
+        with_scratch(layout.len() * lanes, |rows| {
+            rows.fill(0.0);
+            for (m, theta) in thetas.iter().enumerate() {
+                rows.chunks_exact_mut(lanes).zip(theta).for_each(|(row, weight)| row[m] = *weight);
+            }
+            path.run(Pack { rows, layers: &net.layers, weights: &mut net.weights[net.start..] });
+        });
+        net
     }
 
     /// Vectors of scratch for [`Self::forward`] with `n` parameters.
@@ -123,6 +121,33 @@ fn group_time<S: Simd>(s: S, steps: &[u64]) -> [S::f32s; time::COUNT] {
         }
     }
     all
+}
+
+/// Copies the rows of theta, `[theta, member]`, to their places.
+struct Pack<'a> {
+    rows: &'a [f32],
+    layers: &'a [Panels],
+    weights: &'a mut [f32],
+}
+
+impl WithSimd for Pack<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (rows, weights) = (S::as_simd_f32s(self.rows).0, S::as_mut_simd_f32s(self.weights).0);
+        for l in self.layers {
+            let [bias, weight] = l.theta;
+            weights[l.bias..][..l.outputs].copy_from_slice(&rows[bias..][..l.outputs]);
+            let panels = weights[l.panels..][..l.inputs * l.outputs].chunks_mut(TILE * l.inputs);
+            for (panel, to) in panels.enumerate() {
+                let outputs = TILE.min(l.outputs - panel * TILE);
+                let from = rows[weight + panel * TILE..].chunks(l.outputs);
+                for (to, from) in to.chunks_exact_mut(outputs).zip(from) {
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                }
+            }
+        }
+    }
 }
 
 impl Panels {
