@@ -8,6 +8,7 @@ mod adafac_factored;
 mod adafac_factored_vjp;
 mod adafac_features;
 mod adafac_step;
+mod adafac_tensor_vjp;
 mod adafac_vjp;
 mod adam;
 mod celo2_step;
