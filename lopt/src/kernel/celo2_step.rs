@@ -4,17 +4,15 @@
 //! normalizers of a matrix, once for the network. What the network gives a matrix is orthogonalized and
 //! normalized in scratch before it reaches the parameters.
 
-use super::adafac_average::mul_add;
 use super::adafac_factored::{mean_square, table_lens, FactoredTensor, Table, Walk};
 use super::adafac_factored_vjp::AllFeatures;
-use super::adafac_features::{normalizers, products, row, row_mut, update_moments, Tensor};
+use super::adafac_features::{normalizers, row, update_moments, Tensor};
 use super::adafac_step::average;
-use super::adafac_tensor_vjp::TensorAdjoint;
+use super::celo2_features::{clip, network_input, Celo2Features};
 use super::dense::After;
 use super::net::{Net, COLUMNS, MAX_LANES};
 use super::{newton_schulz, Path};
 use crate::celo2::{Celo2, Orthogonalize, EPSILON, SMALL};
-use crate::features::adafac::column_count;
 use crate::features::factored::Factored;
 use crate::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
@@ -27,9 +25,6 @@ const BLOCK: usize = 2 * COLUMNS;
 
 /// Gradients are clipped to ± this.
 pub(super) const MAX_GRAD: f32 = 1e3;
-
-/// The clipped gradient among the features is in ± this.
-const MAX_GRAD_FEATURE: f32 = 0.1;
 
 /// [`Celo2`] in f32 at one theta, with packed weights.
 pub struct Celo2Kernel {
@@ -125,20 +120,6 @@ impl Celo2Kernel {
                 store(s, out, direction);
             }
         }
-    }
-}
-
-/// The network's input that feature `i` of [`Celo2Features`] is: the reference has the clipped gradient
-/// after the gradient, and gradient·rsqrt before the rows.
-fn network_input(counts: [usize; 3], i: usize) -> usize {
-    let [rows, _] = FactoredTensor::parts(counts);
-    let (columns, rms) = (column_count(counts), counts[1]);
-    match i {
-        0 => 0,
-        i if i < rows => i + 1,
-        i if i < columns => i + 1 + rms,
-        i if i == columns => 1,
-        i => rows + i - columns,
     }
 }
 
@@ -267,22 +248,6 @@ impl Step<'_> {
     }
 }
 
-/// `x`, at most `±limit`; NaN stays.
-#[inline(always)]
-pub(super) fn clip<S: Simd>(s: S, x: S::f32s, limit: f32) -> S::f32s {
-    let (low, high) = (s.splat_f32s(-limit), s.splat_f32s(limit));
-    let x = s.select_f32s(s.less_than_f32s(x, low), low, x);
-    s.select_f32s(s.less_than_f32s(high, x), high, x)
-}
-
-/// `adjoint`, or 0 where [`clip`] changes `x`.
-#[inline(always)]
-pub(super) fn unclipped<S: Simd>(s: S, x: S::f32s, limit: f32, adjoint: S::f32s) -> S::f32s {
-    let (low, high, zero) = (s.splat_f32s(-limit), s.splat_f32s(limit), s.splat_f32s(0.0));
-    let adjoint = s.select_f32s(s.less_than_f32s(x, low), zero, adjoint);
-    s.select_f32s(s.less_than_f32s(high, x), zero, adjoint)
-}
-
 /// AdamW on the tensor at `range`, from the momenta and RMS averages `[decays, n]`.
 #[inline(always)]
 fn adam<S: Simd>(
@@ -366,67 +331,6 @@ impl Network<'_> {
             }
         }
     }
-}
-
-/// All features of a factored tensor, then the clipped gradient and gradient·rsqrt.
-pub(super) struct Celo2Features<'a>(pub(super) AllFeatures<'a>);
-
-impl Tensor for Celo2Features<'_> {
-    fn features(&self) -> usize {
-        self.0.features() + 1 + self.0.counts()[1]
-    }
-
-    /// After the features also the factors.
-    #[inline(always)]
-    fn load<S: Simd, const V: usize>(
-        &mut self,
-        s: S,
-        params: &[f32],
-        start: usize,
-        x: &mut [S::f32s],
-        _: Option<&mut [S::f32s]>,
-    ) {
-        self.0.load::<S, V>(s, params, start, x, None);
-        let [momenta, rms, decays] = self.0.counts();
-        let columns = self.0.features();
-        x.copy_within(columns * V..(columns + decays) * V, self.features() * V);
-        let g = *row::<_, V>(x, 0);
-        let mut clipped = g;
-        for g in &mut clipped {
-            *g = clip(s, *g, MAX_GRAD_FEATURE);
-        }
-        *row_mut(x, columns) = clipped;
-        let rsqrt_row = rsqrt_row(momenta, rms);
-        for k in 0..rms {
-            *row_mut(x, columns + 1 + k) = products::<S, V>(s, &g, row(x, rsqrt_row + k));
-        }
-    }
-}
-
-impl TensorAdjoint for Celo2Features<'_> {
-    const FACTORED: bool = true;
-
-    #[inline(always)]
-    fn fold<S: Simd, const V: usize>(&self, s: S, x: &[S::f32s], y: &mut [S::f32s]) {
-        let [momenta, rms, _] = self.0.counts();
-        let columns = self.0.features();
-        let g = row::<_, V>(x, 0);
-        let mut grad = *row::<_, V>(y, 0);
-        for (v, to) in grad.iter_mut().enumerate() {
-            *to = s.add_f32s(*to, unclipped(s, g[v], MAX_GRAD_FEATURE, row::<_, V>(y, columns)[v]));
-        }
-        for k in 0..rms {
-            let (adjoint, rsqrt) = (*row::<_, V>(y, columns + 1 + k), rsqrt_row(momenta, rms) + k);
-            grad = mul_add(s, &adjoint, row(x, rsqrt), &grad);
-            *row_mut(y, rsqrt) = mul_add(s, &adjoint, g, row(y, rsqrt));
-        }
-        *row_mut(y, 0) = grad;
-    }
-}
-
-/// Where the reciprocal roots of the RMS averages are among the features.
-fn rsqrt_row(momenta: usize, rms: usize) -> usize {
-    2 + 2 * momenta + rms
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod adafac_step;
 mod adafac_tensor_vjp;
 mod adafac_vjp;
 mod adam;
+mod celo2_features;
 mod celo2_step;
 mod celo2_vjp;
 mod dense;
