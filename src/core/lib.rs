@@ -21,6 +21,7 @@ pub mod atomic;
 pub mod contract;
 mod error;
 mod flat;
+mod group;
 mod key;
 mod layout;
 pub mod nn;
@@ -33,6 +34,7 @@ pub mod tensor;
 
 pub use error::{Error, Result};
 pub use flat::{in_f32, Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
+pub use group::{OptimizerGroup, Turn};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};
