@@ -47,6 +47,16 @@ impl Net {
         net
     }
 
+    /// Packs a network without time features, whose layers' weights and biases lie at `ranges` of `weights`.
+    pub(super) fn without_time(ranges: Vec<[Range<usize>; 2]>, weights: &[f32]) -> Self {
+        let layers = ranges.iter().map(|[w, b]| {
+            let (w, b) = (&weights[w.clone()], weights[b.clone()].to_vec());
+            let outputs = b.len();
+            Dense::new(w.len() / outputs, b, |i, o| w[i * outputs + o])
+        });
+        Net { layers: layers.collect(), back: OnceLock::new(), time_weight: Vec::new(), ranges }
+    }
+
     /// The layers backwards, without biases.
     pub(super) fn back(&self) -> &[Dense] {
         self.back.get_or_init(|| self.layers.iter().map(Dense::transposed).collect())
