@@ -7,6 +7,7 @@
 //! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors |
 //! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see |
 //! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
+//! | [`group`](OptimizerGroup) | optimizers that step together because that is faster |
 //! | [`ops`] | differentiable operations with exact second derivatives |
 //! | [`nn`] | layers made of them |
 //! | [`simd`] | vector instructions for kernels, one path per process |
