@@ -5,6 +5,7 @@ mod report;
 
 use criterion::Criterion;
 use outerloop::core::BatchKey;
+use outerloop::lopt::AdafacMlp;
 use outerloop::prelude::*;
 use report::{thread_counts, Group, Timing, Work};
 use std::hint::black_box;
@@ -18,21 +19,23 @@ const GRADIENT: f64 = 2.0 * 128.0 * (2.0 * TASK[0] + TASK[1]);
 const HVP: f64 = 2.0 * 128.0 * (2.0 * TASK[0] + 4.0 * TASK[1]);
 /// Flops of `MlpLopt`'s network per parameter, time features folded.
 const NETWORK: f64 = 2.0 * (8.0 * 32.0 + 32.0 * 32.0 + 32.0 * 2.0);
+/// The same of `AdafacMlp`'s 28-4-4-2 network; its accumulators and features are more work than that.
+const ADAFAC: f64 = 2.0 * (28.0 * 4.0 + 4.0 * 4.0 + 4.0 * 2.0);
 /// Flops of the quadratic's loss and gradient are not worth counting.
 const NONE: f64 = 0.0;
 
 /// A learned optimizer, its flops per inner step and the reference's inner steps per second.
 type Entry = (Arc<dyn LearnedOptimizer>, f64, f64);
 
-fn both(adam: (f64, f64), mlp: (f64, f64)) -> [Entry; 2] {
-    [(Arc::new(LearnableAdam::default()), adam.0, adam.1), (Arc::new(MlpLopt::default()), mlp.0, mlp.1)]
+fn both(adam: (f64, f64), mlp: (f64, f64)) -> Vec<Entry> {
+    vec![(Arc::new(LearnableAdam::default()), adam.0, adam.1), (Arc::new(MlpLopt::default()), mlp.0, mlp.1)]
 }
 
 /// Benchmarks outer steps of `estimator` with every optimizer and number of threads; returns the time of one
 /// inner step on one of the threads, by the optimizer's name and that number.
 fn sweep(
     group: &mut Group<'_>,
-    entries: [Entry; 2],
+    entries: Vec<Entry>,
     family: &Arc<dyn FlatFamily>,
     estimator: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
 ) -> Result<Vec<(String, usize, Timing)>> {
@@ -97,7 +100,8 @@ fn digits_family() -> Arc<dyn FlatFamily> {
 
 fn pes_digits(c: &mut Criterion) -> Result<()> {
     let mut group = Group::new(c, "pes, 16 tasks x 50 steps, digits 64-32-10");
-    let entries = both((GRADIENT, 12.7e3), (GRADIENT + NETWORK * TASK[2], 3.8e3));
+    let mut entries = both((GRADIENT, 12.7e3), (GRADIENT + NETWORK * TASK[2], 3.8e3));
+    entries.push((Arc::new(AdafacMlp::default()), GRADIENT + ADAFAC * TASK[2], 4.7e3));
     let times = sweep(&mut group, entries, &digits_family(), pes(16))?;
     if let Some(parts) = kernels(&mut group) {
         for (_, threads, time) in times.into_iter().filter(|(lopt, ..)| lopt == "MlpLopt") {

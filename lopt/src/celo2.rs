@@ -29,7 +29,7 @@ pub enum Orthogonalize {
 /// cosine; without a number of steps it is `peak_lr`. Gradients are clipped to ±1000.
 ///
 /// Theta: `ff_mod/~/w0__j` (14 blocks of the first layer), `w{i}`, `b{i}`; 347 numbers by default.
-/// State: [`adafac::slots`]. In f32 the update is a fused kernel ([`crate::kernel`]).
+/// State: [`adafac::slots`]. In f32 the update and its derivative are fused kernels ([`crate::kernel`]).
 /// Reference: arXiv:2602.19142; the constants as in PyLO's port.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -181,12 +181,22 @@ impl Celo2 {
 
 /// Moves the singular values of a matrix `[rows, cols]` towards 1.
 fn newton_schulz<E: Float>(x: &Var<E>, rows: usize, cols: usize, iterations: usize) -> Var<E> {
+    newton_schulz_iterations(&(x / x.norm().shift(SMALL)), rows, cols, iterations)
+}
+
+/// The same of a matrix of norm 1.
+pub(crate) fn newton_schulz_iterations<E: Float>(
+    x: &Var<E>,
+    rows: usize,
+    cols: usize,
+    iterations: usize,
+) -> Var<E> {
     if rows > cols {
-        return newton_schulz(&x.transpose(rows, cols), cols, rows, iterations).transpose(cols, rows);
+        let x = x.transpose(rows, cols);
+        return newton_schulz_iterations(&x, cols, rows, iterations).transpose(cols, rows);
     }
     let [c1, c3, c5] = NEWTON_SCHULZ;
-    let x = x / x.norm().shift(SMALL);
-    (0..iterations).fold(x, |x, _| {
+    (0..iterations).fold(x.clone(), |x, _| {
         let a = x.matmul(&x.transpose(rows, cols), rows);
         let b = a.scale(c3) + a.matmul(&a, rows).scale(c5);
         x.scale(c1) + b.matmul(&x, rows)

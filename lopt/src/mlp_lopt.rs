@@ -1,11 +1,11 @@
 //! [`MlpLopt`]: a small network per parameter, on gradient, parameter, six momenta and the time.
 
 use crate::features::{adafac, averages, normalize, time};
-use crate::kernel::{self, MlpKernel};
+use crate::kernel::{self, MlpGroup, MlpKernel};
 use crate::mlp::{sorted_layout, MlpShape};
 use crate::taped::{zero_slots, Slots};
 use crate::{learned_optimizer, StepVars, Taped, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout, Optimizer};
+use outerloop_core::{Float, Key, Layout, Optimizer, OptimizerGroup};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -97,6 +97,16 @@ impl UpdateRule for MlpLopt {
     fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
         kernel::in_f32(theta, |theta| MlpKernel::new(self.clone(), theta, kernel::Path::best()))
             .unwrap_or_else(|| Box::new(Taped::new(self.clone(), theta)))
+    }
+
+    fn group_size(&self, layout: &Layout) -> usize {
+        MlpGroup::size(layout.len(), kernel::Path::best())
+    }
+
+    fn group<E: Float>(&self, thetas: Vec<Vec<E>>) -> Box<dyn OptimizerGroup<E>> {
+        let path = kernel::Path::best();
+        kernel::group_in_f32(thetas, |thetas| MlpGroup::new(self.clone(), thetas, path))
+            .unwrap_or_else(|thetas| Box::new(thetas.iter().map(|t| self.optimizer(t)).collect::<Vec<_>>()))
     }
 }
 

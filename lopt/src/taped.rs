@@ -1,7 +1,9 @@
 //! [`Taped`]: an optimizer, with its derivative, from one update written in [`Tape`] operations.
 
 use crate::{Tape, Var};
-use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Slot, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{
+    Float, Key, Layout, OptState, Optimizer, OptimizerGroup, Params, Slot, UpdateAdjoint, UpdateVjp,
+};
 use std::{ops::Range, sync::Arc};
 
 /// Meta-parameters as tape variables.
@@ -79,6 +81,15 @@ pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
     fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
         Box::new(Taped::new(self.clone(), theta))
     }
+    /// See [`LearnedOptimizer::group_size`](outerloop_core::LearnedOptimizer::group_size).
+    fn group_size(&self, layout: &Layout) -> usize {
+        let _ = layout;
+        1
+    }
+    /// The optimizers at `thetas` as a group; override it with [`Self::group_size`].
+    fn group<E: Float>(&self, thetas: Vec<Vec<E>>) -> Box<dyn OptimizerGroup<E>> {
+        Box::new(thetas.iter().map(|theta| self.optimizer(theta)).collect::<Vec<_>>())
+    }
     /// The name with all hyperparameters as JSON; [`crate::registry::from_architecture`] reads it back.
     fn architecture(&self) -> String {
         crate::registry::architecture(&self.name(), self)
@@ -105,6 +116,12 @@ macro_rules! learned_optimizer {
             }
             fn opt_fn(&self, theta: &[E]) -> Box<dyn $crate::outerloop_core::Optimizer<E>> {
                 $crate::UpdateRule::optimizer(self, theta)
+            }
+            fn group_size(&self, layout: &$crate::outerloop_core::Layout) -> usize {
+                $crate::UpdateRule::group_size(self, layout)
+            }
+            fn group(&self, thetas: Vec<Vec<E>>) -> Box<dyn $crate::outerloop_core::OptimizerGroup<E>> {
+                $crate::UpdateRule::group(self, thetas)
             }
         }
     };

@@ -293,22 +293,32 @@ impl<E: Float> TruncatedStep<E> {
         worker: &mut Worker<E>,
     ) -> Option<[E; N]> {
         if clock.is_done {
-            let episode = clock.episode + 1;
-            *place = self.place(lane, episode);
-            let length = self.schedule.length(outer_step, place.keys.length);
-            *clock = Clock { episode, inner_step: 0, length, is_done: false };
-            for (t, opt) in trajectories.iter_mut().zip(opts) {
-                **t = fresh(&*place.task, opt, place.keys, length);
-            }
+            let starts = self.restart(opts, lane, place, clock, outer_step);
+            trajectories.iter_mut().zip(starts).for_each(|(t, start)| **t = start);
             return None;
         }
         let (evaluator, grad) = worker.evaluator(&place.task);
         let at = place.batch(clock);
         let key = place.keys.opt;
         let losses = std::array::from_fn(|i| train_step(evaluator, opts[i], trajectories[i], at, key, grad));
-        clock.inner_step += 1;
-        clock.is_done = clock.length.is_some_and(|n| clock.inner_step >= n);
+        clock.advance();
         Some(losses)
+    }
+
+    /// Starts the lane's next run: its trajectories at their start.
+    pub(crate) fn restart<const N: usize>(
+        &self,
+        opts: [&dyn Optimizer<E>; N],
+        lane: Key,
+        place: &mut Place<E>,
+        clock: &mut Clock,
+        outer_step: u64,
+    ) -> [Trajectory<E>; N] {
+        let episode = clock.episode + 1;
+        *place = self.place(lane, episode);
+        let length = self.schedule.length(outer_step, place.keys.length);
+        *clock = Clock { episode, inner_step: 0, length, is_done: false };
+        opts.map(|opt| fresh(&*place.task, opt, place.keys, length))
     }
 
     /// The raw meta-losses of a step that was just trained on the batch `at` with these losses.
@@ -323,6 +333,14 @@ impl<E: Float> TruncatedStep<E> {
         let Some(at) = self.meta_loss.batch(at) else { return losses };
         let (evaluator, _) = worker.evaluator(&place.task);
         trajectories.each_ref().map(|t| evaluator.loss(&t.opt.params, &t.model_state, at))
+    }
+}
+
+impl Clock {
+    /// One step was trained.
+    pub(crate) fn advance(&mut self) {
+        self.inner_step += 1;
+        self.is_done = self.length.is_some_and(|n| self.inner_step >= n);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     BatchKey, Error, FlatTask, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, Result,
-    Split,
+    Split, Turn,
 };
 use std::sync::Arc;
 
@@ -163,8 +163,8 @@ pub fn check_optimizer<E: Float>(opt: &dyn Optimizer<E>) -> Result<()> {
     Ok(())
 }
 
-/// Checks a learned optimizer: theta has its layout's length and is a function of the key, and the
-/// optimizer of the initial theta passes [`check_optimizer`].
+/// Checks a learned optimizer: theta has its layout's length and is a function of the key, the optimizer
+/// of the initial theta passes [`check_optimizer`], and groups pass [`check_group`].
 pub fn check_learned_optimizer<E: Float>(lopt: &dyn LearnedOptimizer<E>) -> Result<()> {
     let name = lopt.name();
     let key = Key::new(3);
@@ -173,7 +173,46 @@ pub fn check_learned_optimizer<E: Float>(lopt: &dyn LearnedOptimizer<E>) -> Resu
     if bits(&theta) != bits(&lopt.init(key)) {
         return Err(broken(&name, "init is not a pure function of its key"));
     }
-    check_optimizer(&*lopt.opt_fn(&theta))
+    check_optimizer(&*lopt.opt_fn(&theta))?;
+    check_group(lopt)
+}
+
+/// Checks [`LearnedOptimizer::group`]: on few parameters, whose members' updates are sometimes left out,
+/// and on [`awkward_params`], a group does to every state what its members do alone.
+pub fn check_group<E: Float>(lopt: &dyn LearnedOptimizer<E>) -> Result<()> {
+    let key = Key::new(9);
+    let mut few = Params::<E>::zeros(Arc::new(Layout::new([("b", vec![3]), ("w", vec![2, 2])])));
+    key.fill_normal(&mut few.data);
+    for params in [few, awkward_params(key)] {
+        let size = lopt.group_size(&params.layout).max(2);
+        let thetas: Vec<Vec<E>> = (0..size as u64).map(|i| lopt.init(key.fold_in(i))).collect();
+        let group = lopt.group(thetas.clone());
+        let alone: Vec<_> = thetas.iter().map(|theta| lopt.opt_fn(theta)).collect();
+        let mut want: Vec<_> = alone.iter().map(|opt| opt.init(&params, Some(50), key)).collect();
+        let mut got: Vec<_> = (0..size).map(|i| group.member(i).init(&params, Some(50), key)).collect();
+        for t in 0..4 {
+            let mut turns: Vec<Turn<'_, E>> = Vec::new();
+            for (i, (state, want)) in got.iter_mut().zip(&mut want).enumerate() {
+                let mut grad = vec![E::of(0.0); params.data.len()];
+                key.named("grad").fold_in(t).fold_in(i as u64).fill_normal(&mut grad);
+                let (loss, rests) = (E::of(1.0 / (1.0 + t as f64)), t == 1 && i == 1);
+                Turn { state: want, grad: grad.clone(), loss, key, rests }.take(&*alone[i]);
+                turns.push(Turn { state, grad, loss, key, rests });
+            }
+            group.update(&mut turns);
+        }
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let is_same = got.step == want.step
+                && bits(&got.params) == bits(&want.params)
+                && got.slots.len() == want.slots.len()
+                && got.slots.iter().zip(&want.slots).all(|(a, b)| bits(&a.data) == bits(&b.data));
+            if !is_same {
+                let why = format!("member {i} of a group of {size} is not what it is alone");
+                return Err(broken(&lopt.name(), why));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// All inputs of an update that have derivatives.

@@ -7,6 +7,7 @@
 //! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors |
 //! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see |
 //! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
+//! | [`group`](OptimizerGroup) | optimizers that step together because that is faster |
 //! | [`ops`] | differentiable operations with exact second derivatives |
 //! | [`nn`] | layers made of them |
 //! | [`simd`] | vector instructions for kernels, one path per process |
@@ -21,6 +22,7 @@ pub mod atomic;
 pub mod contract;
 mod error;
 mod flat;
+mod group;
 mod key;
 mod layout;
 pub mod nn;
@@ -33,6 +35,7 @@ pub mod tensor;
 
 pub use error::{Error, Result};
 pub use flat::{in_f32, Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
+pub use group::{OptimizerGroup, Turn};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};

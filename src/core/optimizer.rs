@@ -1,6 +1,6 @@
 //! [`Optimizer`], [`LearnedOptimizer`] and the state they share.
 
-use crate::{Error, Float, Key, Layout, Params, Result};
+use crate::{Error, Float, Key, Layout, OptimizerGroup, Params, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -197,4 +197,20 @@ pub trait LearnedOptimizer<E: Float = f32>: Send + Sync {
     /// # Panics
     /// If `theta` has not the length of `theta_layout`.
     fn opt_fn(&self, theta: &[E]) -> Box<dyn Optimizer<E>>;
+
+    /// How many optimizers step fastest as a [`Self::group`] on parameters of `layout`; 1, the default:
+    /// each alone.
+    fn group_size(&self, layout: &Layout) -> usize {
+        let _ = layout;
+        1
+    }
+
+    /// The optimizers that `thetas` describe, to step together; at most [`Self::group_size`].
+    ///
+    /// # Panics
+    /// If there are more, or a theta has not the length of `theta_layout`.
+    fn group(&self, thetas: Vec<Vec<E>>) -> Box<dyn OptimizerGroup<E>> {
+        let members: Vec<_> = thetas.iter().map(|theta| self.opt_fn(theta)).collect();
+        Box::new(members)
+    }
 }

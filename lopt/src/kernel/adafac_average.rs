@@ -1,4 +1,4 @@
-//! Adjoints of running averages, and sums over blocks, in [`super::adafac_vjp`].
+//! Adjoints of running averages, and sums over blocks, in [`super::adafac_tensor_vjp`].
 
 use super::adafac_features::{load_row, store_row, SUM};
 use super::net_vjp::BLOCK;

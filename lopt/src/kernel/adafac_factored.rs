@@ -274,16 +274,21 @@ fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
 /// `mean(x²)`.
 #[inline(always)]
 pub(super) fn mean_square<S: Simd>(s: S, x: &[f32]) -> f32 {
+    dot(s, x, x) / x.len() as f32
+}
+
+/// `Σ x y`
+#[inline(always)]
+pub(super) fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
     let mut total = 0.0;
-    for chunk in x.chunks(SUM * S::F32_LANES) {
+    for (x, y) in x.chunks(SUM * S::F32_LANES).zip(y.chunks(SUM * S::F32_LANES)) {
         let mut sum = s.splat_f32s(0.0);
-        for x in chunk.chunks(S::F32_LANES) {
-            let x = load(s, x);
-            sum = s.mul_add_e_f32s(x, x, sum);
+        for (x, y) in x.chunks(S::F32_LANES).zip(y.chunks(S::F32_LANES)) {
+            sum = s.mul_add_e_f32s(load(s, x), load(s, y), sum);
         }
         total += s.reduce_sum_f32s(sum);
     }
-    total / x.len() as f32
+    total
 }
 
 /// `max(x, 1e-9)^-½`; NaN stays NaN.

@@ -1,4 +1,4 @@
-//! Tensors of rank 2 and more in [`super::adafac_vjp`]: all their features, and the adjoint of the means
+//! Tensors of rank 2 and more in [`super::adafac_tensor_vjp`]: all their features, and the adjoint of the means
 //! of rows and columns.
 //!
 //! The factor of an element is `A B`, with `A = (row / (mean(row) + 1e-9))^-½` and `B = col^-½`. With U the
@@ -8,32 +8,51 @@
 
 use super::adafac_factored::{array, FactoredTensor, Reduced, Walk};
 use super::adafac_features::{clear_tail, row_mut, Tensor};
+use super::adafac_tensor_vjp::{TensorAdjoint, TensorVjp};
 use crate::features::adafac::column_count;
 use crate::features::factored::{Axes, EPSILON, SQUARE_EPSILON};
 use outerloop_core::simd::{load, store};
 use pulp::Simd;
+use std::ops::Range;
 
 /// A factored tensor with all features made per element. Its tables' units are the means.
 pub(super) struct AllFeatures<'a>(FactoredTensor<'a>);
 
 /// What the adjoint of one tensor's row or column means is made of.
 pub(super) struct MeansVjp<'a> {
-    /// The adjoint of the normalized features `[features, length]`; in the rows of the factored gradients
-    /// the products that U sums.
-    pub(super) features: &'a [f32],
-    /// The features' normalizers s.
-    pub(super) scales: &'a [f32],
-    /// `−s³ mean(f x̄)`.
-    pub(super) slopes: &'a [f32],
-    pub(super) rates: &'a [f32],
-    pub(super) rate_adjoints: &'a mut [f32],
+    /// See [`TensorVjp::features`].
+    features: &'a [f32],
+    rates: &'a [f32],
+    rate_adjoints: &'a mut [f32],
     /// Scratch of three arrays.
-    pub(super) sums: &'a mut [f32],
+    sums: &'a mut [f32],
     /// The means `[decays, len]` before and after the update.
-    pub(super) old: &'a [f32],
-    pub(super) new: &'a [f32],
+    old: &'a [f32],
+    new: &'a [f32],
     /// The adjoint after the update; becomes that before it.
-    pub(super) adjoint: &'a mut [f32],
+    adjoint: &'a mut [f32],
+}
+
+impl<'a> MeansVjp<'a> {
+    /// Of the row means (`which` = 0) or the column means (1) `new`, which lie at `at` in their slot.
+    pub(super) fn new(
+        tensors: &'a mut TensorVjp<'_>,
+        which: usize,
+        at: Range<usize>,
+        new: &'a [f32],
+        sums: &'a mut [f32],
+    ) -> Self {
+        let [momenta, rms, _] = [0, 1, 2].map(|i: usize| tensors.rates[i].len());
+        MeansVjp {
+            features: tensors.features,
+            rates: &tensors.rates[2],
+            rate_adjoints: &mut tensors.rate_sums.totals[momenta + rms..],
+            sums,
+            old: &tensors.before.slots[2 + which].data[at.clone()],
+            new,
+            adjoint: &mut tensors.state.slots[2 + which].data[at],
+        }
+    }
 }
 
 impl<'a> AllFeatures<'a> {
@@ -70,9 +89,15 @@ impl<'a> AllFeatures<'a> {
     }
 
     /// The adjoint of the row means (`which` = 0) or the column means (1); keeps that of the squared
-    /// gradients for [`Self::add_to_gradient`].
+    /// gradients for [`Self::add_to_gradient`]. `USED`: whether features depend on them.
     #[inline(always)]
-    pub(super) fn pull_back_means<S: Simd>(&mut self, s: S, which: usize, axes: &Axes, vjp: MeansVjp<'_>) {
+    pub(super) fn pull_back_means<S: Simd, const USED: bool>(
+        &mut self,
+        s: S,
+        which: usize,
+        axes: &Axes,
+        vjp: MeansVjp<'_>,
+    ) {
         let [momenta, rms, decays] = self.0.counts;
         let n = self.0.range.len();
         let axis = if which == 0 { axes.d0 } else { axes.d1 };
@@ -83,39 +108,33 @@ impl<'a> AllFeatures<'a> {
         let squares_adjoint = &mut squares_adjoint[..len];
         squares_adjoint.fill(0.0);
         let sums = &mut vjp.sums[..3 * len];
+        sums.fill(0.0);
         let grad_row = 2 + 2 * momenta + 2 * rms;
-        let (by, count) = (1.0 / axis[1] as f32, axis[1] as f32);
+        let by = 1.0 / axis[1] as f32;
         for k in 0..decays {
-            let [product, mean, root] = [0, 1 + which, 3 + which].map(|i| grad_row + i * decays + k);
-            sums.fill(0.0);
-            for (f, sums) in [product, mean, root].into_iter().zip(sums.chunks_exact_mut(len)) {
-                Reduced::new(axis).add::<S, false>(s, &vjp.features[f * n..(f + 1) * n], sums);
-            }
-            let (factor, sums) = sums.split_at_mut(len);
             let part = k * len..(k + 1) * len;
-            let new = &vjp.new[part.clone()];
-            if which == 0 {
-                pull_back_ratios(s, axes.d1_of_row, new, factor);
-            } else {
-                pull_back_roots(s, new, factor);
+            if USED {
+                sums.fill(0.0);
+                for (i, sums) in [0, 1 + which, 3 + which].into_iter().zip(sums.chunks_exact_mut(len)) {
+                    let f = grad_row + i * decays + k;
+                    Reduced::new(axis).add::<S, false>(s, &vjp.features[f * n..(f + 1) * n], sums);
+                }
+                let (factor, sums) = sums.split_at_mut(len);
+                let new = &vjp.new[part.clone()];
+                if which == 0 {
+                    pull_back_ratios(s, axes.d1_of_row, new, factor);
+                } else {
+                    pull_back_roots(s, new, factor);
+                }
+                add_direct(s, &roots[part.clone()], sums, factor);
             }
-            let [mean_scale, root_scale] = [mean, root].map(|f| s.splat_f32s(vjp.scales[f]));
-            let [mean_slope, root_slope] = [mean, root].map(|f| s.splat_f32s(vjp.slopes[f] * count));
             let (rate, keep) = (s.splat_f32s(vjp.rates[k]), s.splat_f32s(1.0 - vjp.rates[k]));
             let mut rate_adjoint = s.splat_f32s(0.0);
             for i in (0..len).step_by(S::F32_LANES) {
                 let i = i..len.min(i + S::F32_LANES);
                 let at = part.start + i.start..part.start + i.end;
-                let (value, root) = (load(s, &new[i.clone()]), load(s, &roots[at.clone()]));
-                let from_mean = s.mul_f32s(mean_scale, load(s, &sums[i.clone()]));
-                let from_mean = s.mul_add_e_f32s(mean_slope, value, from_mean);
-                let from_root = s.mul_f32s(root_scale, load(s, &sums[len + i.start..len + i.end]));
-                let from_root = s.mul_add_e_f32s(root_slope, root, from_root);
-                let cube = s.mul_f32s(root, s.mul_f32s(root, root));
-                let through_root = s.mul_f32s(s.mul_f32s(s.splat_f32s(-0.5), cube), from_root);
-                let through = s.add_f32s(through_root, load(s, &factor[i.clone()]));
                 let adjoint = &mut vjp.adjoint[at.clone()];
-                let a = s.add_f32s(s.add_f32s(load(s, adjoint), from_mean), through);
+                let a = s.add_f32s(load(s, adjoint), load(s, &sums[i.clone()]));
                 store(s, adjoint, s.mul_f32s(keep, a));
                 let square = load(s, &squares[i.clone()]);
                 let square = s.mul_add_e_f32s(square, s.splat_f32s(by), s.splat_f32s(SQUARE_EPSILON as f32));
@@ -146,6 +165,22 @@ impl<'a> AllFeatures<'a> {
                 store(s, adjoint, sum);
             }
         }
+    }
+}
+
+/// Adds to `adjoint` that of the means as features and, by their roots `q = (v + ε)^-½`, as roots, `−½ q³ q̄`:
+/// `sums` `[2, len]`.
+#[inline(always)]
+fn add_direct<S: Simd>(s: S, roots: &[f32], sums: &[f32], adjoint: &mut [f32]) {
+    let len = adjoint.len();
+    for i in (0..len).step_by(S::F32_LANES) {
+        let i = i..len.min(i + S::F32_LANES);
+        let (root, to) = (load(s, &roots[i.clone()]), &mut adjoint[i.clone()]);
+        let direct = s.add_f32s(load(s, to), load(s, &sums[i.clone()]));
+        let cube = s.mul_f32s(root, s.mul_f32s(root, root));
+        let of_root = load(s, &sums[len + i.start..len + i.end]);
+        let sum = s.mul_add_e_f32s(s.mul_f32s(s.splat_f32s(-0.5), cube), of_root, direct);
+        store(s, to, sum);
     }
 }
 
@@ -246,4 +281,8 @@ impl Tensor for AllFeatures<'_> {
         }
         clear_tail::<S, V>(x, features + decays, count);
     }
+}
+
+impl TensorAdjoint for AllFeatures<'_> {
+    const FACTORED: bool = true;
 }

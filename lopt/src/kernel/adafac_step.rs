@@ -204,25 +204,20 @@ impl Step<'_> {
 }
 
 /// The two passes over a tensor, and their scratch.
-pub(super) struct Passes<'a> {
-    pub(super) kernel: &'a AdafacKernel,
+struct Passes<'a> {
+    kernel: &'a AdafacKernel,
     /// Features and activations of one block.
-    pub(super) block: &'a mut [f32],
+    block: &'a mut [f32],
     /// Sums of squares per feature, in vectors.
-    pub(super) squares: &'a mut [f32],
+    squares: &'a mut [f32],
     /// The features' normalizers.
-    pub(super) scales: &'a mut [f32],
+    scales: &'a mut [f32],
 }
 
 impl Passes<'_> {
     /// Pass 1: makes the normalizers.
     #[inline(always)]
-    pub(super) fn sum_squares<S: Simd, T: Tensor, const TINY: bool>(
-        &mut self,
-        s: S,
-        tensor: &mut T,
-        params: &[f32],
-    ) {
+    fn sum_squares<S: Simd, T: Tensor, const TINY: bool>(&mut self, s: S, tensor: &mut T, params: &[f32]) {
         let (x, _) = S::as_mut_simd_f32s(self.block);
         let (squares, _) = S::as_mut_simd_f32s(self.squares);
         normalizers::<S, T, TINY>(s, tensor, params, 0, x, squares, self.scales, normalize::EPSILON);

@@ -6,13 +6,13 @@
 
 use super::adafac_factored::{mean_square, table_lens, FactoredTensor, Table, Walk};
 use super::adafac_factored_vjp::AllFeatures;
-use super::adafac_features::{normalizers, products, row, row_mut, update_moments, vector_rows, Tensor};
+use super::adafac_features::{normalizers, row, update_moments, Tensor};
 use super::adafac_step::average;
-use super::dense::{After, Dense};
-use super::net::{COLUMNS, MAX_LANES};
+use super::celo2_features::{clip, network_input, Celo2Features};
+use super::dense::After;
+use super::net::{Net, COLUMNS, MAX_LANES};
 use super::{newton_schulz, Path};
 use crate::celo2::{Celo2, Orthogonalize, EPSILON, SMALL};
-use crate::features::adafac::column_count;
 use crate::features::factored::Factored;
 use crate::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
@@ -24,18 +24,18 @@ use std::ops::Range;
 const BLOCK: usize = COLUMNS;
 
 /// Gradients are clipped to ± this.
-const MAX_GRAD: f32 = 1e3;
-
-/// The clipped gradient among the features is in ± this.
-const MAX_GRAD_FEATURE: f32 = 0.1;
+pub(super) const MAX_GRAD: f32 = 1e3;
 
 /// [`Celo2`] in f32 at one theta, with packed weights.
 pub struct Celo2Kernel {
-    twin: Taped<Celo2, f32>,
-    path: Path,
-    layers: Vec<Dense>,
+    pub(super) twin: Taped<Celo2, f32>,
+    pub(super) path: Path,
+    /// Without the third output, which nothing reads.
+    pub(super) net: Net,
+    /// Where the network's weights and biases lie in theta, in the order of `net.ranges`.
+    pub(super) places: Vec<usize>,
     /// Rates of momenta, RMS averages and factored second moments.
-    rates: [Vec<f32>; 3],
+    pub(super) rates: [Vec<f32>; 3],
 }
 
 impl Celo2Kernel {
@@ -46,52 +46,85 @@ impl Celo2Kernel {
     #[track_caller]
     pub fn new(rule: Celo2, theta: &[f32], path: Path) -> Self {
         let layout = rule.theta_layout();
-        let tensor = |name: &str| &theta[layout.get(name).expect("theta holds the network").range()];
+        let range = |name: &str| layout.get(name).expect("theta holds the network").range();
         let mut rates = rule.decays().map(|d| d.iter().map(|d| (1.0 - d) as f32).collect::<Vec<_>>());
         // Only the momenta's may leave [0, 1].
         rates[1..].iter_mut().flatten().for_each(|rate| *rate = rate.clamp(0.0, 1.0));
         let counts = [0, 1, 2].map(|i: usize| rates[i].len());
-        let first: Vec<f32> = rule.first_layer().flat_map(|(name, _)| tensor(&name).to_vec()).collect();
+        let first: Vec<usize> = rule.first_layer().flat_map(|(name, _)| range(&name)).collect();
         let sizes = rule.sizes();
-        let layers = sizes.windows(2).enumerate().map(|(i, size)| {
-            let bias = tensor(&format!("ff_mod/~/b{i}")).to_vec();
-            match i {
-                0 => Dense::new(size[0], bias, |i, o| first[network_input(counts, i) * size[1] + o]),
-                _ => {
-                    let w = tensor(&format!("ff_mod/~/w{i}"));
-                    Dense::new(size[0], bias, |i, o| w[i * size[1] + o])
-                }
+        let (mut places, mut ranges) = (Vec::new(), Vec::new());
+        for (i, size) in sizes.windows(2).enumerate() {
+            let [inputs, outputs] = [size[0], size[1]];
+            let used = if i + 2 == sizes.len() { 2 } else { outputs };
+            let start = places.len();
+            for input in 0..inputs {
+                let row = match i {
+                    0 => first[network_input(counts, input) * outputs..].to_vec(),
+                    _ => range(&format!("ff_mod/~/w{i}")).skip(input * outputs).collect(),
+                };
+                places.extend_from_slice(&row[..used]);
             }
-        });
-        let layers = layers.collect();
-        Celo2Kernel { layers, rates, path, twin: Taped::new(rule, theta) }
+            let bias = places.len();
+            places.extend(range(&format!("ff_mod/~/b{i}")).take(used));
+            ranges.push([start..bias, bias..places.len()]);
+        }
+        let packed: Vec<f32> = places.iter().map(|p| theta[*p]).collect();
+        let net = Net::without_time(ranges, &packed);
+        Celo2Kernel { net, places, rates, path, twin: Taped::new(rule, theta) }
     }
 
-    fn counts(&self) -> [usize; 3] {
+    pub(super) fn counts(&self) -> [usize; 3] {
         [0, 1, 2].map(|i| self.rates[i].len())
     }
 
-    fn widest(&self) -> usize {
-        self.layers.iter().map(|l| l.outputs).max().unwrap_or(0)
+    /// Numbers of scratch for a block of [`Self::directions`].
+    pub(super) fn block_len(&self) -> usize {
+        let rows = self.net.layers[0].inputs + self.counts()[2] + 2 * self.net.widest();
+        MAX_LANES * BLOCK * rows
     }
-}
 
-/// The network's input that feature `i` of [`Celo2Features`] is: the reference has the clipped gradient
-/// after the gradient, and gradient·rsqrt before the rows.
-fn network_input(counts: [usize; 3], i: usize) -> usize {
-    let [rows, _] = FactoredTensor::parts(counts);
-    let (columns, rms) = (column_count(counts), counts[1]);
-    match i {
-        0 => 0,
-        i if i < rows => i + 1,
-        i if i < columns => i + 1 + rms,
-        i if i == columns => 1,
-        i => rows + i - columns,
+    /// The network's step for the elements of a tensor from `start` to the end of `params`, given the
+    /// features' normalizers. `block`: scratch.
+    #[inline(always)]
+    pub(super) fn directions<S: Simd>(
+        &self,
+        s: S,
+        tensor: &mut Celo2Features<'_>,
+        (params, start): (&[f32], usize),
+        scales: &[f32],
+        block: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let first = &self.net.layers[0];
+        let after = After::of(0, self.net.layers.len());
+        let exp_mult = s.splat_f32s(self.twin.rule().exp_mult as f32);
+        let (block, _) = S::as_mut_simd_f32s(block);
+        let (x, units) = block.split_at_mut((first.inputs + self.counts()[2]) * BLOCK);
+        let units = &mut units[..2 * self.net.widest() * BLOCK];
+        let length = BLOCK * S::F32_LANES;
+        for (start, out) in (start..params.len()).step_by(length).zip(out.chunks_mut(length)) {
+            tensor.load::<S, BLOCK>(s, params, start, x, None);
+            let x = &mut x[..first.inputs * BLOCK];
+            for (scale, x) in scales.iter().zip(x.chunks_exact_mut(BLOCK)) {
+                let scale = s.splat_f32s(*scale);
+                for x in x {
+                    *x = s.mul_f32s(*x, scale);
+                }
+            }
+            first.forward::<S, COLUMNS, BLOCK>(s, Some(&first.bias), x, units, after);
+            let y = self.net.finish::<S, COLUMNS, BLOCK>(s, units);
+            let (a, b) = (row::<_, BLOCK>(y, 0), row::<_, BLOCK>(y, 1));
+            for (out, (a, b)) in out.chunks_mut(S::F32_LANES).zip(a.iter().zip(b)) {
+                let direction = s.mul_f32s(*a, exp(s, s.mul_f32s(exp_mult, *b)));
+                store(s, out, direction);
+            }
+        }
     }
 }
 
 /// Extents of the matrices in a tensor of rank 2 or more.
-fn matrix(shape: &[usize]) -> [usize; 2] {
+pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
     match shape {
         [.., rows, cols] => [*rows, *cols],
         _ => [1, 1],
@@ -109,12 +142,12 @@ impl Optimizer<f32> for Celo2Kernel {
         assert_eq!(grad.len(), state.params.len(), "Celo2: length of the gradient");
         let counts = self.counts();
         let decays = counts[2];
-        let features = self.layers[0].inputs;
+        let features = self.net.layers[0].inputs;
         let tables = table_lens(&state.layout, decays, decays);
         let learned =
             || state.layout.entries().iter().filter(|e| e.shape.len() > 1).map(|e| matrix(&e.shape));
         let lens = [
-            MAX_LANES * BLOCK * (vector_rows(counts).max(features) + 2 * self.widest()),
+            self.block_len(),
             MAX_LANES * features,
             features,
             FactoredTensor::expanded_len(decays, 2 * decays, BLOCK),
@@ -122,7 +155,7 @@ impl Optimizer<f32> for Celo2Kernel {
             tables[1],
             grad.len(),
             learned().map(|[rows, cols]| rows * cols).max().unwrap_or(0),
-            learned().map(|[rows, cols]| newton_schulz::scratch(rows, cols)).max().unwrap_or(0),
+            learned().map(newton_schulz::scratch).max().unwrap_or(0),
         ];
         with_scratch(lens.iter().sum(), |scratch| {
             let (block, scratch) = scratch.split_at_mut(lens[0]);
@@ -140,7 +173,7 @@ impl Optimizer<f32> for Celo2Kernel {
         state.step += 1;
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
-        self.twin.update_vjp()
+        Some(self)
     }
 }
 
@@ -215,14 +248,6 @@ impl Step<'_> {
     }
 }
 
-/// `x`, at most `±limit`; NaN stays.
-#[inline(always)]
-fn clip<S: Simd>(s: S, x: S::f32s, limit: f32) -> S::f32s {
-    let (low, high) = (s.splat_f32s(-limit), s.splat_f32s(limit));
-    let x = s.select_f32s(s.less_than_f32s(x, low), low, x);
-    s.select_f32s(s.less_than_f32s(high, x), high, x)
-}
-
 /// AdamW on the tensor at `range`, from the momenta and RMS averages `[decays, n]`.
 #[inline(always)]
 fn adam<S: Simd>(
@@ -284,8 +309,9 @@ impl Network<'_> {
             let (squares, _) = S::as_mut_simd_f32s(self.squares);
             normalizers::<S, _, false>(s, tensor, &params[..end], start, x, squares, self.scales, EPSILON);
             tensor.0.set_walk(walk);
-            self.directions(s, tensor, &params[..end], start);
             let direction = &mut self.direction[..numel];
+            let part = (&params[..end], start);
+            self.kernel.directions(s, tensor, part, self.scales, self.block, direction);
             if let Orthogonalize::NewtonSchulz(iterations) = rule.orthogonalize {
                 let norm = (mean_square(s, direction) * numel as f32).sqrt() + SMALL as f32;
                 let by = s.splat_f32s(norm.recip());
@@ -305,98 +331,17 @@ impl Network<'_> {
             }
         }
     }
-
-    /// Runs the network on the matrix of `params` that begins at `start`.
-    #[inline(always)]
-    fn directions<S: Simd>(&mut self, s: S, tensor: &mut Celo2Features<'_>, params: &[f32], start: usize) {
-        for at in (start..params.len()).step_by(BLOCK * S::F32_LANES) {
-            let end = params.len().min(at + BLOCK * S::F32_LANES);
-            let out = self.block(s, tensor, params, at);
-            let to = self.direction[at - start..end - start].chunks_mut(S::F32_LANES);
-            for (to, x) in to.zip(out) {
-                store(s, to, x);
-            }
-        }
-    }
-
-    /// One block through the network.
-    #[inline(always)]
-    fn block<S: Simd>(
-        &mut self,
-        s: S,
-        tensor: &mut Celo2Features<'_>,
-        params: &[f32],
-        at: usize,
-    ) -> [S::f32s; BLOCK] {
-        let layers = &self.kernel.layers;
-        let (block, _) = S::as_mut_simd_f32s(self.block);
-        let inputs = vector_rows(self.kernel.counts()).max(layers[0].inputs);
-        let (x, units) = block.split_at_mut(inputs * BLOCK);
-        tensor.load::<S, BLOCK>(s, params, at, x, None);
-        for (scale, x) in self.scales.iter().zip(x.chunks_exact_mut(BLOCK)) {
-            let scale = s.splat_f32s(*scale);
-            for x in x {
-                *x = s.mul_f32s(*x, scale);
-            }
-        }
-        let (mut from, mut to) =
-            units[..2 * self.kernel.widest() * BLOCK].split_at_mut(self.kernel.widest() * BLOCK);
-        for (i, layer) in layers.iter().enumerate() {
-            let x = if i == 0 { &x[..layer.inputs * BLOCK] } else { &from[..layer.inputs * BLOCK] };
-            layer.forward::<S, COLUMNS, BLOCK>(s, Some(&layer.bias), x, to, After::of(i, layers.len()));
-            std::mem::swap(&mut from, &mut to);
-        }
-        let exp_mult = s.splat_f32s(self.kernel.twin.rule().exp_mult as f32);
-        let mut out = *row::<_, BLOCK>(from, 0);
-        for (a, b) in out.iter_mut().zip(row::<_, BLOCK>(from, 1)) {
-            *a = s.mul_f32s(*a, exp(s, s.mul_f32s(exp_mult, *b)));
-        }
-        out
-    }
-}
-
-/// All features of a factored tensor, then the clipped gradient and gradient·rsqrt.
-struct Celo2Features<'a>(AllFeatures<'a>);
-
-impl Tensor for Celo2Features<'_> {
-    fn features(&self) -> usize {
-        self.0.features() + 1 + self.0.counts()[1]
-    }
-
-    #[inline(always)]
-    fn load<S: Simd, const V: usize>(
-        &mut self,
-        s: S,
-        params: &[f32],
-        start: usize,
-        x: &mut [S::f32s],
-        _: Option<&mut [S::f32s]>,
-    ) {
-        self.0.load::<S, V>(s, params, start, x, None);
-        let [momenta, rms, _] = self.0.counts();
-        let columns = self.0.features();
-        let g = *row::<_, V>(x, 0);
-        let mut clipped = g;
-        for g in &mut clipped {
-            *g = clip(s, *g, MAX_GRAD_FEATURE);
-        }
-        *row_mut(x, columns) = clipped;
-        let rsqrt_row = 2 + 2 * momenta + rms;
-        for k in 0..rms {
-            *row_mut(x, columns + 1 + k) = products::<S, V>(s, &g, row(x, rsqrt_row + k));
-        }
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::kernel::adafac_step::tests::layouts;
     use outerloop_core::{Float, Layout, LearnedOptimizer};
     use std::sync::Arc;
 
     /// With and without products, wider and deeper networks, several averages, weight decay.
-    fn rules() -> [Celo2; 4] {
+    pub(in crate::kernel) fn rules() -> [Celo2; 4] {
         let rule = |orthogonalize| Celo2 {
             orthogonalize,
             exp_mult: 0.1,

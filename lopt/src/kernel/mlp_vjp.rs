@@ -134,8 +134,13 @@ pub(super) mod tests {
     use outerloop_core::{Float, Layout, Optimizer, Params, Slot};
     use std::sync::Arc;
 
-    /// All adjoints of one update: parameters, gradient, theta, slots.
-    fn adjoints<E: Float>(opt: &dyn Optimizer<E>, state: &OptState<E>, theta: usize) -> Vec<Vec<f64>> {
+    /// All adjoints of one update: parameters, gradient, theta, slots. `first`: a factor of the first gradient.
+    fn adjoints<E: Float>(
+        opt: &dyn Optimizer<E>,
+        state: &OptState<E>,
+        theta: usize,
+        first: f64,
+    ) -> Vec<Vec<f64>> {
         let normal = |key: u64, len: usize| -> Vec<E> {
             let mut x = vec![0.0f32; len];
             Key::new(key).fill_normal(&mut x);
@@ -146,7 +151,8 @@ pub(super) mod tests {
         for (k, slot) in after.slots.iter_mut().enumerate() {
             slot.data = normal(33 + k as u64, slot.data.len());
         }
-        let grad = normal(31, state.params.len());
+        let mut grad = normal(31, state.params.len());
+        grad.iter_mut().take(1).for_each(|g| *g *= E::of(first));
         let mut theta = vec![E::of(0.0); theta];
         let vjp = opt.update_vjp().expect("a learned optimizer has a derivative");
         let a = vjp.vjp(state, &grad, E::of(0.0), Key::new(0), &after, &mut theta);
@@ -162,7 +168,8 @@ pub(super) mod tests {
         OptState { layout: s.layout.clone(), params, slots, step: s.step, num_steps: s.num_steps }
     }
 
-    /// Holds a kernel's derivative in f32 against the rule's on the tape in f64, after three updates.
+    /// Holds a kernel's derivative in f32 against the rule's on the tape in f64, after three updates, on
+    /// shapes of many kinds.
     pub(in crate::kernel) fn check<R: UpdateRule + Clone>(
         rule: &R,
         tolerance: f64,
@@ -172,10 +179,21 @@ pub(super) mod tests {
         let mut layouts = vec![awkward_layout()];
         layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
         layouts.push(Arc::new(Layout::new((0..40).map(|i| (format!("{i:02}"), vec![i % 5])))));
+        check_on(&layouts, 1.0, rule, tolerance, kernel);
+    }
+
+    /// The same on these layouts, with the first gradient multiplied by `first`.
+    pub(in crate::kernel) fn check_on<R: UpdateRule + Clone>(
+        layouts: &[Arc<Layout>],
+        first: f64,
+        rule: &R,
+        tolerance: f64,
+        kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
+    ) {
         let theta: Vec<f32> = rule.init_theta(Key::new(6));
         let theta64: Vec<f64> = theta.iter().map(|t| f64::from(*t)).collect();
         let twin = Taped::<_, f64>::new(rule.clone(), &theta64);
-        for layout in &layouts {
+        for layout in layouts {
             let mut params = Params::<f64>::zeros(layout.clone());
             Key::new(9).fill_normal(&mut params.data);
             let mut state = twin.init(&params, None, Key::new(0));
@@ -186,9 +204,9 @@ pub(super) mod tests {
             }
             // Both start from the same, rounded state.
             let narrow: OptState<f32> = converted(&state);
-            let want = adjoints(&twin, &converted(&narrow), theta.len());
+            let want = adjoints(&twin, &converted(&narrow), theta.len(), first);
             for path in Path::available() {
-                let got = adjoints(&*kernel(path, &theta), &narrow, theta.len());
+                let got = adjoints(&*kernel(path, &theta), &narrow, theta.len(), first);
                 for (k, (got, want)) in got.iter().zip(&want).enumerate() {
                     let size = want.iter().fold(0.1f64, |a, x| a.max(x.abs()));
                     for (i, (got, want)) in got.iter().zip(want).enumerate() {

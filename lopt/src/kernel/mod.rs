@@ -8,17 +8,23 @@ mod adafac_factored;
 mod adafac_factored_vjp;
 mod adafac_features;
 mod adafac_step;
+mod adafac_tensor_vjp;
 mod adafac_vjp;
 mod adam;
+mod celo2_features;
 mod celo2_step;
+mod celo2_vjp;
 mod dense;
 mod fused;
+mod group_net;
 mod mlp_features;
+mod mlp_group;
 mod mlp_step;
 mod mlp_vjp;
 mod net;
 mod net_vjp;
 mod newton_schulz;
+mod newton_schulz_vjp;
 mod outer;
 mod sgd;
 mod unit_net;
@@ -26,10 +32,11 @@ mod unit_net;
 pub use adafac_step::AdafacKernel;
 pub use celo2_step::Celo2Kernel;
 pub use fused::Fused;
+pub use mlp_group::MlpGroup;
 pub use mlp_step::MlpKernel;
 pub use outerloop_core::simd::{path, Path};
 
-use outerloop_core::{Float, Optimizer};
+use outerloop_core::{Float, Optimizer, OptimizerGroup};
 use std::any::{Any, TypeId};
 
 /// These slices, if `E` is f32.
@@ -53,6 +60,23 @@ pub(crate) fn in_f32<E: Float, O: Optimizer<f32> + 'static>(
 ) -> Option<Box<dyn Optimizer<E>>> {
     let [theta] = f32s([theta])?;
     let optimizer: Box<dyn Optimizer<f32>> = Box::new(make(theta));
-    let optimizer: Box<dyn Any> = Box::new(optimizer);
-    optimizer.downcast::<Box<dyn Optimizer<E>>>().ok().map(|o| *o)
+    same(optimizer).ok()
+}
+
+/// The f32 group that `make` builds; the thetas, if `E` is not f32.
+pub(crate) fn group_in_f32<E: Float, G: OptimizerGroup<f32> + 'static>(
+    thetas: Vec<Vec<E>>,
+    make: impl FnOnce(Vec<Vec<f32>>) -> G,
+) -> Result<Box<dyn OptimizerGroup<E>>, Vec<Vec<E>>> {
+    let group: Box<dyn OptimizerGroup<f32>> = Box::new(make(same(thetas)?));
+    Ok(same(group).unwrap_or_else(|_| unreachable!("the thetas are f32")))
+}
+
+/// `x`, if its type is `B`; otherwise `x` as it is.
+fn same<A: 'static, B: 'static>(x: A) -> Result<B, A> {
+    let mut x = Some(x);
+    match (&mut x as &mut dyn Any).downcast_mut::<Option<B>>() {
+        Some(b) => Ok(b.take().expect("it was just put there")),
+        None => Err(x.expect("nobody took it")),
+    }
 }

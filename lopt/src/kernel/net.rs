@@ -47,6 +47,16 @@ impl Net {
         net
     }
 
+    /// Packs a network without time features, whose layers' weights and biases lie at `ranges` of `weights`.
+    pub(super) fn without_time(ranges: Vec<[Range<usize>; 2]>, weights: &[f32]) -> Self {
+        let layers = ranges.iter().map(|[w, b]| {
+            let (w, b) = (&weights[w.clone()], weights[b.clone()].to_vec());
+            let outputs = b.len();
+            Dense::new(w.len() / outputs, b, |i, o| w[i * outputs + o])
+        });
+        Net { layers: layers.collect(), back: OnceLock::new(), time_weight: Vec::new(), ranges }
+    }
+
     /// The layers backwards, without biases.
     pub(super) fn back(&self) -> &[Dense] {
         self.back.get_or_init(|| self.layers.iter().map(Dense::transposed).collect())
@@ -105,22 +115,32 @@ impl Net {
     }
 }
 
-/// `p ← p − step_mult · direction · exp(exp_mult · magnitude)` for the first elements of `params`, with
-/// the two rows of V vectors `out`.
+/// [`stepped`] for the first elements of `params`, with the two rows of V vectors `out`; `mults`: exp_mult
+/// and step_mult.
 #[inline(always)]
 pub(super) fn apply_step<S: Simd, const V: usize>(
     s: S,
     out: &[S::f32s],
-    [exp_mult, step_mult]: [f64; 2],
+    mults: [f64; 2],
     params: &mut [f32],
 ) {
-    let (exp_mult, step_mult) = (s.splat_f32s(exp_mult as f32), s.splat_f32s(step_mult as f32));
     for (v, p) in params.chunks_mut(S::F32_LANES).enumerate() {
-        let (direction, magnitude) = (out[v], out[V + v]);
-        let step = s.mul_f32s(s.mul_f32s(direction, step_mult), exp(s, s.mul_f32s(exp_mult, magnitude)));
-        let next = s.sub_f32s(load(s, p), step);
+        let next = stepped(s, load(s, p), [out[v], out[V + v]], mults);
         store(s, p, next);
     }
+}
+
+/// `p − step_mult · direction · exp(exp_mult · magnitude)`
+#[inline(always)]
+pub(super) fn stepped<S: Simd>(
+    s: S,
+    p: S::f32s,
+    [direction, magnitude]: [S::f32s; 2],
+    [exp_mult, step_mult]: [f64; 2],
+) -> S::f32s {
+    let (exp_mult, step_mult) = (s.splat_f32s(exp_mult as f32), s.splat_f32s(step_mult as f32));
+    let factor = exp(s, s.mul_f32s(exp_mult, magnitude));
+    s.sub_f32s(p, s.mul_f32s(s.mul_f32s(direction, step_mult), factor))
 }
 
 /// [`time::features`] in f32, within 2e-7.

@@ -154,9 +154,9 @@ impl<'a> NetVjp<'a> {
                 }
             }
             if i == 0 {
-                // The time features' rows see the same adjoint as the bias.
+                // The time features' rows, if there are any, see the same adjoint as the bias.
                 let rows = &mut theta[w.clone()][layer.inputs * layer.outputs..];
-                debug_assert_eq!(rows.len(), time::COUNT * layer.outputs);
+                debug_assert!(rows.is_empty() || rows.len() == time::COUNT * layer.outputs);
                 for (row, f) in rows.chunks_exact_mut(layer.outputs).zip(time) {
                     for (t, b) in row.iter_mut().zip(&*self.bias) {
                         *t += f * b;

@@ -1,16 +1,65 @@
-//! Newton-Schulz orthogonalization of one matrix in f32, by products in register tiles.
+//! Newton-Schulz orthogonalization of matrices in f32, by products in register tiles.
+//!
+//! A matrix X is held wide, `[k, l]` with `k ≤ l`, which takes the fewest multiply-adds. Rows are padded
+//! with zeros to whole vectors. One iteration: `A = X Xᵀ`, `B = c₃ A + c₅ A²`, `X ← c₁ X + B X`.
 
+use super::net::MAX_LANES;
 use crate::celo2::NEWTON_SCHULZ;
-use outerloop_core::simd::{load, store};
 use pulp::Simd;
 
-/// Vectors per tile of [`product`].
-const COLUMNS: usize = 2;
+/// Extents of a wide matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Wide {
+    pub(super) k: usize,
+    pub(super) l: usize,
+    is_transposed: bool,
+}
+
+impl Wide {
+    /// Of a matrix `[rows, cols]`.
+    pub(super) fn new([rows, cols]: [usize; 2]) -> Self {
+        Wide { k: rows.min(cols), l: rows.max(cols), is_transposed: rows > cols }
+    }
+
+    /// Numbers of a padded matrix `[k, l]` and of one `[k, k]`, for vectors of this length.
+    pub(super) fn lens(self, lanes: usize) -> [usize; 2] {
+        [self.l, self.k].map(|cols| self.k * cols.next_multiple_of(lanes))
+    }
+
+    /// From `x` `[rows, cols]` to a padded matrix.
+    pub(super) fn read(self, x: &[f32], to: &mut [f32]) {
+        let stride = to.len() / self.k;
+        if !self.is_transposed {
+            for (to, x) in to.chunks_exact_mut(stride).zip(x.chunks_exact(self.l)) {
+                to[..self.l].copy_from_slice(x);
+                to[self.l..].fill(0.0);
+            }
+            return;
+        }
+        for (i, to) in to.chunks_exact_mut(stride).enumerate() {
+            let column = x[i..].iter().step_by(self.k);
+            to[..self.l].iter_mut().zip(column).for_each(|(to, x)| *to = *x);
+            to[self.l..].fill(0.0);
+        }
+    }
+
+    /// Back from a padded matrix.
+    pub(super) fn write(self, from: &[f32], x: &mut [f32]) {
+        let rows = from.chunks_exact(from.len() / self.k);
+        if !self.is_transposed {
+            x.chunks_exact_mut(self.l).zip(rows).for_each(|(x, row)| x.copy_from_slice(&row[..self.l]));
+            return;
+        }
+        for (i, row) in rows.enumerate() {
+            let column = x[i..].iter_mut().step_by(self.k);
+            column.zip(row).for_each(|(x, from)| *x = *from);
+        }
+    }
+}
 
 /// Length of [`orthogonalize`]'s scratch.
-pub(super) fn scratch(rows: usize, cols: usize) -> usize {
-    let small = rows.min(cols);
-    2 * rows * cols + 2 * small * small
+pub(super) fn scratch(extents: [usize; 2]) -> usize {
+    2 * Wide::new(extents).lens(MAX_LANES).iter().sum::<usize>()
 }
 
 /// Moves the singular values of a matrix `x` `[rows, cols]` of norm 1 towards 1. `scratch`: at least
@@ -19,95 +68,99 @@ pub(super) fn scratch(rows: usize, cols: usize) -> usize {
 pub(super) fn orthogonalize<S: Simd>(
     s: S,
     x: &mut [f32],
-    [rows, cols]: [usize; 2],
+    extents: [usize; 2],
     iterations: usize,
     scratch: &mut [f32],
 ) {
-    let [c1, c3, c5] = NEWTON_SCHULZ.map(|c| c as f32);
-    let (k, l) = (rows.min(cols), rows.max(cols));
-    let (mut from, scratch) = scratch.split_at_mut(k * l);
-    let (mut to, scratch) = scratch.split_at_mut(k * l);
-    let (a, scratch) = scratch.split_at_mut(k * k);
-    let b = &mut scratch[..k * k];
-    // Wide: fewer products.
-    if rows > cols {
-        transpose(x, from, cols);
-    } else {
-        from.copy_from_slice(x);
-    }
+    let wide = Wide::new(extents);
+    let [matrix, square] = wide.lens(S::F32_LANES);
+    let (mut from, scratch) = scratch.split_at_mut(matrix);
+    let (mut to, scratch) = scratch.split_at_mut(matrix);
+    let (a, b) = scratch[..2 * square].split_at_mut(square);
+    wide.read(x, from);
     for _ in 0..iterations {
-        // A = X Xᵀ, B = c₃ A + c₅ A², X ← c₁ X + B X
-        gram(s, from, a, l);
-        b.copy_from_slice(a);
-        product(s, b, a, a, k, [c3, c5]);
-        to.copy_from_slice(from);
-        product(s, to, b, from, l, [c1, 1.0]);
+        iterate(s, wide.k, from, to, [&mut *a, &mut *b]);
         std::mem::swap(&mut from, &mut to);
     }
-    if rows > cols {
-        transpose(from, x, rows);
-    } else {
-        x.copy_from_slice(from);
-    }
+    wide.write(from, x);
 }
 
-/// `to` ← the transpose of `x` `[.., cols]`.
-fn transpose(x: &[f32], to: &mut [f32], cols: usize) {
-    let rows = x.len() / cols;
-    for (i, row) in x.chunks_exact(cols).enumerate() {
-        for (x, to) in row.iter().zip(to[i..].iter_mut().step_by(rows)) {
-            *to = *x;
-        }
-    }
-}
-
-/// `out ← X Xᵀ` for `x` `[.., cols]`.
+/// One iteration from `x` to `to`; leaves A and B in `squares`.
 #[inline(always)]
-fn gram<S: Simd>(s: S, x: &[f32], out: &mut [f32], cols: usize) {
-    let rows = x.len() / cols;
-    for (i, x_i) in x.chunks(4 * cols).enumerate() {
-        let i = 4 * i;
-        let out = &mut out[i * rows..];
-        // Up to the diagonal.
-        for (j, x_j) in x.chunks(2 * cols).enumerate().take(i / 2 + 2) {
-            if x_i.len() == 4 * cols && x_j.len() == 2 * cols {
-                gram_tile::<S, 4, 2>(s, x_i, x_j, cols, &mut out[2 * j..], rows);
-                continue;
-            }
-            for (x_i, out) in x_i.chunks_exact(cols).zip(out.chunks_exact_mut(rows)) {
-                for (j, x_j) in (2 * j..).zip(x_j.chunks_exact(cols)) {
-                    gram_tile::<S, 1, 1>(s, x_i, x_j, cols, &mut out[j..], rows);
-                }
-            }
-        }
-    }
-    for i in 0..rows {
-        for j in i + 1..rows {
-            out[i * rows + j] = out[j * rows + i];
-        }
-    }
+pub(super) fn iterate<S: Simd>(s: S, k: usize, x: &[f32], to: &mut [f32], [a, b]: [&mut [f32]; 2]) {
+    let [c1, c3, c5] = NEWTON_SCHULZ.map(|c| c as f32);
+    gram(s, k, [(x, x)], None, [0.0, 1.0], a);
+    product(s, k, [(&*a, &*a)], a, [c3, c5], b);
+    product(s, k, [(&*b, x)], x, [c1, 1.0], to);
 }
 
-/// The products of I rows with J rows; rows of `out` are `stride` apart.
+/// Two matrices to be multiplied.
+type Pair<'a, X, Y> = (&'a [X], &'a [Y]);
+
+/// `out ← keep · more + factor · Σ x yᵀ` over the pairs (x, y), of which the sum is symmetric, `[k, k]`.
 #[inline(always)]
-fn gram_tile<S: Simd, const I: usize, const J: usize>(
+pub(super) fn gram<S: Simd, const N: usize>(
     s: S,
-    x: &[f32],
-    y: &[f32],
-    cols: usize,
+    k: usize,
+    pairs: [Pair<'_, f32, f32>; N],
+    more: Option<&[f32]>,
+    [keep, factor]: [f32; 2],
+    out: &mut [f32],
+) {
+    let pairs = pairs.map(|(x, y)| (S::as_simd_f32s(x).0, S::as_simd_f32s(y).0));
+    let stride = out.len() / k;
+    let mut i = 0;
+    while i < k {
+        let rows = if i + 4 <= k { 4 } else { 1 };
+        let out = &mut out[i * stride..];
+        let mut j = 0;
+        // Up to the diagonal.
+        while j < i + rows {
+            let cols = if rows == 4 && j + 2 <= k { 2 } else { 1 };
+            match (rows, cols) {
+                (4, 2) => gram_tile::<S, N, 4, 2>(s, k, &pairs, [i, j], &mut out[j..], stride),
+                (4, _) => gram_tile::<S, N, 4, 1>(s, k, &pairs, [i, j], &mut out[j..], stride),
+                _ => gram_tile::<S, N, 1, 1>(s, k, &pairs, [i, j], &mut out[j..], stride),
+            }
+            j += cols;
+        }
+        i += rows;
+    }
+    for i in 0..k {
+        for j in 0..=i {
+            let sum = factor * out[i * stride + j];
+            let sum = more.map_or(sum, |more| keep * more[i * stride + j] + sum);
+            (out[i * stride + j], out[j * stride + i]) = (sum, sum);
+        }
+        out[i * stride + k..(i + 1) * stride].fill(0.0);
+    }
+}
+
+/// The products of I rows from row i on with J rows from row j on.
+#[inline(always)]
+fn gram_tile<S: Simd, const N: usize, const I: usize, const J: usize>(
+    s: S,
+    k: usize,
+    pairs: &[Pair<'_, S::f32s, S::f32s>; N],
+    [i, j]: [usize; 2],
     out: &mut [f32],
     stride: usize,
 ) {
     let mut sums = [[s.splat_f32s(0.0); J]; I];
-    for c in (0..cols).step_by(S::F32_LANES) {
-        let mut ys = [s.splat_f32s(0.0); J];
-        for (j, to) in ys.iter_mut().enumerate() {
-            *to = load(s, &y[j * cols..(j + 1) * cols][c..]);
+    for (x, y) in pairs {
+        let cols = x.len() / k;
+        let (mut xs, mut ys) = ([&x[..0]; I], [&y[..0]; J]);
+        for (to, row) in xs.iter_mut().zip(x[i * cols..].chunks_exact(cols)) {
+            *to = row;
         }
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let x = load(s, &x[i * cols..(i + 1) * cols][c..]);
-            for (sum, y) in sums.iter_mut().zip(ys) {
-                *sum = s.mul_add_e_f32s(x, y, *sum);
+        for (to, row) in ys.iter_mut().zip(y[j * cols..].chunks_exact(cols)) {
+            *to = row;
+        }
+        for c in 0..cols {
+            for (x, sums) in xs.iter().zip(&mut sums) {
+                for (y, sum) in ys.iter().zip(sums) {
+                    *sum = s.mul_add_e_f32s(x[c], y[c], *sum);
+                }
             }
         }
     }
@@ -118,74 +171,89 @@ fn gram_tile<S: Simd, const I: usize, const J: usize>(
     }
 }
 
-/// `out ← keep · out + factor · a b` for `b` `[k, cols]`, `a` `[rows, k]`.
+/// `out ← keep · more + factor · Σ a b` over the pairs of a symmetric a `[k, k]` and b `[k, ..]`.
 #[inline(always)]
-fn product<S: Simd>(s: S, out: &mut [f32], a: &[f32], b: &[f32], cols: usize, by: [f32; 2]) {
-    let k = b.len() / cols;
-    for (a, out) in a.chunks(4 * k).zip(out.chunks_mut(4 * cols)) {
-        if a.len() == 4 * k {
-            product_rows::<S, 4>(s, out, a, b, cols, by);
-            continue;
+pub(super) fn product<S: Simd, const N: usize>(
+    s: S,
+    k: usize,
+    pairs: [Pair<'_, f32, f32>; N],
+    more: &[f32],
+    by: [f32; 2],
+    out: &mut [f32],
+) {
+    let pairs = pairs.map(|(a, b)| (a, S::as_simd_f32s(b).0));
+    let (out, more) = (S::as_mut_simd_f32s(out).0, S::as_simd_f32s(more).0);
+    let cols = out.len() / k;
+    let mut i = 0;
+    while i < k {
+        let rows = match k - i {
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (more, out) = (&more[i * cols..(i + rows) * cols], &mut out[i * cols..(i + rows) * cols]);
+        match rows {
+            4 => product_rows::<S, N, 4>(s, k, &pairs, i, more, by, out),
+            2 => product_rows::<S, N, 2>(s, k, &pairs, i, more, by, out),
+            _ => product_rows::<S, N, 1>(s, k, &pairs, i, more, by, out),
         }
-        for (a, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(cols)) {
-            product_rows::<S, 1>(s, out, a, b, cols, by);
-        }
+        i += rows;
     }
 }
 
-/// I rows of [`product`].
+/// I rows of [`product`], from row i on.
 #[inline(always)]
-fn product_rows<S: Simd, const I: usize>(
+fn product_rows<S: Simd, const N: usize, const I: usize>(
     s: S,
-    out: &mut [f32],
-    a: &[f32],
-    b: &[f32],
-    cols: usize,
+    k: usize,
+    pairs: &[Pair<'_, f32, S::f32s>; N],
+    i: usize,
+    more: &[S::f32s],
     by: [f32; 2],
+    out: &mut [S::f32s],
 ) {
+    let cols = out.len() / I;
     let mut from = 0;
     while from < cols {
-        if from + COLUMNS * S::F32_LANES <= cols {
-            product_tile::<S, I, COLUMNS>(s, out, a, b, [cols, from], by);
-            from += COLUMNS * S::F32_LANES;
-        } else {
-            product_tile::<S, I, 1>(s, out, a, b, [cols, from], by);
-            from += S::F32_LANES;
-        }
+        from += match cols - from {
+            4 | 2 => product_tile::<S, N, I, 2>(s, k, pairs, [i, from], more, by, out),
+            3.. => product_tile::<S, N, I, 3>(s, k, pairs, [i, from], more, by, out),
+            _ => product_tile::<S, N, I, 1>(s, k, pairs, [i, from], more, by, out),
+        };
     }
 }
 
-/// I rows and V vectors of columns of [`product`].
+/// V vectors of columns of [`product_rows`]; returns V.
 #[inline(always)]
-fn product_tile<S: Simd, const I: usize, const V: usize>(
+fn product_tile<S: Simd, const N: usize, const I: usize, const V: usize>(
     s: S,
-    out: &mut [f32],
-    a: &[f32],
-    b: &[f32],
-    [cols, from]: [usize; 2],
+    k: usize,
+    pairs: &[Pair<'_, f32, S::f32s>; N],
+    [i, from]: [usize; 2],
+    more: &[S::f32s],
     [keep, factor]: [f32; 2],
-) {
-    let end = cols.min(from + V * S::F32_LANES);
-    let k = b.len() / cols;
+    out: &mut [S::f32s],
+) -> usize {
+    let cols = out.len() / I;
     let mut sums = [[s.splat_f32s(0.0); V]; I];
-    for (j, b) in b.chunks_exact(cols).enumerate() {
-        let b = &b[from..end];
-        let mut vectors = [s.splat_f32s(0.0); V];
-        for (v, to) in vectors.iter_mut().enumerate() {
-            *to = load(s, &b[v * S::F32_LANES..]);
-        }
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let a = s.splat_f32s(a[i * k + j]);
-            for (sum, b) in sums.iter_mut().zip(vectors) {
-                *sum = s.mul_add_e_f32s(a, b, *sum);
+    for (a, b) in pairs {
+        for (a, b) in a.chunks_exact(a.len() / k).zip(b.chunks_exact(cols)) {
+            // Of the column, which is the row.
+            let a: &[f32; I] = a[i..].first_chunk().expect("a is square");
+            let b: &[S::f32s; V] = b[from..].first_chunk().expect("b has these columns");
+            for (a, sums) in a.iter().zip(&mut sums) {
+                let a = s.splat_f32s(*a);
+                for v in 0..V {
+                    sums[v] = s.mul_add_e_f32s(a, b[v], sums[v]);
+                }
             }
         }
     }
     let (keep, factor) = (s.splat_f32s(keep), s.splat_f32s(factor));
-    for (out, sums) in out.chunks_exact_mut(cols).zip(&sums) {
-        for (to, sum) in out[from..end].chunks_mut(S::F32_LANES).zip(sums) {
-            let next = s.mul_add_e_f32s(factor, *sum, s.mul_f32s(keep, load(s, to)));
-            store(s, to, next);
+    for ((out, more), sums) in out.chunks_exact_mut(cols).zip(more.chunks_exact(cols)).zip(&sums) {
+        for v in 0..V {
+            out[from + v] = s.mul_add_e_f32s(factor, sums[v], s.mul_f32s(keep, more[from + v]));
         }
     }
+    V
 }

@@ -6,6 +6,7 @@
 
 mod full_es;
 mod full_grad;
+mod pairs;
 mod pes;
 mod pes_analytic;
 mod reduce;
@@ -223,14 +224,24 @@ impl Antithetic {
         eps: &mut Vec<f32>,
         worker: &mut Worker,
     ) -> [Box<dyn Optimizer>; 2] {
-        eps.resize(theta.len(), 0.0);
-        self.noise.draw(self.std, index, eps);
+        self.draw(theta.len(), index, eps);
         [1.0, -1.0].map(|sign| {
             worker.theta.clear();
-            worker.theta.extend(theta.iter().zip(&*eps).map(|(t, e)| t + sign * e));
+            worker.theta.extend(moved(theta, sign, eps));
             lopt.opt_fn(&worker.theta)
         })
     }
+
+    /// Draws the perturbation of a lane.
+    fn draw(&self, len: usize, index: NoiseIndex, eps: &mut Vec<f32>) {
+        eps.resize(len, 0.0);
+        self.noise.draw(self.std, index, eps);
+    }
+}
+
+/// Theta plus `sign` times a perturbation.
+fn moved<'a>(theta: &'a [f32], sign: f32, eps: &'a [f32]) -> impl Iterator<Item = f32> + 'a {
+    theta.iter().zip(eps).map(move |(t, e)| t + sign * e)
 }
 
 /// The keys of one estimate.

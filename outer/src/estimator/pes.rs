@@ -1,11 +1,13 @@
 //! Persistent evolution strategies.
 
+use super::pairs::LanePair;
+use super::reduce::over_runs_of_lanes;
 use super::{
-    masked_mean, over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate,
-    EstimateKeys, EstimatorState, GradientEstimator, WindowLoss,
+    masked_mean, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
+    EstimatorState, GradientEstimator, Lane, WindowLoss,
 };
 use crate::unroll::{TruncatedStep, Window};
-use crate::workers::{LaneBuffers, Workers};
+use crate::workers::{LaneBuffers, Worker, Workers};
 use outerloop_core::{Key, Result};
 use serde::{Deserialize, Serialize};
 
@@ -136,6 +138,31 @@ impl TruncatedPes {
         self.terminal = terminal;
         self
     }
+
+    /// What a lane's windows say; moves its accumulator on.
+    fn contribution(
+        &self,
+        lane: &mut Lane,
+        buffers: &mut LaneBuffers<f32>,
+        pos: &Window,
+        neg: &Window,
+    ) -> Contribution {
+        let LaneBuffers { eps, sum, .. } = buffers;
+        let t = PesTerms::new(pos, neg, self.common.window_loss, self.common.sign, self.terminal);
+        // ξ + ε weighs what belongs to the run that was in progress, ε what started here.
+        sum.clear();
+        sum.extend(lane.accumulator.iter().zip(&*eps).map(|(a, e)| a + e));
+        let diverged = pos.diverged || neg.diverged;
+        t.next.apply(&mut lane.accumulator, sum, eps, diverged);
+        Contribution {
+            sum: t.before,
+            eps: t.after,
+            terms: Vec::new(),
+            mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
+            inner_steps: trained_steps(pos) + trained_steps(neg),
+            diverged,
+        }
+    }
 }
 
 impl GradientEstimator for TruncatedPes {
@@ -161,39 +188,21 @@ impl GradientEstimator for TruncatedPes {
         let c = &self.common;
         let mut lanes = std::mem::take(&mut state.lanes);
         let (keys, step) = (EstimateKeys::new(state, outer_step), &self.step.0);
-        let estimate =
-            over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, i, lane, buffers| {
-                let LaneBuffers { eps, sum, place } = buffers;
-                let opts = c.perturbed(&*step.lopt, theta, keys.noise(i), eps, worker);
-                let [plus, minus] = &mut lane.trajectories[..] else {
-                    unreachable!("PES lanes hold an antithetic pair")
-                };
-                let [pos, neg] = run_pair(
-                    step,
-                    place,
-                    &opts,
-                    keys.lane(i),
-                    &mut lane.clock,
-                    [plus, minus],
-                    c.trunc_length,
-                    outer_step,
-                    worker,
-                );
-                let t = PesTerms::new(&pos, &neg, c.window_loss, c.sign, self.terminal);
-                // ξ + ε weighs what belongs to the run that was in progress, ε what started here.
-                sum.clear();
-                sum.extend(lane.accumulator.iter().zip(&*eps).map(|(a, e)| a + e));
-                let diverged = pos.diverged || neg.diverged;
-                t.next.apply(&mut lane.accumulator, sum, eps, diverged);
-                Contribution {
-                    sum: t.before,
-                    eps: t.after,
-                    terms: Vec::new(),
-                    mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
-                    inner_steps: trained_steps(&pos) + trained_steps(&neg),
-                    diverged,
-                }
-            });
+        let together = c.lanes_together(&*step.lopt, &lanes, workers.threads());
+        let size = theta.len();
+        let run =
+            |worker: &mut Worker, first: usize, lanes: &mut [Lane], buffers: &mut [LaneBuffers<f32>]| {
+                let pairs = lanes.iter_mut().zip(&mut *buffers).map(|(lane, buffers)| {
+                    let [plus, minus] = &mut lane.trajectories[..] else {
+                        unreachable!("PES lanes hold an antithetic pair")
+                    };
+                    LanePair { clock: &mut lane.clock, trajectories: [plus, minus], buffers }
+                });
+                let windows = c.run_pairs(step, theta, keys, first, pairs.collect(), worker);
+                let ran = lanes.iter_mut().zip(buffers).zip(&windows);
+                ran.map(|((lane, buffers), [pos, neg])| self.contribution(lane, buffers, pos, neg)).collect()
+            };
+        let estimate = over_runs_of_lanes(workers, &mut lanes, together, size, c.factor(), run);
         state.lanes = lanes;
         estimate
     }

@@ -33,10 +33,26 @@ pub(super) fn over_lanes<T: Send>(
     factor: f64,
     f: impl Fn(&mut Worker, usize, &mut T, &mut LaneBuffers<f32>) -> Contribution + Sync,
 ) -> Estimate {
+    over_runs_of_lanes(workers, lanes, 1, size, factor, |worker, i, lanes, buffers| {
+        vec![f(worker, i, &mut lanes[0], &mut buffers[0])]
+    })
+}
+
+/// [`over_lanes`], `together` neighbouring lanes at a time: `f` gets the first one's number and all of
+/// them, and returns their contributions.
+pub(super) fn over_runs_of_lanes<T: Send>(
+    workers: &Workers,
+    lanes: &mut [T],
+    together: usize,
+    size: usize,
+    factor: f64,
+    f: impl Fn(&mut Worker, usize, &mut [T], &mut [LaneBuffers<f32>]) -> Vec<Contribution> + Sync,
+) -> Estimate {
     workers.with_lane_buffers(lanes.len(), |buffers| {
-        let mut items: Vec<_> = lanes.iter_mut().zip(&mut *buffers).collect();
-        let contributions = workers.map(&mut items, |worker, i, (lane, buffers)| f(worker, i, lane, buffers));
-        reduce(workers, size, factor, &contributions, buffers)
+        let mut items: Vec<_> = lanes.chunks_mut(together).zip(buffers.chunks_mut(together)).collect();
+        let contributions =
+            workers.map(&mut items, |worker, i, (lanes, buffers)| f(worker, i * together, lanes, buffers));
+        reduce(workers, size, factor, &contributions.into_iter().flatten().collect::<Vec<_>>(), buffers)
     })
 }
 

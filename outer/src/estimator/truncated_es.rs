@@ -1,11 +1,13 @@
 //! Truncated evolution strategies.
 
+use super::pairs::LanePair;
+use super::reduce::over_runs_of_lanes;
 use super::{
-    masked_mean, over_lanes, pes::sign_of, run_pair, start_lanes, trained_steps, Antithetic, Contribution,
-    Estimate, EstimateKeys, EstimatorState, GradientEstimator, WindowLoss,
+    masked_mean, pes::sign_of, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
+    EstimatorState, GradientEstimator, Lane, WindowLoss,
 };
-use crate::unroll::{TruncatedStep, Window};
-use crate::workers::{LaneBuffers, Workers};
+use crate::unroll::{Trajectory, TruncatedStep, Window};
+use crate::workers::{LaneBuffers, Worker, Workers};
 use outerloop_core::{Key, Result};
 
 /// Truncated evolution strategies: antithetic ES on each window by itself.
@@ -63,31 +65,27 @@ impl GradientEstimator for TruncatedEs {
         let c = &self.common;
         let mut lanes = std::mem::take(&mut state.lanes);
         let keys = EstimateKeys::new(state, outer_step);
-        let estimate =
-            over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, i, lane, buffers| {
-                let LaneBuffers { eps, place, .. } = buffers;
-                let opts = c.perturbed(&*self.step.lopt, theta, keys.noise(i), eps, worker);
-                let plus = &mut lane.trajectories[0];
-                let mut minus = plus.clone();
-                let [pos, neg] = run_pair(
-                    &self.step,
-                    place,
-                    &opts,
-                    keys.lane(i),
-                    &mut lane.clock,
-                    [plus, &mut minus],
-                    c.trunc_length,
-                    outer_step,
-                    worker,
-                );
-                Contribution {
-                    eps: Self::difference(&pos, &neg, c.window_loss, c.sign),
-                    mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
-                    inner_steps: trained_steps(&pos) + trained_steps(&neg),
+        let together = c.lanes_together(&*self.step.lopt, &lanes, workers.threads());
+        let size = theta.len();
+        let run =
+            |worker: &mut Worker, first: usize, lanes: &mut [Lane], buffers: &mut [LaneBuffers<f32>]| {
+                let mut minus: Vec<Trajectory> =
+                    lanes.iter().map(|lane| lane.trajectories[0].clone()).collect();
+                let pairs = lanes.iter_mut().zip(&mut minus).zip(buffers).map(|((lane, minus), buffers)| {
+                    let trajectories = [&mut lane.trajectories[0], minus];
+                    LanePair { clock: &mut lane.clock, trajectories, buffers }
+                });
+                let windows = c.run_pairs(&self.step, theta, keys, first, pairs.collect(), worker);
+                let contribution = |[pos, neg]: &[Window; 2]| Contribution {
+                    eps: Self::difference(pos, neg, c.window_loss, c.sign),
+                    mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
+                    inner_steps: trained_steps(pos) + trained_steps(neg),
                     diverged: pos.diverged || neg.diverged,
                     ..Contribution::default()
-                }
-            });
+                };
+                windows.iter().map(contribution).collect()
+            };
+        let estimate = over_runs_of_lanes(workers, &mut lanes, together, size, c.factor(), run);
         state.lanes = lanes;
         estimate
     }
