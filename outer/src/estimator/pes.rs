@@ -3,8 +3,8 @@
 use super::pairs::LanePair;
 use super::reduce::over_runs_of_lanes;
 use super::{
-    masked_mean, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
-    EstimatorState, GradientEstimator, Lane, WindowLoss,
+    start_lanes, Antithetic, Contribution, Estimate, EstimateKeys, EstimatorState, GradientEstimator, Lane,
+    WindowLoss,
 };
 use crate::unroll::{TruncatedStep, Window};
 use crate::workers::{LaneBuffers, Worker, Workers};
@@ -152,16 +152,9 @@ impl TruncatedPes {
         // ξ + ε weighs what belongs to the run that was in progress, ε what started here.
         sum.clear();
         sum.extend(lane.accumulator.iter().zip(&*eps).map(|(a, e)| a + e));
-        let diverged = pos.diverged || neg.diverged;
-        t.next.apply(&mut lane.accumulator, sum, eps, diverged);
-        Contribution {
-            sum: t.before,
-            eps: t.after,
-            terms: Vec::new(),
-            mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
-            inner_steps: trained_steps(pos) + trained_steps(neg),
-            diverged,
-        }
+        let contribution = Contribution { sum: t.before, eps: t.after, ..Contribution::of_windows(pos, neg) };
+        t.next.apply(&mut lane.accumulator, sum, eps, contribution.diverged);
+        contribution
     }
 }
 

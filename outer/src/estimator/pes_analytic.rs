@@ -3,8 +3,8 @@
 use super::pes::{PesTerms, TerminalWeight, TruncatedStepDebug};
 use super::truncated_grad::check;
 use super::{
-    masked_mean, over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate,
-    EstimateKeys, EstimatorState, GradientEstimator, Lane,
+    over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
+    EstimatorState, GradientEstimator, Lane,
 };
 use crate::adjoint::{Memory, StepWeights, SweepConfig};
 use crate::unroll::TruncatedStep;
@@ -149,9 +149,9 @@ impl GradientEstimator for PesAnalytic {
                     sum: coefficients[0],
                     eps: coefficients[1],
                     terms: vec![(whole, before), (whole, after)],
-                    mean_loss: (masked_mean(&pos) + masked_mean(&neg)) / 2.0,
                     inner_steps: trained_steps(&pos) + trained_steps(&neg) + trained_steps(&pos),
                     diverged,
+                    ..Contribution::of_windows(&pos, &neg)
                 }
             });
         state.lanes = lanes;

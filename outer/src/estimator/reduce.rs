@@ -1,6 +1,7 @@
 //! From the lanes' contributions to one estimate.
 
-use super::Estimate;
+use super::{masked_mean, trained_steps, Estimate};
+use crate::unroll::Window;
 use crate::workers::{LaneBuffers, Worker, Workers};
 
 /// One lane's contribution, `grad += Σₖ coefficientₖ · directionₖ`, and its share of the metrics.
@@ -17,6 +18,16 @@ pub(super) struct Contribution {
 }
 
 impl Contribution {
+    /// Nothing but the metrics of an antithetic pair's windows.
+    pub fn of_windows(pos: &Window, neg: &Window) -> Self {
+        Contribution {
+            mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
+            inner_steps: trained_steps(pos) + trained_steps(neg),
+            diverged: pos.diverged || neg.diverged,
+            ..Contribution::default()
+        }
+    }
+
     /// Coefficients and directions.
     fn all<'a>(&'a self, buffers: &'a LaneBuffers<f32>) -> impl Iterator<Item = (f64, &'a [f32])> {
         let buffered = [(self.sum, &buffers.sum[..]), (self.eps, &buffers.eps[..])];

@@ -3,8 +3,8 @@
 use super::pairs::LanePair;
 use super::reduce::over_runs_of_lanes;
 use super::{
-    masked_mean, pes::sign_of, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
-    EstimatorState, GradientEstimator, Lane, WindowLoss,
+    pes::sign_of, start_lanes, Antithetic, Contribution, Estimate, EstimateKeys, EstimatorState,
+    GradientEstimator, Lane, WindowLoss,
 };
 use crate::unroll::{Trajectory, TruncatedStep, Window};
 use crate::workers::{LaneBuffers, Worker, Workers};
@@ -78,10 +78,7 @@ impl GradientEstimator for TruncatedEs {
                 let windows = c.run_pairs(&self.step, theta, keys, first, pairs.collect(), worker);
                 let contribution = |[pos, neg]: &[Window; 2]| Contribution {
                     eps: Self::difference(pos, neg, c.window_loss, c.sign),
-                    mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
-                    inner_steps: trained_steps(pos) + trained_steps(neg),
-                    diverged: pos.diverged || neg.diverged,
-                    ..Contribution::default()
+                    ..Contribution::of_windows(pos, neg)
                 };
                 windows.iter().map(contribution).collect()
             };
