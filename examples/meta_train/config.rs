@@ -73,7 +73,7 @@ pub struct Config {
     horizon: Option<TruncationSchedule>,
     /// On which scale losses count, and when (recipes only) [default: logarithms, later steps more].
     #[arg(skip = OBJECTIVE)]
-    objective: Objective,
+    pub objective: Objective,
     /// The mixture of the task `suite` (recipes only) [default: that of the suite].
     #[arg(skip)]
     training: Option<suite::Training>,

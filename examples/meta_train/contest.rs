@@ -4,6 +4,7 @@ use crate::config::Config;
 use outerloop::outer::benchmark::{
     time_steps, Contest, ContestConfig, ContestTask, Contestant, Receipt, Report, Results, Role,
 };
+use outerloop::outer::objective::{Emphasis, LossScale};
 use outerloop::prelude::*;
 use std::path::Path;
 
@@ -135,12 +136,22 @@ pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> 
             (p.0, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
         })
         .collect();
+    let y_scale = Scale::log_if_positive(points.iter().map(|p| p.1));
     let raw = Series { style: Style::Points, ..Series::line("per outer step", points) };
+    let scale = match config.objective.scale {
+        LossScale::Linear => "normalized training loss",
+        LossScale::Log { .. } => "ln of the training loss",
+        LossScale::Power { .. } => "power of the training loss",
+    };
+    let emphasis = match config.objective.emphasis {
+        Emphasis::Uniform => "",
+        Emphasis::Power(_) => ", weighted towards the end of runs",
+    };
     let plot = Plot {
         title: format!("Meta-loss over {} outer steps", config.outer_steps),
         x_label: "outer step".into(),
-        y_label: "mean normalized training loss".into(),
-        y_scale: Scale::Log,
+        y_label: format!("mean {scale}{emphasis}"),
+        y_scale,
         series: vec![raw, Series::line("mean of 50", smooth)],
         ..Plot::default()
     };

@@ -24,6 +24,16 @@ pub enum Scale {
     Log,
 }
 
+impl Scale {
+    /// Logarithmic if all finite values have a place there, otherwise linear.
+    pub fn log_if_positive(values: impl IntoIterator<Item = f64>) -> Self {
+        match values.into_iter().all(|v| v > 0.0 || !v.is_finite()) {
+            true => Scale::Log,
+            false => Scale::Linear,
+        }
+    }
+}
+
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Style {

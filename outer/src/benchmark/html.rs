@@ -295,10 +295,12 @@ impl Page<'_> {
         };
         let mut order: Vec<usize> = (0..tasks).collect();
         order.sort_by_key(|&t| r.results.parameters[t]);
-        let (smallest, largest) = (order[0], order[tasks - 1]);
+        // The smallest and the largest, which may be one.
+        let mut timed = vec![order[0], order[tasks - 1]];
+        timed.dedup();
         let mut header = vec!["optimizer".to_string(), "state, bytes per parameter".into()];
         if !times.is_empty() {
-            for t in [smallest, largest] {
+            for &t in &timed {
                 header.push(format!("update on {} ({} parameters)", self.task(t), r.results.parameters[t]));
             }
             header.push("update over gradient, median".into());
@@ -307,7 +309,7 @@ impl Page<'_> {
             .map(|i| {
                 let mut row = vec![self.labelled(i), number(per_parameter(i))];
                 if !times.is_empty() {
-                    row.extend([smallest, largest].map(|t| seconds(times[t][i].update)));
+                    row.extend(timed.iter().map(|&t| seconds(times[t][i].update)));
                     let over: Vec<f64> = times.iter().map(|t| t[i].update / t[i].gradient).collect();
                     row.push(number(median(&over)));
                 }

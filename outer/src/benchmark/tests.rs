@@ -166,6 +166,21 @@ fn results_do_not_depend_on_threads_and_failures_stay() {
 }
 
 #[test]
+fn one_task_is_timed_in_one_column() {
+    let mut contest = contest();
+    for columns in [2, 1] {
+        contest.tasks.truncate(columns);
+        let results = contest.run(&Workers::new(2).unwrap()).unwrap();
+        let mut report = Report::new("times", &contest, &results);
+        report.times = time_steps(&contest);
+        let dir = tempfile::tempdir().unwrap();
+        let page = std::fs::read_to_string(report.save(dir.path()).unwrap()).unwrap();
+        let header = page.split("Cost of a step").nth(1).and_then(|cost| cost.split("</tr>").next()).unwrap();
+        assert_eq!(header.matches("parameters)").count(), columns, "{header}");
+    }
+}
+
+#[test]
 fn the_report_is_one_page_and_its_numbers_stand_in_the_tables() {
     let contest = contest();
     let results = contest.run(&Workers::new(2).unwrap()).unwrap();

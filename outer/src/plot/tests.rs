@@ -111,3 +111,10 @@ fn gallery() {
         }
     }
 }
+
+#[test]
+fn logarithms_are_for_positive_values() {
+    assert_eq!(Scale::log_if_positive([1e-9, 3.0, f64::NAN, f64::INFINITY]), Scale::Log);
+    assert_eq!(Scale::log_if_positive([1.0, -8.5]), Scale::Linear);
+    assert_eq!(Scale::log_if_positive([1.0, 0.0]), Scale::Linear);
+}
