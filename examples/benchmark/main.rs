@@ -45,7 +45,7 @@ fn run(options: &Options) -> Result<()> {
         "{} tasks, {} optimizers with {variants} variants, {} seeds, {} steps, {} threads",
         contest.tasks.len(),
         contest.contestants.len(),
-        options.seeds,
+        contest.config.seeds,
         contest.config.num_steps,
         workers.threads(),
     );
