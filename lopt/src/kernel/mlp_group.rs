@@ -93,6 +93,8 @@ impl OptimizerGroup<f32> for MlpGroup {
     }
 }
 
+/// One update of all members that do not rest. The others' elements of the vectors hold anything, and nobody
+/// reads what becomes of them.
 struct Step<'a, 'b> {
     group: &'a MlpGroup,
     turns: &'a mut [Turn<'b, f32>],
