@@ -6,7 +6,7 @@
 
 use super::factored::{Factored, FactoredFeatures};
 use super::{averages, normalize};
-use crate::{StepVars, Var};
+use crate::rule::{StepVars, Var};
 use outerloop_core::{Float, Layout};
 use std::ops::Range;
 

@@ -5,7 +5,7 @@
 //! are kept instead of decays d, which in f32 would lose digits near 1.
 //! Reference: Metz et al. 2019, arXiv:1810.10180, section 3.
 
-use crate::{Theta, Var};
+use crate::rule::{Theta, Var};
 use outerloop_core::Float;
 
 /// The averages after one more value. `slot` `[rates, n]`, `value` `[n]`.

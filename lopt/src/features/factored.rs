@@ -7,7 +7,7 @@
 //! google/learned_optimization.
 
 use super::averages;
-use crate::Var;
+use crate::rule::Var;
 use outerloop_core::Float;
 use std::ops::Range;
 

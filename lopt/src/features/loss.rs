@@ -4,7 +4,7 @@
 //! Slots: `loss_means` and `loss_min`, ten numbers each. Reference: VeLO, Metz et al. 2022,
 //! arXiv:2211.09760, appendix; `BufferLossAccumulators` of google/learned_optimization.
 
-use crate::Var;
+use crate::rule::Var;
 use outerloop_core::Float;
 
 /// Number of averages.

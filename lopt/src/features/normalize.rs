@@ -1,7 +1,7 @@
 //! Second-moment normalization: a feature over one tensor is divided by its root mean square, which
 //! makes learned updates independent of the scale of the task.
 
-use crate::Var;
+use crate::rule::Var;
 use outerloop_core::Float;
 
 /// Added to the mean square, so that a feature that is zero everywhere stays zero.

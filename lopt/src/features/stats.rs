@@ -1,6 +1,6 @@
 //! Statistics of a whole tensor, squashed for a recurrent network that reads one row per tensor.
 
-use crate::Var;
+use crate::rule::Var;
 use outerloop_core::Float;
 
 /// `ln(1e-8 + |x|)`, limited to ±5.

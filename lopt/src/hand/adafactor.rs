@@ -2,7 +2,7 @@
 
 use super::graph::{map, Around, Graph, Var};
 use super::{At, Schedule, Tensorwise};
-use crate::dual::Scalar;
+use crate::rule::dual::Scalar;
 use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
 

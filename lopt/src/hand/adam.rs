@@ -2,8 +2,8 @@
 
 use super::graph::{map, Graph, Var};
 use super::{At, Elementwise, Schedule};
-use crate::dual::Scalar;
 use crate::kernel::Fused;
+use crate::rule::dual::Scalar;
 use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
 

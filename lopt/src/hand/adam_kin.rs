@@ -1,7 +1,7 @@
 //! Adam's kin: AdaBelief, Yogi, RAdam, and their ancestor AdaGrad.
 
 use super::{At, Elementwise, Initial, Schedule};
-use crate::dual::Scalar;
+use crate::rule::dual::Scalar;
 use serde::{Deserialize, Serialize};
 
 /// `[lr/(1−β₁ᵗ), β₁, 1−β₁, β₂, 1−β₂, 1/(1−β₂ᵗ), ε, ε_root]`

@@ -1,8 +1,8 @@
 //! Update rules that treat every parameter alone, each written once; the update and its exact
 //! derivative follow from it.
 
-use crate::dual::{Dual, Scalar};
 use crate::kernel::{f32s, f32s_mut, Fused, Path};
+use crate::rule::dual::{Dual, Scalar};
 use outerloop_core::{Float, OptState, Params, Slot, UpdateAdjoint};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -59,7 +59,7 @@ impl<T, const N: usize> Array<T> for [T; N] {
 /// f64 once per step and rounded to the dtype, so nothing cancels in f32.
 ///
 /// ```
-/// use outerloop_lopt::dual::Scalar;
+/// use outerloop_lopt::rule::dual::Scalar;
 /// use outerloop_lopt::hand::{At, Elementwise};
 ///
 /// /// v ← μ v + g;  p ← p − lr v

@@ -3,7 +3,7 @@
 //! ([`Graph::plain`], nothing recorded) and its derivative ([`Graph::recording`]).
 
 use super::elementwise::sum_f64;
-use crate::dual::{Dual, Scalar};
+use crate::rule::dual::{Dual, Scalar};
 use outerloop_core::Float;
 
 /// A buffer in a [`Graph`].

@@ -4,7 +4,7 @@ use super::adam::{adam_coeffs, adam_on_graph};
 use super::graph::{map, Graph, Var};
 use super::tensorwise::zeros;
 use super::{At, MomentumKind, Schedule, Tensorwise};
-use crate::dual::Scalar;
+use crate::rule::dual::Scalar;
 use outerloop_core::Float;
 use serde::{Deserialize, Serialize};
 

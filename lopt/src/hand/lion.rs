@@ -1,7 +1,7 @@
 //! Lion.
 
 use super::{At, Elementwise, Schedule};
-use crate::dual::Scalar;
+use crate::rule::dual::Scalar;
 use serde::{Deserialize, Serialize};
 
 /// Lion: `p ← p − lr (sign(β₁ m + (1−β₁) g) + λ p)`, then `m ← β₂ m + (1−β₂) g`.

@@ -1,7 +1,7 @@
 //! NAdamW.
 
 use super::{At, Elementwise, MomentumKind, Schedule};
-use crate::dual::Scalar;
+use crate::rule::dual::Scalar;
 use serde::{Deserialize, Serialize};
 
 /// Adam with Nesterov momentum, decoupled and L2 weight decay; ε outside the bias correction:

@@ -1,7 +1,7 @@
 //! RMSProp.
 
 use super::{At, Elementwise, MomentumKind, Schedule};
-use crate::dual::Scalar;
+use crate::rule::dual::Scalar;
 use serde::{Deserialize, Serialize};
 
 /// RMSProp: `v ← d v + (1−d) g²`, `u = lr g/√(v + ε)`, then momentum on the steps:

@@ -1,7 +1,7 @@
 //! Schedule-Free AdamW.
 
 use super::{At, Elementwise, Initial};
-use crate::dual::Scalar;
+use crate::rule::dual::Scalar;
 use outerloop_core::{Float, OptState, Result};
 use serde::{Deserialize, Serialize};
 

@@ -1,8 +1,8 @@
 //! Gradient descent, plain and with momentum.
 
 use super::{At, Elementwise, Schedule};
-use crate::dual::Scalar;
 use crate::kernel::Fused;
+use crate::rule::dual::Scalar;
 use serde::{Deserialize, Serialize};
 
 /// Gradient descent: `p ← p − lr g`.

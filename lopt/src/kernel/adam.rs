@@ -10,7 +10,7 @@ use pulp::{Simd, WithSimd};
 
 /// Which Adam: see [`super::Fused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AdamKind {
+pub(crate) enum AdamKind {
     /// Plain.
     Adam,
     /// With decoupled weight decay.
@@ -25,7 +25,7 @@ const CHUNK: usize = 64;
 
 impl AdamKind {
     /// One update in place.
-    pub(super) fn update(
+    pub(crate) fn update(
         self,
         path: Path,
         coeffs: &[f32],
@@ -43,7 +43,7 @@ impl AdamKind {
     /// The adjoints `out` of parameters, m, v and gradient before an update from those after it,
     /// `after` = `[p̄, m̄, v̄]`, given `before` = `[p, m, v, g]`; returns the coefficients' adjoints. β and
     /// 1 − β count as one coefficient: the adjoint of 1 − β is in that of β, with the other sign.
-    pub(super) fn pull_back(
+    pub(crate) fn pull_back(
         self,
         path: Path,
         coeffs: &[f32],

@@ -8,12 +8,12 @@ const TILE: usize = 2;
 
 /// A layer's weights, packed for [`Dense::forward`].
 #[derive(Clone, Debug)]
-pub(super) struct Dense {
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
+pub(crate) struct Dense {
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
     /// Panels of `TILE` outputs (the last one has what is left), each `[inputs, outputs of panel]`.
     panels: Vec<f32>,
-    pub(super) bias: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
 }
 
 /// Inputs per turn of a tile's loop: so few turns that the processor foresees the last one.
@@ -21,7 +21,7 @@ const UNROLL: usize = 4;
 
 /// What happens to a layer's sums.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum After {
+pub(crate) enum After {
     /// Nothing.
     Linear,
     /// `max(x, 0)`, NaN stays NaN.
@@ -31,7 +31,7 @@ pub(super) enum After {
 impl After {
     /// What follows layer `i` of `layers`.
     #[inline(always)]
-    pub(super) fn of(i: usize, layers: usize) -> Self {
+    pub(crate) fn of(i: usize, layers: usize) -> Self {
         if i + 1 < layers {
             After::Relu
         } else {
@@ -42,7 +42,7 @@ impl After {
 
 impl Dense {
     /// Packs a weight given by `w(input, output)`.
-    pub(super) fn new(inputs: usize, bias: Vec<f32>, w: impl Fn(usize, usize) -> f32) -> Self {
+    pub(crate) fn new(inputs: usize, bias: Vec<f32>, w: impl Fn(usize, usize) -> f32) -> Self {
         let outputs = bias.len();
         let mut panels = Vec::with_capacity(inputs * outputs);
         for from in (0..outputs).step_by(TILE) {
@@ -61,14 +61,14 @@ impl Dense {
     }
 
     /// The layer backwards, without bias.
-    pub(super) fn transposed(&self) -> Self {
+    pub(crate) fn transposed(&self) -> Self {
         Dense::new(self.outputs, vec![0.0; self.inputs], |o, i| self.weight(i, o))
     }
 
     /// `y ← after(Wᵀ x + bias)` for rows of ROW vectors, V at a time; without a bias
     /// `y ← after(Wᵀ x + y)`. `x` `[inputs, ROW]`, `y` `[outputs, ROW]` or longer.
     #[inline(always)]
-    pub(super) fn forward<S: Simd, const V: usize, const ROW: usize>(
+    pub(crate) fn forward<S: Simd, const V: usize, const ROW: usize>(
         &self,
         s: S,
         bias: Option<&[f32]>,
@@ -164,7 +164,7 @@ fn step<S: Simd, const J: usize, const V: usize>(
 
 /// `max(x, 0)`, NaN stays NaN.
 #[inline(always)]
-pub(super) fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+pub(crate) fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let zero = s.splat_f32s(0.0);
     if S::IS_SCALAR {
         // The scalar maximum drops NaN; that of vectors gives the second argument or NaN.

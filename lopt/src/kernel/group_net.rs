@@ -7,12 +7,12 @@
 use super::dense::relu;
 use super::net::time_features;
 use crate::features::time;
-use crate::mlp::MlpShape;
+use crate::rule::mlp::MlpShape;
 use outerloop_core::simd::{with_scratch, Path, Simd, WithSimd};
 use outerloop_core::Layout;
 
 /// The weights of a group of thetas: `[weight, member]`, members padded with zeros to a vector.
-pub(super) struct GroupNet {
+pub(crate) struct GroupNet {
     weights: Vec<f32>,
     /// Where they begin: at a cache line.
     start: usize,
@@ -47,7 +47,7 @@ impl GroupNet {
     ///
     /// # Panics
     /// If there are more thetas than a vector of `path` has elements.
-    pub(super) fn new(shape: &MlpShape, layout: &Layout, thetas: &[Vec<f32>], path: Path) -> Self {
+    pub(crate) fn new(shape: &MlpShape, layout: &Layout, thetas: &[Vec<f32>], path: Path) -> Self {
         let mut layers = Vec::new();
         let mut at = 0;
         for (inputs, outputs, w, b) in shape.layers() {
@@ -76,13 +76,13 @@ impl GroupNet {
     }
 
     /// Vectors of scratch for [`Self::forward`] with `n` parameters.
-    pub(super) fn scratch(&self, n: usize) -> usize {
+    pub(crate) fn scratch(&self, n: usize) -> usize {
         self.layers[0].outputs + 2 * n * self.layers.iter().map(|l| l.outputs).max().unwrap_or(0)
     }
 
     /// The outputs `[outputs, n]` for the tensor features `x` `[.., n]`; `steps` are the members'.
     #[inline(always)]
-    pub(super) fn forward<'a, S: Simd>(
+    pub(crate) fn forward<'a, S: Simd>(
         &self,
         s: S,
         steps: &[u64],

@@ -3,37 +3,19 @@
 //!
 //! Instructions are chosen at run time, once per process: see [`outerloop_core::simd`].
 
-mod adafac_average;
-mod adafac_factored;
-mod adafac_factored_vjp;
-mod adafac_features;
-mod adafac_step;
-mod adafac_tensor_vjp;
-mod adafac_vjp;
 mod adam;
-mod celo2_features;
-mod celo2_step;
-mod celo2_vjp;
-mod dense;
+pub(crate) mod dense;
 mod fused;
-mod group_net;
-mod mlp_features;
-mod mlp_group;
-mod mlp_step;
-mod mlp_vjp;
-mod net;
-mod net_vjp;
-mod newton_schulz;
-mod newton_schulz_vjp;
-mod outer;
+pub(crate) mod group_net;
+pub(crate) mod net;
+pub(crate) mod net_vjp;
+pub(crate) mod newton_schulz;
+pub(crate) mod newton_schulz_vjp;
+pub(crate) mod outer;
 mod sgd;
-mod unit_net;
+pub(crate) mod unit_net;
 
-pub use adafac_step::AdafacKernel;
-pub use celo2_step::Celo2Kernel;
 pub use fused::Fused;
-pub use mlp_group::MlpGroup;
-pub use mlp_step::MlpKernel;
 pub use outerloop_core::simd::{path, Path};
 
 use outerloop_core::{Float, Optimizer, OptimizerGroup};

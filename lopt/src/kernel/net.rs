@@ -3,7 +3,7 @@
 
 use super::dense::{After, Dense};
 use crate::features::time;
-use crate::mlp::MlpShape;
+use crate::rule::mlp::MlpShape;
 use outerloop_core::simd::{exp, load, store};
 use outerloop_core::Layout;
 use pulp::Simd;
@@ -11,26 +11,26 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// Vectors of parameters that go through the network together: the tile of [`super::dense`].
-pub(super) const COLUMNS: usize = 6;
+pub(crate) const COLUMNS: usize = 6;
 
 /// f32 numbers in the widest vector of any path.
-pub(super) const MAX_LANES: usize = 16;
+pub(crate) const MAX_LANES: usize = 16;
 
 /// The packed weights of one theta.
-pub(super) struct Net {
+pub(crate) struct Net {
     /// The layers; the first without the time features' rows.
-    pub(super) layers: Vec<Dense>,
+    pub(crate) layers: Vec<Dense>,
     /// The layers backwards, made when a derivative first asks for them.
     back: OnceLock<Vec<Dense>>,
     /// The time features' rows of the first layer, `[11, outputs]`.
     time_weight: Vec<f32>,
     /// Where each layer's weight and bias lie in theta.
-    pub(super) ranges: Vec<[Range<usize>; 2]>,
+    pub(crate) ranges: Vec<[Range<usize>; 2]>,
 }
 
 impl Net {
     /// Packs the network `shape`, whose last 11 inputs are the time features.
-    pub(super) fn new(shape: &MlpShape, layout: &Layout, theta: &[f32]) -> Self {
+    pub(crate) fn new(shape: &MlpShape, layout: &Layout, theta: &[f32]) -> Self {
         let range = |name| layout.get(name).expect("theta holds the network").range();
         let mut net =
             Net { layers: Vec::new(), back: OnceLock::new(), time_weight: Vec::new(), ranges: Vec::new() };
@@ -48,7 +48,7 @@ impl Net {
     }
 
     /// Packs a network without time features, whose layers' weights and biases lie at `ranges` of `weights`.
-    pub(super) fn without_time(ranges: Vec<[Range<usize>; 2]>, weights: &[f32]) -> Self {
+    pub(crate) fn without_time(ranges: Vec<[Range<usize>; 2]>, weights: &[f32]) -> Self {
         let layers = ranges.iter().map(|[w, b]| {
             let (w, b) = (&weights[w.clone()], weights[b.clone()].to_vec());
             let outputs = b.len();
@@ -58,18 +58,18 @@ impl Net {
     }
 
     /// The layers backwards, without biases.
-    pub(super) fn back(&self) -> &[Dense] {
+    pub(crate) fn back(&self) -> &[Dense] {
         self.back.get_or_init(|| self.layers.iter().map(Dense::transposed).collect())
     }
 
     /// Units of the widest layer.
-    pub(super) fn widest(&self) -> usize {
+    pub(crate) fn widest(&self) -> usize {
         self.layers.iter().map(|l| l.outputs).max().unwrap_or(0)
     }
 
     /// The first layer's bias plus its time part, at `step`.
     #[inline(always)]
-    pub(super) fn time_bias<S: Simd>(&self, s: S, step: u64, bias: &mut [f32]) {
+    pub(crate) fn time_bias<S: Simd>(&self, s: S, step: u64, bias: &mut [f32]) {
         let features = time_features(s, step);
         bias.copy_from_slice(&self.layers[0].bias);
         let units = bias.len();
@@ -85,7 +85,7 @@ impl Net {
     /// The outputs `[outputs, V]` for V vectors of columns `x` `[inputs, V]`. `bias`: from
     /// [`Self::time_bias`]; `units`: two layers of [`Self::widest`] rows.
     #[inline(always)]
-    pub(super) fn forward<'a, S: Simd, const V: usize>(
+    pub(crate) fn forward<'a, S: Simd, const V: usize>(
         &self,
         s: S,
         bias: &[f32],
@@ -99,7 +99,7 @@ impl Net {
     /// The outputs from the first layer's units, which are in the first half of `units`, for rows of ROW
     /// vectors, V at a time.
     #[inline(always)]
-    pub(super) fn finish<'a, S: Simd, const V: usize, const ROW: usize>(
+    pub(crate) fn finish<'a, S: Simd, const V: usize, const ROW: usize>(
         &self,
         s: S,
         units: &'a mut [S::f32s],
@@ -118,7 +118,7 @@ impl Net {
 /// [`stepped`] for the first elements of `params`, with the two rows of V vectors `out`; `mults`: exp_mult
 /// and step_mult.
 #[inline(always)]
-pub(super) fn apply_step<S: Simd, const V: usize>(
+pub(crate) fn apply_step<S: Simd, const V: usize>(
     s: S,
     out: &[S::f32s],
     mults: [f64; 2],
@@ -132,7 +132,7 @@ pub(super) fn apply_step<S: Simd, const V: usize>(
 
 /// `p − step_mult · direction · exp(exp_mult · magnitude)`
 #[inline(always)]
-pub(super) fn stepped<S: Simd>(
+pub(crate) fn stepped<S: Simd>(
     s: S,
     p: S::f32s,
     [direction, magnitude]: [S::f32s; 2],
@@ -145,7 +145,7 @@ pub(super) fn stepped<S: Simd>(
 
 /// [`time::features`] in f32, within 2e-7.
 #[inline(always)]
-pub(super) fn time_features<S: Simd>(s: S, step: u64) -> [f32; time::COUNT] {
+pub(crate) fn time_features<S: Simd>(s: S, step: u64) -> [f32; time::COUNT] {
     let mut features = [0.0; time::COUNT];
     for (f, c) in features.iter_mut().zip(time::SCALES) {
         *f = (step as f64 / c - 1.0) as f32;

@@ -14,10 +14,10 @@ use pulp::Simd;
 use std::ops::Range;
 
 /// Vectors per block: outer products load and store their sums once per block.
-pub(super) const BLOCK: usize = 12;
+pub(crate) const BLOCK: usize = 12;
 
 /// One network's derivative in progress.
-pub(super) struct NetVjp<'a> {
+pub(crate) struct NetVjp<'a> {
     net: &'a Net,
     /// `[exp_mult, step_mult]`.
     mults: [f64; 2],
@@ -44,14 +44,14 @@ fn block_rows(net: &Net) -> Vec<usize> {
 
 impl<'a> NetVjp<'a> {
     /// Numbers of scratch that a network needs: activations, sums, bias.
-    pub(super) fn scratch(net: &Net) -> [usize; 3] {
+    pub(crate) fn scratch(net: &Net) -> [usize; 3] {
         let rows = block_rows(net);
         let sums: usize = net.layers.iter().map(|l| (l.inputs + 1) * l.outputs).sum();
         [MAX_LANES * BLOCK * rows[rows.len() - 1], MAX_LANES * sums, net.layers[0].outputs]
     }
 
     /// With `scratch` of the lengths [`Self::scratch`].
-    pub(super) fn new(net: &'a Net, mults: [f64; 2], step: u64, scratch: &'a mut [f32]) -> Self {
+    pub(crate) fn new(net: &'a Net, mults: [f64; 2], step: u64, scratch: &'a mut [f32]) -> Self {
         let lens = Self::scratch(net);
         let (block, scratch) = scratch.split_at_mut(lens[0]);
         let (sums, bias) = scratch.split_at_mut(lens[1]);
@@ -61,21 +61,21 @@ impl<'a> NetVjp<'a> {
 
     /// Before the first block.
     #[inline(always)]
-    pub(super) fn start<S: Simd>(&mut self, s: S) {
+    pub(crate) fn start<S: Simd>(&mut self, s: S) {
         self.net.time_bias(s, self.step, self.bias);
         S::as_mut_simd_f32s(self.sums).0.fill(s.splat_f32s(0.0));
     }
 
     /// Where a block's normalized features go, `[features, BLOCK]`.
     #[inline(always)]
-    pub(super) fn features<S: Simd>(&mut self, _: S) -> &mut [S::f32s] {
+    pub(crate) fn features<S: Simd>(&mut self, _: S) -> &mut [S::f32s] {
         &mut S::as_mut_simd_f32s(self.block).0[..self.net.layers[0].inputs * BLOCK]
     }
 
     /// One block, whose features are loaded, through the network and back: from the adjoint of the new
     /// parameters `params` `[n]` to that of the features, `features` `[features, n]`, both at `range`.
     #[inline(always)]
-    pub(super) fn block<S: Simd>(&mut self, s: S, range: Range<usize>, params: &[f32], features: &mut [f32]) {
+    pub(crate) fn block<S: Simd>(&mut self, s: S, range: Range<usize>, params: &[f32], features: &mut [f32]) {
         let layers = &self.net.layers;
         let depth = layers.len();
         let (inputs, adjoints) = self.rows.split_at(depth + 1);
@@ -136,7 +136,7 @@ impl<'a> NetVjp<'a> {
 
     /// Adds the sums over all blocks to theta's adjoint.
     #[inline(always)]
-    pub(super) fn add_theta<S: Simd>(&mut self, s: S, theta: &mut [f32]) {
+    pub(crate) fn add_theta<S: Simd>(&mut self, s: S, theta: &mut [f32]) {
         let time = time_features(s, self.step);
         let (mut sums, _) = S::as_mut_simd_f32s(self.sums);
         for (i, (layer, [w, b])) in self.net.layers.iter().zip(&self.net.ranges).enumerate() {

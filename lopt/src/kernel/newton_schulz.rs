@@ -4,30 +4,32 @@
 //! with zeros to whole vectors. One iteration: `A = X Xᵀ`, `B = c₃ A + c₅ A²`, `X ← c₁ X + B X`.
 
 use super::net::MAX_LANES;
-use crate::celo2::NEWTON_SCHULZ;
 use pulp::Simd;
+
+/// Coefficients of x, x³ and x⁵ in a Newton-Schulz iteration.
+pub(crate) const NEWTON_SCHULZ: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
 /// Extents of a wide matrix.
 #[derive(Clone, Copy)]
-pub(super) struct Wide {
-    pub(super) k: usize,
-    pub(super) l: usize,
+pub(crate) struct Wide {
+    pub(crate) k: usize,
+    pub(crate) l: usize,
     is_transposed: bool,
 }
 
 impl Wide {
     /// Of a matrix `[rows, cols]`.
-    pub(super) fn new([rows, cols]: [usize; 2]) -> Self {
+    pub(crate) fn new([rows, cols]: [usize; 2]) -> Self {
         Wide { k: rows.min(cols), l: rows.max(cols), is_transposed: rows > cols }
     }
 
     /// Numbers of a padded matrix `[k, l]` and of one `[k, k]`, for vectors of this length.
-    pub(super) fn lens(self, lanes: usize) -> [usize; 2] {
+    pub(crate) fn lens(self, lanes: usize) -> [usize; 2] {
         [self.l, self.k].map(|cols| self.k * cols.next_multiple_of(lanes))
     }
 
     /// From `x` `[rows, cols]` to a padded matrix.
-    pub(super) fn read(self, x: &[f32], to: &mut [f32]) {
+    pub(crate) fn read(self, x: &[f32], to: &mut [f32]) {
         let stride = to.len() / self.k;
         if !self.is_transposed {
             for (to, x) in to.chunks_exact_mut(stride).zip(x.chunks_exact(self.l)) {
@@ -44,7 +46,7 @@ impl Wide {
     }
 
     /// Back from a padded matrix.
-    pub(super) fn write(self, from: &[f32], x: &mut [f32]) {
+    pub(crate) fn write(self, from: &[f32], x: &mut [f32]) {
         let rows = from.chunks_exact(from.len() / self.k);
         if !self.is_transposed {
             x.chunks_exact_mut(self.l).zip(rows).for_each(|(x, row)| x.copy_from_slice(&row[..self.l]));
@@ -58,14 +60,14 @@ impl Wide {
 }
 
 /// Length of [`orthogonalize`]'s scratch.
-pub(super) fn scratch(extents: [usize; 2]) -> usize {
+pub(crate) fn scratch(extents: [usize; 2]) -> usize {
     2 * Wide::new(extents).lens(MAX_LANES).iter().sum::<usize>()
 }
 
 /// Moves the singular values of a matrix `x` `[rows, cols]` of norm 1 towards 1. `scratch`: at least
 /// [`scratch`] numbers.
 #[inline(always)]
-pub(super) fn orthogonalize<S: Simd>(
+pub(crate) fn orthogonalize<S: Simd>(
     s: S,
     x: &mut [f32],
     extents: [usize; 2],
@@ -87,7 +89,7 @@ pub(super) fn orthogonalize<S: Simd>(
 
 /// One iteration from `x` to `to`; leaves A and B in `squares`.
 #[inline(always)]
-pub(super) fn iterate<S: Simd>(s: S, k: usize, x: &[f32], to: &mut [f32], [a, b]: [&mut [f32]; 2]) {
+pub(crate) fn iterate<S: Simd>(s: S, k: usize, x: &[f32], to: &mut [f32], [a, b]: [&mut [f32]; 2]) {
     let [c1, c3, c5] = NEWTON_SCHULZ.map(|c| c as f32);
     gram(s, k, [(x, x)], None, [0.0, 1.0], a);
     product(s, k, [(&*a, &*a)], a, [c3, c5], b);
@@ -99,7 +101,7 @@ type Pair<'a, X, Y> = (&'a [X], &'a [Y]);
 
 /// `out ← keep · more + factor · Σ x yᵀ` over the pairs (x, y), of which the sum is symmetric, `[k, k]`.
 #[inline(always)]
-pub(super) fn gram<S: Simd, const N: usize>(
+pub(crate) fn gram<S: Simd, const N: usize>(
     s: S,
     k: usize,
     pairs: [Pair<'_, f32, f32>; N],
@@ -173,7 +175,7 @@ fn gram_tile<S: Simd, const N: usize, const I: usize, const J: usize>(
 
 /// `out ← keep · more + factor · Σ a b` over the pairs of a symmetric a `[k, k]` and b `[k, ..]`.
 #[inline(always)]
-pub(super) fn product<S: Simd, const N: usize>(
+pub(crate) fn product<S: Simd, const N: usize>(
     s: S,
     k: usize,
     pairs: [Pair<'_, f32, f32>; N],

@@ -8,12 +8,11 @@
 //! tape in f64, matrices up to 64 x 64 of normal numbers).
 
 use super::net::MAX_LANES;
-use super::newton_schulz::{gram, iterate, product, Wide};
-use crate::celo2::NEWTON_SCHULZ;
+use super::newton_schulz::{gram, iterate, product, Wide, NEWTON_SCHULZ};
 use pulp::Simd;
 
 /// The iterations of one matrix, for their adjoint.
-pub(super) struct Iterates<'a> {
+pub(crate) struct Iterates<'a> {
     wide: Wide,
     iterations: usize,
     /// For every iteration X, A and B; then two matrices and two squares.
@@ -22,19 +21,19 @@ pub(super) struct Iterates<'a> {
 
 impl<'a> Iterates<'a> {
     /// Numbers of scratch for a matrix `[rows, cols]`.
-    pub(super) fn scratch(extents: [usize; 2], iterations: usize) -> usize {
+    pub(crate) fn scratch(extents: [usize; 2], iterations: usize) -> usize {
         let [matrix, square] = Wide::new(extents).lens(MAX_LANES);
         (iterations + 2) * (matrix + 2 * square)
     }
 
     /// For a matrix `[rows, cols]`, with at least [`Self::scratch`] numbers.
-    pub(super) fn new(extents: [usize; 2], iterations: usize, scratch: &'a mut [f32]) -> Self {
+    pub(crate) fn new(extents: [usize; 2], iterations: usize, scratch: &'a mut [f32]) -> Self {
         Iterates { wide: Wide::new(extents), iterations, scratch }
     }
 
     /// Orthogonalizes `x`, a matrix of norm 1.
     #[inline(always)]
-    pub(super) fn forward<S: Simd>(&mut self, s: S, x: &mut [f32]) {
+    pub(crate) fn forward<S: Simd>(&mut self, s: S, x: &mut [f32]) {
         let [matrix, square] = self.wide.lens(S::F32_LANES);
         let step = matrix + 2 * square;
         self.wide.read(x, &mut self.scratch[..matrix]);
@@ -48,7 +47,7 @@ impl<'a> Iterates<'a> {
 
     /// From the result's adjoint to that of the matrix given to [`Self::forward`], in place.
     #[inline(always)]
-    pub(super) fn pull_back<S: Simd>(&mut self, s: S, adjoint: &mut [f32]) {
+    pub(crate) fn pull_back<S: Simd>(&mut self, s: S, adjoint: &mut [f32]) {
         let [c1, c3, c5] = NEWTON_SCHULZ.map(|c| c as f32);
         let k = self.wide.k;
         let [matrix, square] = self.wide.lens(S::F32_LANES);
@@ -73,9 +72,9 @@ impl<'a> Iterates<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::celo2::newton_schulz_iterations;
     use crate::kernel::Path;
-    use crate::{Tape, Var};
+    use crate::learned::celo2::newton_schulz_iterations;
+    use crate::rule::{Tape, Var};
     use outerloop_core::Key;
     use pulp::WithSimd;
 

@@ -8,7 +8,7 @@ const TILE: (usize, usize) = (4, 2);
 /// `sums[i, o] ← sums[i, o] + Σ x[i] d[o]` over V vectors; lanes stay apart.
 /// `x` `[inputs, V]`, `d` `[outputs, V]`, `sums` `[inputs, outputs]`.
 #[inline(always)]
-pub(super) fn add_outer<S: Simd, const V: usize>(s: S, x: &[S::f32s], d: &[S::f32s], sums: &mut [S::f32s]) {
+pub(crate) fn add_outer<S: Simd, const V: usize>(s: S, x: &[S::f32s], d: &[S::f32s], sums: &mut [S::f32s]) {
     let outputs = d.len() / V;
     for (x, sums) in x.chunks(TILE.0 * V).zip(sums.chunks_mut(TILE.0 * outputs)) {
         if x.len() == TILE.0 * V {

@@ -12,10 +12,10 @@ use pulp::{Simd, WithSimd};
 const CHUNK: usize = 64;
 
 /// `p ← p − lr g`.
-pub(super) struct Sgd<'a> {
-    pub(super) lr: f32,
-    pub(super) p: &'a mut [f32],
-    pub(super) g: &'a [f32],
+pub(crate) struct Sgd<'a> {
+    pub(crate) lr: f32,
+    pub(crate) p: &'a mut [f32],
+    pub(crate) g: &'a [f32],
 }
 
 impl WithSimd for Sgd<'_> {
@@ -31,12 +31,12 @@ impl WithSimd for Sgd<'_> {
 }
 
 /// `v ← μ v + g`, `p ← p − lr v`.
-pub(super) struct Momentum<'a> {
-    pub(super) lr: f32,
-    pub(super) mu: f32,
-    pub(super) p: &'a mut [f32],
-    pub(super) v: &'a mut [f32],
-    pub(super) g: &'a [f32],
+pub(crate) struct Momentum<'a> {
+    pub(crate) lr: f32,
+    pub(crate) mu: f32,
+    pub(crate) p: &'a mut [f32],
+    pub(crate) v: &'a mut [f32],
+    pub(crate) g: &'a [f32],
 }
 
 impl WithSimd for Momentum<'_> {
@@ -55,11 +55,11 @@ impl WithSimd for Momentum<'_> {
 }
 
 /// The adjoint of the gradient `out` from that of the new parameters `after`; gives that of lr.
-pub(super) struct SgdVjp<'a> {
-    pub(super) lr: f32,
-    pub(super) g: &'a [f32],
-    pub(super) after: &'a [f32],
-    pub(super) out: &'a mut [f32],
+pub(crate) struct SgdVjp<'a> {
+    pub(crate) lr: f32,
+    pub(crate) g: &'a [f32],
+    pub(crate) after: &'a [f32],
+    pub(crate) out: &'a mut [f32],
 }
 
 impl WithSimd for SgdVjp<'_> {
@@ -86,12 +86,12 @@ impl WithSimd for SgdVjp<'_> {
 
 /// The adjoints `out` of momentum and gradient from those of the new parameters and momentum, `after`, given
 /// `before` = `[v, g]`; gives those of lr and μ.
-pub(super) struct MomentumVjp<'a> {
-    pub(super) lr: f32,
-    pub(super) mu: f32,
-    pub(super) before: [&'a [f32]; 2],
-    pub(super) after: [&'a [f32]; 2],
-    pub(super) out: [&'a mut [f32]; 2],
+pub(crate) struct MomentumVjp<'a> {
+    pub(crate) lr: f32,
+    pub(crate) mu: f32,
+    pub(crate) before: [&'a [f32]; 2],
+    pub(crate) after: [&'a [f32]; 2],
+    pub(crate) out: [&'a mut [f32]; 2],
 }
 
 impl WithSimd for MomentumVjp<'_> {

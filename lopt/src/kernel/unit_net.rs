@@ -6,12 +6,12 @@
 use super::dense::relu;
 use super::net::time_features;
 use crate::features::time;
-use crate::mlp::MlpShape;
+use crate::rule::mlp::MlpShape;
 use outerloop_core::simd::{Path, Simd};
 use outerloop_core::Layout;
 
 /// The weights of one theta, rows padded with zeros to whole vectors.
-pub(super) struct UnitNet {
+pub(crate) struct UnitNet {
     /// All layers' rows.
     weights: Vec<f32>,
     /// Where they begin: at a cache line.
@@ -34,7 +34,7 @@ const LINE: usize = 16;
 
 impl UnitNet {
     /// Packs the network `shape`, whose last 11 inputs are the time features, for a path's vectors.
-    pub(super) fn new(shape: &MlpShape, layout: &Layout, theta: &[f32], path: Path) -> Self {
+    pub(crate) fn new(shape: &MlpShape, layout: &Layout, theta: &[f32], path: Path) -> Self {
         let mut layers: Vec<Rows> = Vec::new();
         let mut len = 0;
         for (inputs, outputs, ..) in shape.layers() {
@@ -57,7 +57,7 @@ impl UnitNet {
     }
 
     /// Numbers of scratch for [`Self::forward`] with `n` parameters.
-    pub(super) fn scratch(&self, n: usize) -> usize {
+    pub(crate) fn scratch(&self, n: usize) -> usize {
         (1 + 2 * n) * self.widest()
     }
 
@@ -68,7 +68,7 @@ impl UnitNet {
     /// The outputs of `n` parameters at `step`, in rows of the returned length. `x` holds the tensor
     /// features, `[.., width]`, one column per parameter; `scratch` begins at a cache line.
     #[inline(always)]
-    pub(super) fn forward<'a, S: Simd>(
+    pub(crate) fn forward<'a, S: Simd>(
         &self,
         s: S,
         step: u64,

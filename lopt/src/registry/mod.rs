@@ -4,12 +4,12 @@
 mod hyper;
 
 use crate::hand::*;
-use crate::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
+use crate::learned::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
 use crate::{AdafacMlp, Celo2, ControlledAdam, MlpLopt, NnAdam, NominalMlp, RnnMlp, Velo};
 pub use hyper::schedule;
 use hyper::{piecewise_linear, single_entry, Hyper};
 use outerloop_core::{Error, Float, LearnedOptimizer, Optimizer, Result};
-use serde::{de::DeserializeOwned, Serialize};
+use serde::de::DeserializeOwned;
 use serde_json::{json, Value};
 
 type Boxed<E> = Box<dyn Optimizer<E>>;
@@ -353,13 +353,6 @@ where
 {
     let lopt: L = serde_json::from_value(hyper.clone()).map_err(|e| Error::invalid(class, e.to_string()))?;
     Ok(Box::new(lopt))
-}
-
-/// The text that [`LearnedOptimizer::architecture`] gives: class and hyperparameters, as
-/// `MlpLopt {"exp_mult":0.001,...}`.
-pub(crate) fn architecture(class: &str, config: &impl Serialize) -> String {
-    let hyper = serde_json::to_string(config).expect("plain numbers have a JSON form");
-    format!("{class} {hyper}")
 }
 
 /// The learned optimizer that an architecture's text describes, e.g. that of a theta file.

@@ -1,0 +1,112 @@
+//! Adjoints of running averages, and sums over blocks, in [`super::tensor_vjp`].
+
+use super::features::{load_row, store_row, SUM};
+use crate::kernel::net_vjp::BLOCK;
+use pulp::Simd;
+
+/// A block of an average `a ← (1 − r) a + r x`.
+pub(crate) struct Average<'a> {
+    pub(crate) rate: f32,
+    pub(crate) old: &'a [f32],
+    /// After the update; becomes that before it.
+    pub(crate) adjoint: &'a mut [f32],
+}
+
+impl Average<'_> {
+    /// With what else the new average's adjoint has: adds to the adjoints of `value` and of the rate.
+    #[inline(always)]
+    pub(crate) fn pull_back<S: Simd>(
+        &mut self,
+        s: S,
+        more: &[S::f32s; BLOCK],
+        value: &[S::f32s; BLOCK],
+        value_adjoint: &mut [S::f32s; BLOCK],
+        rate_adjoint: &mut S::f32s,
+    ) {
+        let (keep, rate) = (s.splat_f32s(1.0 - self.rate), s.splat_f32s(self.rate));
+        let old = loaded::<S, BLOCK>(s, self.old);
+        let mut adjoint = loaded::<S, BLOCK>(s, self.adjoint);
+        for v in 0..BLOCK {
+            let a = s.add_f32s(adjoint[v], more[v]);
+            *rate_adjoint = s.mul_add_e_f32s(a, s.sub_f32s(value[v], old[v]), *rate_adjoint);
+            value_adjoint[v] = s.mul_add_e_f32s(rate, a, value_adjoint[v]);
+            adjoint[v] = s.mul_f32s(keep, a);
+        }
+        store_row(s, &adjoint, self.adjoint);
+    }
+}
+
+/// At most V vectors; zeros after the end.
+#[inline(always)]
+pub(crate) fn loaded<S: Simd, const V: usize>(s: S, from: &[f32]) -> [S::f32s; V] {
+    let mut x = [s.splat_f32s(0.0); V];
+    load_row::<S, V>(s, from, &mut x);
+    x
+}
+
+/// `x + y`.
+#[inline(always)]
+pub(crate) fn sums<S: Simd, const V: usize>(s: S, x: &[S::f32s; V], y: &[S::f32s; V]) -> [S::f32s; V] {
+    let mut out = *x;
+    for (out, y) in out.iter_mut().zip(y) {
+        *out = s.add_f32s(*out, *y);
+    }
+    out
+}
+
+/// `x y + z`.
+#[inline(always)]
+pub(crate) fn mul_add<S: Simd, const V: usize>(
+    s: S,
+    x: &[S::f32s; V],
+    y: &[S::f32s; V],
+    z: &[S::f32s; V],
+) -> [S::f32s; V] {
+    let mut out = *z;
+    for v in 0..V {
+        out[v] = s.mul_add_e_f32s(x[v], y[v], z[v]);
+    }
+    out
+}
+
+/// Sums over vectors, in parts that bound the rounding error.
+pub(crate) struct Sums<'a> {
+    /// A vector for every sum.
+    pub(crate) parts: &'a mut [f32],
+    pub(crate) totals: &'a mut [f32],
+    /// Vectors in `parts`.
+    pub(crate) added: usize,
+}
+
+impl Sums<'_> {
+    #[inline(always)]
+    pub(crate) fn clear<S: Simd>(&mut self, s: S) {
+        S::as_mut_simd_f32s(self.parts).0.fill(s.splat_f32s(0.0));
+        self.added = 0;
+    }
+
+    /// What to add to.
+    #[inline(always)]
+    pub(crate) fn vectors<S: Simd>(&mut self, _: S) -> &mut [S::f32s] {
+        &mut S::as_mut_simd_f32s(self.parts).0[..self.totals.len()]
+    }
+
+    /// Says that so many vectors were added to every sum.
+    #[inline(always)]
+    pub(crate) fn added<S: Simd>(&mut self, s: S, vectors: usize) {
+        self.added += vectors;
+        if self.added >= SUM {
+            self.finish(s);
+        }
+    }
+
+    /// Brings all to the totals.
+    #[inline(always)]
+    pub(crate) fn finish<S: Simd>(&mut self, s: S) {
+        let (parts, _) = S::as_mut_simd_f32s(self.parts);
+        for (total, part) in self.totals.iter_mut().zip(&*parts) {
+            *total += s.reduce_sum_f32s(*part);
+        }
+        self.clear(s);
+    }
+}

@@ -1,0 +1,270 @@
+//! [`ControlledAdam`]: Adam with several momenta, whose step and mixture a small network sets per tensor.
+
+mod fused;
+
+use crate::features::averages;
+use crate::kernel;
+use crate::learned_optimizer;
+use crate::rule::mlp::{sorted_layout, MlpShape};
+use crate::rule::taped::{zero_slots, Slots};
+use crate::rule::{StepVars, Taped, Theta, UpdateRule, Var};
+use outerloop_core::{Float, Key, Layout, Optimizer};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Added under the root of the second moment.
+const EPSILON: f64 = 1e-16;
+
+/// Learned rates are kept in this range.
+const RATES: [f64; 2] = [1e-5, 0.999];
+
+/// Features of a tensor beside those of its directions.
+const TENSOR_FEATURES: usize = 9;
+
+/// Adam whose learning rate and mixture of momenta come, per tensor and step, from a network that sees
+/// where the run stands and how noisy the tensor's gradients are.
+///
+/// `mₖ ← dₖ mₖ + (1 − dₖ) g`, `v ← d v + (1 − d) g²`, hats divide by `1 − dᵗ`;
+/// directions `u₀ = g/√v̂`, `uₖ = m̂ₖ/√v̂`; per tensor `(a, b₀..ₖ) = mlp(features)`;
+/// `p ← p − step_mult · (1.01 − f)^decay · exp(a) · (b₀ u₀ + Σₖ (1/K + bₖ) uₖ)` with the fraction `f` of the
+/// run that is done, 0 if its length is unknown.
+///
+/// Features of a tensor: `½ ln(mean uₖ² + 1e-6)` of each direction, which falls with the noise of the
+/// gradients; `0.15 ln(mean p² + 1e-8)`; `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with
+/// two axes or more; `0.5 ln n − 1.5` of the last axis and of the product of the others; `ln N − 1.5` of
+/// the number of tensors; and the tensor's place among them, from 0 for the first to 1 for the last.
+///
+/// Few numbers are computed per tensor and two multiply-adds per direction and parameter, so an update
+/// costs about as much as two of Adam's. The network's last layer starts at 0: initially the rule is Adam
+/// with the mean of the momenta and a learning rate that falls from `step_mult`.
+///
+/// Theta: `mlp/w{i}` `[in, out]`, `mlp/b{i}` `[out]`, and one offset per decay in `momentum_decays` and
+/// `square_decay`: a decay is `1 − (1 − d₀) exp(10 θ)`. 161 numbers by default. State: slots `momentum`
+/// `[K, n]` and `square` `[n]`. Without reference: the momenta are those of AggMo (Lucas et al. 2018,
+/// arXiv:1804.00325), the network per tensor is in the spirit of VeLO (Metz et al. 2022,
+/// arXiv:2211.09760).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlledAdam {
+    /// Learning rate at the initial theta and the start of a run. Default 0.01.
+    pub step_mult: f64,
+    /// Power of the schedule that theta changes; 0: none. Default 1, a linear one.
+    pub decay: f64,
+    /// Units per hidden layer. Default 8.
+    pub hidden_size: usize,
+    /// Number of hidden layers. Default 1.
+    pub hidden_layers: usize,
+    /// Decays of the momenta at theta 0, at least one. Default 0.5, 0.9, 0.99.
+    pub initial_momentum_decays: Vec<f64>,
+    /// Decay of the squared gradients at theta 0. Default 0.98.
+    pub initial_square_decay: f64,
+}
+
+impl Default for ControlledAdam {
+    fn default() -> Self {
+        ControlledAdam {
+            step_mult: 0.01,
+            decay: 1.0,
+            hidden_size: 8,
+            hidden_layers: 1,
+            initial_momentum_decays: vec![0.5, 0.9, 0.99],
+            initial_square_decay: 0.98,
+        }
+    }
+}
+
+/// The fraction of the run that is done.
+fn done(step: u64, num_steps: Option<u64>) -> f64 {
+    num_steps.map_or(0.0, |n| (step as f64 / n.max(1) as f64).min(1.0))
+}
+
+/// What the network sees that no gradient changes: the time, and shape and place of a tensor.
+fn constant_features(
+    shape: &[usize],
+    place: [usize; 2],
+    step: u64,
+    num_steps: Option<u64>,
+) -> [f64; TENSOR_FEATURES - 1] {
+    let done = done(step, num_steps);
+    let last = shape.last().copied().unwrap_or(1) as f64;
+    let others = shape.iter().product::<usize>() as f64 / last;
+    let [index, count] = place.map(|n| n as f64);
+    [
+        done,
+        0.3 * (1.01 - done).ln(),
+        0.2 * ((1 + step) as f64).ln(),
+        f64::from(u8::from(shape.len() > 1)),
+        0.5 * (last.ln() - 3.0),
+        0.5 * (others.ln() - 3.0),
+        count.ln() - 1.5,
+        index / (count - 1.0).max(1.0),
+    ]
+}
+
+impl ControlledAdam {
+    fn network(&self) -> MlpShape {
+        let directions = self.initial_momentum_decays.len() + 1;
+        let name = |i| (format!("mlp/w{i}"), format!("mlp/b{i}"));
+        let inputs = directions + TENSOR_FEATURES;
+        MlpShape::new(inputs, self.hidden_size, self.hidden_layers, 1 + directions, name)
+    }
+
+    /// The step's length that theta changes.
+    fn rate(&self, step: u64, num_steps: Option<u64>) -> f64 {
+        self.step_mult * (1.01 - done(step, num_steps)).powf(self.decay)
+    }
+
+    /// Rates of the momenta and of the square.
+    fn rates<E: Float>(&self, theta: &Theta<E>) -> (Vec<Var<E>>, Var<E>) {
+        let rates = |name, decays: &[f64]| -> Vec<Var<E>> {
+            let rates = averages::learned_rates(theta, name, decays);
+            rates.iter().map(|r| r.clip(RATES[0], RATES[1])).collect()
+        };
+        let square = rates("square_decay", &[self.initial_square_decay]).remove(0);
+        (rates("momentum_decays", &self.initial_momentum_decays), square)
+    }
+}
+
+impl UpdateRule for ControlledAdam {
+    fn name(&self) -> String {
+        "ControlledAdam".into()
+    }
+    fn theta_layout(&self) -> Arc<Layout> {
+        let mut tensors = self.network().tensors();
+        tensors.push(("momentum_decays".into(), vec![self.initial_momentum_decays.len()]));
+        tensors.push(("square_decay".into(), vec![1]));
+        Arc::new(sorted_layout(tensors))
+    }
+    fn init_theta<E: Float>(&self, key: Key) -> Vec<E> {
+        let layout = UpdateRule::theta_layout(self);
+        let mut theta = vec![E::of(0.0); layout.len()];
+        let network = self.network();
+        network.init(&layout, &mut theta, key);
+        if let Some(entry) = network.layers().last().and_then(|(_, _, w, _)| layout.get(w)) {
+            theta[entry.range()].fill(E::of(0.0));
+        }
+        theta
+    }
+    fn init_slots<E: Float>(&self, _: &Theta<E>, layout: &Layout, _: Option<u64>) -> Slots<E> {
+        let n = layout.len();
+        zero_slots([("momentum", self.initial_momentum_decays.len() * n), ("square", n)])
+    }
+    fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>) {
+        let (momentum_rates, square_rate) = self.rates(theta);
+        let momentum = averages::update(&now.slots[0], &now.grad, &momentum_rates);
+        let square = averages::step(&now.slots[1], &now.grad.square(), &square_rate);
+        // 1 − dᵗ
+        let correction = |rate: &Var<E>| {
+            let kept = (Var::scalar(1.0) - rate).ln().scale((now.step + 1) as f64).exp();
+            Var::scalar(1.0) - kept
+        };
+        let n = now.params.len();
+        let rsqrt = (&square / correction(&square_rate)).shift(EPSILON).rsqrt();
+        let mut directions = vec![&now.grad * &rsqrt];
+        for (k, rate) in momentum_rates.iter().enumerate() {
+            directions.push(momentum.row(k, n) / correction(rate) * &rsqrt);
+        }
+        let network = self.network();
+        let share = 1.0 / momentum_rates.len() as f64;
+        let count = now.tensors().count();
+        let next = now.tensors().enumerate().map(|(index, (shape, at))| {
+            let mean_log = |x: &Var<E>, epsilon| x.square().mean().shift(epsilon).ln();
+            let param = now.params.slice(at.clone());
+            let directions: Vec<Var<E>> = directions.iter().map(|d| d.slice(at.clone())).collect();
+            let mut features: Vec<Var<E>> = directions.iter().map(|d| mean_log(d, 1e-6).scale(0.5)).collect();
+            features.push(mean_log(&param, 1e-8).scale(0.15));
+            let constant = constant_features(shape, [index, count], now.step, now.num_steps);
+            features.extend(constant.map(Var::scalar));
+            let out = network.forward(theta, Var::concat(&features));
+            let mut step = &directions[0] * out.row(1, 1);
+            for (k, d) in directions.iter().enumerate().skip(1) {
+                step = step + d * out.row(1 + k, 1).shift(share);
+            }
+            param - step * out.row(0, 1).exp().scale(self.rate(now.step, now.num_steps))
+        });
+        (Var::concat(&next.collect::<Vec<_>>()), vec![momentum, square])
+    }
+    fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
+        kernel::in_f32(theta, |theta| fused::Fused::new(self.clone(), theta))
+            .unwrap_or_else(|| Box::new(Taped::new(self.clone(), theta)))
+    }
+}
+
+learned_optimizer!(ControlledAdam);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learned::golden::{noisy_theta, vjp_gap, warm_state};
+    use outerloop_core::contract::{awkward_params, check_learned_optimizer};
+    use outerloop_core::LearnedOptimizer;
+
+    #[test]
+    fn keeps_its_contract() {
+        check_learned_optimizer::<f32>(&ControlledAdam::default()).unwrap();
+        check_learned_optimizer::<f64>(&ControlledAdam::default()).unwrap();
+        assert_eq!(UpdateRule::theta_layout(&ControlledAdam::default()).len(), 161);
+    }
+
+    #[test]
+    fn the_derivative_agrees_with_differences() {
+        let l = ControlledAdam { hidden_size: 3, ..ControlledAdam::default() };
+        let theta = noisy_theta(&l, 0.1);
+        let gap = vjp_gap(&l, &theta, &warm_state(&l, &theta));
+        assert!(gap < 1e-6, "{gap:e}");
+    }
+
+    #[test]
+    fn starts_as_adam_with_one_momentum() {
+        // With one momentum of decay 0.9 and squares of decay 0.999, the initial theta is Adam.
+        let rule = ControlledAdam {
+            step_mult: 0.02,
+            decay: 0.0,
+            initial_momentum_decays: vec![0.9],
+            initial_square_decay: 0.999,
+            ..ControlledAdam::default()
+        };
+        let key = Key::new(3);
+        let params = awkward_params::<f64>(key);
+        let run = |opt: &dyn Optimizer<f64>| {
+            let mut state = opt.init(&params, Some(10), key);
+            for t in 0..10 {
+                let mut grad = vec![0.0; params.data.len()];
+                key.fold_in(t).fill_normal(&mut grad);
+                opt.update(&mut state, &grad, 1.0, key);
+            }
+            state.params
+        };
+        let adam = crate::hand::Adam { epsilon: 0.0, epsilon_root: 0.0, ..crate::hand::Adam::new(0.02) };
+        let got = run(&*rule.opt_fn(&LearnedOptimizer::<f64>::init(&rule, key)));
+        for (got, want) in got.iter().zip(run(&adam)) {
+            assert!((got - want).abs() < 1e-9, "{got}, not {want}");
+        }
+    }
+
+    #[test]
+    fn the_fused_update_agrees_with_the_rule() {
+        let rule = ControlledAdam::default();
+        let theta: Vec<f32> = noisy_theta(&rule, 0.1).iter().map(|x| *x as f32).collect();
+        let key = Key::new(5);
+        let params = awkward_params::<f32>(key);
+        for num_steps in [Some(50), None] {
+            let fused = rule.opt_fn(&theta);
+            let exact = Taped::<_, f32>::new(rule.clone(), &theta);
+            let mut states = [fused.init(&params, num_steps, key), exact.init(&params, num_steps, key)];
+            for t in 0..50 {
+                let mut grad = vec![0.0f32; params.data.len()];
+                key.fold_in(t).fill_normal(&mut grad);
+                fused.update(&mut states[0], &grad, 1.0, key);
+                exact.update(&mut states[1], &grad, 1.0, key);
+            }
+            let all = |i: usize| {
+                let s: &outerloop_core::OptState<f32> = &states[i];
+                s.params.iter().chain(s.slots.iter().flat_map(|s| &s.data)).copied().collect::<Vec<f32>>()
+            };
+            for (got, want) in all(0).iter().zip(all(1)) {
+                assert!((got - want).abs() < 1e-4 * (0.1 + want.abs()), "{got}, not {want}");
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Tests' harness: a kernel's derivative against the rule's on the tape.
+
+use crate::kernel::Path;
+use crate::rule::{Taped, UpdateRule};
+use outerloop_core::contract::awkward_layout;
+use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Slot};
+use std::sync::Arc;
+
+/// All adjoints of one update: parameters, gradient, theta, slots. `first`: a factor of the first gradient.
+fn adjoints<E: Float>(
+    opt: &dyn Optimizer<E>,
+    state: &OptState<E>,
+    theta: usize,
+    first: f64,
+) -> Vec<Vec<f64>> {
+    let normal = |key: u64, len: usize| -> Vec<E> {
+        let mut x = vec![0.0f32; len];
+        Key::new(key).fill_normal(&mut x);
+        x.iter().map(|x| E::of(f64::from(*x))).collect()
+    };
+    let mut after = state.zeros_like();
+    after.params = normal(32, state.params.len());
+    for (k, slot) in after.slots.iter_mut().enumerate() {
+        slot.data = normal(33 + k as u64, slot.data.len());
+    }
+    let mut grad = normal(31, state.params.len());
+    grad.iter_mut().take(1).for_each(|g| *g *= E::of(first));
+    let mut theta = vec![E::of(0.0); theta];
+    let vjp = opt.update_vjp().expect("a learned optimizer has a derivative");
+    let a = vjp.vjp(state, &grad, E::of(0.0), Key::new(0), &after, &mut theta);
+    let mut all = vec![a.state.params, a.grad, theta];
+    all.extend(a.state.slots.into_iter().map(|s| s.data));
+    all.iter().map(|x| x.iter().map(|x| x.f64()).collect()).collect()
+}
+
+fn converted<A: Float, B: Float>(s: &OptState<A>) -> OptState<B> {
+    let convert = |x: &[A]| x.iter().map(|x| B::of(x.f64())).collect();
+    let slots = s.slots.iter().map(|s| Slot { name: s.name.clone(), data: convert(&s.data) }).collect();
+    let params = convert(&s.params);
+    OptState { layout: s.layout.clone(), params, slots, step: s.step, num_steps: s.num_steps }
+}
+
+/// Holds a kernel's derivative in f32 against the rule's on the tape in f64, after three updates, on
+/// shapes of many kinds.
+pub(crate) fn check<R: UpdateRule + Clone>(
+    rule: &R,
+    tolerance: f64,
+    kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
+) {
+    let shapes: [&[usize]; 8] = [&[10], &[], &[7, 33], &[33, 7], &[5, 1], &[2, 3, 4, 5], &[0], &[49]];
+    let mut layouts = vec![awkward_layout()];
+    layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
+    layouts.push(Arc::new(Layout::new((0..40).map(|i| (format!("{i:02}"), vec![i % 5])))));
+    check_on(&layouts, 1.0, rule, tolerance, kernel);
+}
+
+/// The same on these layouts, with the first gradient multiplied by `first`.
+pub(crate) fn check_on<R: UpdateRule + Clone>(
+    layouts: &[Arc<Layout>],
+    first: f64,
+    rule: &R,
+    tolerance: f64,
+    kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
+) {
+    let theta: Vec<f32> = rule.init_theta(Key::new(6));
+    let theta64: Vec<f64> = theta.iter().map(|t| f64::from(*t)).collect();
+    let twin = Taped::<_, f64>::new(rule.clone(), &theta64);
+    for layout in layouts {
+        let mut params = Params::<f64>::zeros(layout.clone());
+        Key::new(9).fill_normal(&mut params.data);
+        let mut state = twin.init(&params, None, Key::new(0));
+        for t in 0..3 {
+            let mut grad = vec![0.0; layout.len()];
+            Key::new(t).fill_normal(&mut grad);
+            twin.update(&mut state, &grad, 0.0, Key::new(0));
+        }
+        // Both start from the same, rounded state.
+        let narrow: OptState<f32> = converted(&state);
+        let want = adjoints(&twin, &converted(&narrow), theta.len(), first);
+        for path in Path::available() {
+            let got = adjoints(&*kernel(path, &theta), &narrow, theta.len(), first);
+            for (k, (got, want)) in got.iter().zip(&want).enumerate() {
+                let size = want.iter().fold(0.1f64, |a, x| a.max(x.abs()));
+                for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                    let error = (got - want).abs();
+                    assert!(
+                        error <= tolerance * (want.abs() + 0.1 * size),
+                        "{} {path:?} {layout:?} {k} {i}: {got} {want}",
+                        rule.name()
+                    );
+                }
+            }
+        }
+    }
+}
