@@ -98,7 +98,7 @@ fn killed_again_and_again_it_ends_with_the_same_bytes() {
     let killed = RunDir::new(root.path().join("killed"));
     let spawn = || {
         Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact"])
+            .args(["resume::child", "--exact"])
             .env(CHILD, killed.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

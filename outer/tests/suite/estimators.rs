@@ -1,7 +1,6 @@
 //! Every estimator against its exact expectation.
 
-mod support;
-
+use crate::support::{bowl_loss, slope, step, Rule};
 use outerloop_core::Key;
 use outerloop_outer::adjoint::Memory;
 use outerloop_outer::estimator::{Antithetic, FullLoss, Noise, TerminalWeight, WindowLoss};
@@ -10,7 +9,6 @@ use outerloop_outer::{
     Workers,
 };
 use std::sync::Arc;
-use support::{bowl_loss, slope, step, Rule};
 
 const STD: f32 = 0.25;
 

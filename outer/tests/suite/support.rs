@@ -1,5 +1,4 @@
 //! Small tasks and learned optimizers whose meta-gradients are known in closed form.
-#![allow(dead_code)] // each test binary uses a part
 
 use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Tensor};
 use outerloop_core::{

@@ -1,7 +1,6 @@
 //! The adjoint sweep against differences of the unroll itself, and against itself.
 
-mod support;
-
+use crate::support;
 use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{FlatFamily, Float, Key, LearnedOptimizer, Split, Task};
 use outerloop_lopt::{LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt};

@@ -1,6 +1,6 @@
 //! The guide's learned optimizer, meta-trained for a few steps.
 
-include!("../../lopt/guide/gated_momentum.rs");
+include!("../../../lopt/guide/gated_momentum.rs");
 
 use outerloop_core::{LearnedOptimizer, SingleTask};
 use outerloop_lopt::hand::Adam;

@@ -1,0 +1,5 @@
+//! Tests over all optimizers of the crate, one program: a module per subject.
+
+mod contract;
+mod f32_derivatives;
+mod golden;

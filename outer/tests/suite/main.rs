@@ -1,0 +1,12 @@
+//! End-to-end tests of the outer loop, one program: a module per subject.
+
+mod adjoint;
+mod allocations;
+mod estimators;
+mod groups;
+mod guide;
+mod learns;
+mod precision;
+mod resume;
+mod support;
+mod trajectories;
