@@ -2,8 +2,8 @@
 //! statistically.
 
 use crate::fixture::{array, get, number, numbers, Case, Errors, Outcome};
+use crate::images::nonlinearity;
 use crate::optimizers::learned_optimizer;
-use outerloop_core::ops::Activation;
 use outerloop_core::tensor::{Backend, Mode, Rank0, Tensor};
 use outerloop_core::{BatchKey, Float, Key, LearnedOptimizer, SingleTask, Task};
 use outerloop_lopt::{hand::Adam, registry};
@@ -14,35 +14,44 @@ use outerloop_outer::{
     FullGrad, GradientLearner, MetaLoss, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
 };
 use outerloop_tasks::data::{digits, Splits};
-use outerloop_tasks::image::ImageMlp;
+use outerloop_tasks::image::{MlpConfig, MlpTask};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// The tutorial's task on all images.
-fn digits_mlp() -> ImageMlp<64, 32, 10> {
-    ImageMlp::new(Splits::undivided(digits()), 128, Activation::Relu).expect("64 features, 10 classes")
-}
-
-fn digits_task() -> Arc<SingleTask> {
-    Arc::new(SingleTask::new(digits_mlp()))
+/// The MLP on all digits that a case's `task` describes, e.g. `image MLP 64-32-10 relu on digits, batch 128`.
+fn digits_mlp(case: &Case) -> Result<MlpTask, Outcome> {
+    let text = case.get("task").as_str().unwrap_or("");
+    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || ",;:=()".contains(c)).collect();
+    let sizes = |w: &&str| w.split('-').map(|n| n.parse().ok()).collect::<Option<Vec<usize>>>();
+    let sizes = words.iter().filter_map(sizes).find(|s| s.len() > 1);
+    let batch = words.iter().position(|w| w.starts_with("batch"));
+    let after_batch = batch.and_then(|i| words[i..].iter().take(3).find_map(|w| w.parse().ok()));
+    match (sizes.as_deref(), after_batch) {
+        (Some([64, hidden @ .., 10]), Some(batch_size)) => {
+            let (hidden, nonlinearity) = (hidden.to_vec(), nonlinearity(text));
+            let config = MlpConfig { hidden, nonlinearity, batch_size, ..MlpConfig::default() };
+            MlpTask::new(Splits::undivided(digits()), config).map_err(Outcome::fail)
+        }
+        _ => Err(Outcome::fail(format!("task: expected `64-...-10` and `batch N`, got `{text}`"))),
+    }
 }
 
 pub fn inner_curves(case: &Case) -> Outcome {
+    run_inner_curves(case).unwrap_or_else(|outcome| outcome)
+}
+
+fn run_inner_curves(case: &Case) -> Result<Outcome, Outcome> {
     let mut errors = Errors::default();
-    let family = digits_task();
+    let family = SingleTask::<f32>::new(digits_mlp(case)?);
     let workers = Workers::new(0).expect("threads");
     let seeds = number(case.get("seeds")) as u64;
     let config = EvalConfig { num_steps: number(case.get("num_steps")) as u64, ..EvalConfig::default() };
     let steps: Vec<usize> = numbers(case.get("steps")).into_iter().map(|x| x as usize).collect();
-    for name in ["sgd", "adam"] {
-        let c = case.get(name);
-        let (class, hyper) =
-            get(c, "optimizer").as_object().and_then(|o| o.iter().next()).expect("one optimizer");
-        let opt = match registry::hand_designed::<f32>(class, hyper) {
-            Ok(opt) => opt,
-            Err(e) => return Outcome::fail(e),
-        };
-        let curves = training_curves(&*family, &*opt, &config, Key::new(1), seeds, &workers);
+    for (name, c) in case.json.as_object().expect("optimizers by name") {
+        let optimizer = c.get("optimizer").and_then(Value::as_object).and_then(|o| o.iter().next());
+        let Some((class, hyper)) = optimizer else { continue };
+        let opt = registry::hand_designed::<f32>(class, hyper).map_err(Outcome::fail)?;
+        let curves = training_curves(&family, &*opt, &config, Key::new(1), seeds, &workers);
         let band = get(c, "window_batch_loss");
         let (mean, std) = (numbers(get(band, "mean")), numbers(get(band, "std")));
         // Batch losses averaged over ten steps; at step 0 the loss of the first batch.
@@ -63,7 +72,7 @@ pub fn inner_curves(case: &Case) -> Outcome {
             errors.check(&format!("{name} at {t}"), got, mean, 4.0 * error);
         }
     }
-    errors.done()
+    Ok(errors.done())
 }
 
 pub fn meta_train_pes(case: &Case) -> Outcome {
@@ -77,7 +86,11 @@ pub fn meta_train_pes(case: &Case) -> Outcome {
             Err(outcome) => return outcome,
         };
     let schedule = TruncationSchedule::LogUniform { min: range[0] as u64, max: range[1] as u64 };
-    let step = TruncatedStep::new(digits_task(), lopt.clone(), schedule).expect("a valid schedule");
+    let family = match digits_mlp(case) {
+        Ok(task) => Arc::new(SingleTask::new(task)),
+        Err(outcome) => return outcome,
+    };
+    let step = TruncatedStep::new(family, lopt.clone(), schedule).expect("a valid schedule");
     let common = Antithetic {
         num_tasks: number(get(pes, "num_tasks")) as usize,
         trunc_length: number(get(pes, "trunc_length")) as usize,
@@ -151,13 +164,17 @@ pub fn meta_train_unrolled(case: &Case) -> Outcome {
             Ok(l) => l.into(),
             Err(outcome) => return outcome,
         };
+    let task = match digits_mlp(case) {
+        Ok(task) => task,
+        Err(outcome) => return outcome,
+    };
     let at = lopt.theta_layout().entry("log_lr").expect("LearnableAdam has it").offset;
     let outer_steps = number(case.get("outer_iterations")) as u64;
     let lr = number(get(get(case.get("outer_optimizer"), "Adam"), "learning_rate"));
     let seeds = number(case.get("seeds")) as u64;
     let run = |seed: u64| {
         let step = TruncatedStep::new(
-            Arc::new(SingleTask::new(OneBatch(digits_mlp()))),
+            Arc::new(SingleTask::new(OneBatch(task.clone()))),
             lopt.clone(),
             TruncationSchedule::Constant(4),
         );

@@ -46,7 +46,7 @@ fn data(file: &SafeTensors<'_>, classes: usize, indices: &[usize]) -> Splits {
 }
 
 /// The first nonlinearity that the description names; ReLU if none.
-fn nonlinearity(description: &str) -> Nonlinearity {
+pub fn nonlinearity(description: &str) -> Nonlinearity {
     let words = description.split(|c: char| !(c.is_alphanumeric() || c == '_'));
     let of = |word: &str| match word {
         "swish" => Some(Nonlinearity::Silu),
