@@ -1,30 +1,35 @@
 //! The nouns of outerloop, in reading order:
 //!
-//! | module | owns |
-//! |---|---|
-//! | [`key`](Key) | randomness as a value |
-//! | [`layout`](Layout) | what a flat buffer means |
-//! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors |
-//! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see |
-//! | [`optimizer`](Optimizer) | update rules, learned ones, and their state |
-//! | [`group`](OptimizerGroup) | optimizers that step together because that is faster |
-//! | [`ops`] | differentiable operations with exact second derivatives |
-//! | [`nn`] | layers made of them |
-//! | [`simd`] | vector instructions for kernels, one path per process |
-//! | [`tensor`] | the glue to dfdx: dtypes, devices, tapes, parameter trees |
-//! | [`atomic`] | files that are whole or not there |
-//! | [`contract`] | checks that every implementor's tests call |
+//! | module | owns | to change it |
+//! |---|---|---|
+//! | [`key`](Key) | randomness as a value | leave it: every stream is pinned by tests |
+//! | [`layout`](Layout) | what a flat buffer means | leave it: files on disk hold it |
+//! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors | implement it, in your crate |
+//! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see | implement it where a hand-written kernel is worth it |
+//! | [`optimizer`](Optimizer) | update rules, learned ones, and their state | implement it, in your crate |
+//! | [`group`](OptimizerGroup) | optimizers that step together because that is faster | implement it for a rule with a kernel over several thetas |
+//! | [`float`](Float), `math` | f32 and f64, and exponentials that vectorize | leave it: results depend on every bit |
+//! | [`activation`](ops::Activation) | activations that fuse with a linear map | add one, with its derivatives |
+//! | [`tensor`] | the glue to dfdx: devices, the recording tape, parameter trees | add a [`Backend`](tensor::Backend) for a device; leave the tape |
+//! | [`ops`] | differentiable operations with exact second derivatives | add one: a file and a row in its tests |
+//! | [`nn`] | layers made of them | add one freely |
+//! | [`simd`] | vector instructions for kernels, one path per process | use it; leave the paths |
+//! | [`atomic`] | files that are whole or not there | use it |
+//! | [`contract`] | checks that every implementor's tests call | add a check when a trait gains an invariant |
 //!
 //! Users write a [`Task`] with shapes checked at compile time; everything else works on one flat
 //! buffer plus a [`Layout`].
 
+mod activation;
 pub mod atomic;
 pub mod contract;
 mod error;
 mod flat;
+mod float;
 mod group;
 mod key;
 mod layout;
+mod math;
 pub mod nn;
 mod normal;
 pub mod ops;
@@ -35,9 +40,9 @@ pub mod tensor;
 
 pub use error::{Error, Result};
 pub use flat::{in_f32, Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
+pub use float::Float;
 pub use group::{OptimizerGroup, Turn};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};
 pub use task::{BatchKey, Split, Task, TaskFamily};
-pub use tensor::Float;

@@ -1,26 +1,12 @@
 //! `act(x w + b)` as one operation.
 
-use super::buffer::Buffer;
 use super::gemm::{add_matmul, Mat};
-use super::math::vectorize;
 use super::raw::{apply, flat, Primal, RawOp, Tangent};
-use crate::tensor::{Backend, Dim, Float, Mode, Tensor};
+use crate::activation::Activation;
+use crate::math::vectorize;
+use crate::tensor::{Backend, Buffer, Dim, Float, Mode, Tensor};
 use dfdx::prelude::HasShape;
-use serde::{Deserialize, Serialize};
 use std::ops::Deref;
-
-/// An activation whose derivatives are functions of its value, so that it can be fused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Activation {
-    /// `z`
-    Identity,
-    /// `max(z, 0)`; NaN stays NaN; derivative 0 at 0.
-    Relu,
-    /// `tanh z`
-    Tanh,
-    /// `1 / (1 + e^-z)`
-    Sigmoid,
-}
 
 /// Compiles a loop once per activation, so that it has no branches and vectorizes.
 macro_rules! each {
@@ -39,51 +25,6 @@ macro_rules! each {
 }
 
 impl Activation {
-    /// The value.
-    #[inline(always)]
-    pub fn value<E: Float>(self, z: E) -> E {
-        match self {
-            Activation::Identity => z,
-            Activation::Relu => {
-                let y = if z < E::of(0.0) { E::of(0.0) } else { z };
-                // Else a loop in place stores only where z < 0, by masked stores: 10x slower.
-                y + E::of(0.0)
-            }
-            Activation::Tanh => z.fast_tanh(),
-            Activation::Sigmoid => z.fast_sigmoid(),
-        }
-    }
-    /// First derivative, from the value `y`.
-    #[inline(always)]
-    pub fn d1<E: Float>(self, y: E) -> E {
-        match self {
-            Activation::Identity => E::of(1.0),
-            Activation::Relu => {
-                if y > E::of(0.0) {
-                    E::of(1.0)
-                } else {
-                    E::of(0.0)
-                }
-            }
-            Activation::Tanh => E::of(1.0) - y * y,
-            Activation::Sigmoid => y * (E::of(1.0) - y),
-        }
-    }
-    /// `act''/act'`, from the value `y`; 0 for ReLU.
-    #[inline(always)]
-    fn ratio<E: Float>(self, y: E) -> E {
-        match self {
-            Activation::Identity | Activation::Relu => E::of(0.0),
-            Activation::Tanh => E::of(-2.0) * y,
-            Activation::Sigmoid => E::of(1.0) - y - y,
-        }
-    }
-    /// Second derivative, from the value `y`.
-    #[inline(always)]
-    pub fn d2<E: Float>(self, y: E) -> E {
-        self.d1(y) * self.ratio(y)
-    }
-
     /// `act(z)` in place.
     fn activate<E: Float>(self, z: &mut [E]) {
         if self == Activation::Identity {
@@ -220,7 +161,7 @@ impl<E: Float> RawOp<E> for Linear {
 }
 
 /// [`super::linear`] by our kernels.
-pub(crate) fn raw_linear<E: Float, B: Backend<E>, N: Dim, I: Dim, O: Dim, M: Mode<E, B>>(
+pub(super) fn raw_linear<E: Float, B: Backend<E>, N: Dim, I: Dim, O: Dim, M: Mode<E, B>>(
     x: Tensor<(N, I), E, B, M>,
     w: &Tensor<(I, O), E, B>,
     b: &Tensor<(O,), E, B>,

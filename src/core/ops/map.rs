@@ -1,7 +1,7 @@
 //! Elementwise functions of one tensor, of any shape.
 
-use super::math::vectorize;
 use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use crate::math::vectorize;
 use crate::tensor::{Backend, Float, Mode, Shape, Tensor};
 use dfdx::prelude::HasShape;
 

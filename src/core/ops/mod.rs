@@ -23,7 +23,6 @@
 //! knows them (a computed tensor is passed there without its tape, `t.split_tape().0`). At points where a derivative does not exist (ReLU at 0, the root at 0) it is 0.
 
 mod binary;
-mod buffer;
 mod conv;
 mod dense_net;
 mod dual;
@@ -31,7 +30,6 @@ mod gemm;
 mod linear;
 mod loss;
 mod map;
-pub(crate) mod math;
 mod matmul;
 mod norm;
 mod raw;
@@ -41,12 +39,10 @@ mod select;
 mod tests;
 mod xent;
 
+pub use crate::activation::Activation;
 pub use binary::{add, div, mul, sub};
-pub(crate) use buffer::Buffer;
 pub use conv::{avg_pool, conv2d, global_avg_pool, global_max_pool, max_pool, Padding};
 pub use dense_net::{DenseNet, Elementwise, Head, Rows};
-pub(crate) use linear::raw_linear;
-pub use linear::Activation;
 pub use loss::{mse, sigmoid_cross_entropy};
 pub use map::{
     abs, affine, clip, cos, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu, shift,
@@ -57,10 +53,11 @@ pub use norm::{batch_norm, layer_norm, softmax, NORM_EPS};
 pub use raw::{apply, Primal, RawOp, Tangent};
 pub use reduce::{max_axis1, mean, mean_axis0, mean_axis1, sum, sum_axis0, sum_axis1};
 pub use select::{columns, concat, concat_rows, embedding, repeat_row, reshape, swap_middle, transpose};
-pub(crate) use xent::raw_softmax_cross_entropy;
 pub use xent::weighted_softmax_cross_entropy;
 
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Tensor};
+use linear::raw_linear;
+use xent::raw_softmax_cross_entropy;
 
 /// `act(x w + b)`. Shapes: `x` `[N, I]`, `w` `[I, O]`, `b` `[O]`, result `[N, O]`.
 pub fn linear<E: Float, B: Backend<E>, N: Dim, I: Dim, O: Dim, M: Mode<E, B>>(
@@ -69,7 +66,7 @@ pub fn linear<E: Float, B: Backend<E>, N: Dim, I: Dim, O: Dim, M: Mode<E, B>>(
     b: &Tensor<(O,), E, B>,
     act: Activation,
 ) -> Tensor<(N, O), E, B, M> {
-    B::linear(x, w, b, act)
+    B::linear(x, w, b, act, raw_linear)
 }
 
 /// Mean softmax cross entropy in nats against integer labels. Shapes: `logits` `[N, C]`, `labels`
@@ -81,5 +78,8 @@ pub fn softmax_cross_entropy<E: Float, B: Backend<E>, N: Dim, C: Dim, M: Mode<E,
     logits: Tensor<(N, C), E, B, M>,
     labels: &[u32],
 ) -> Tensor<Rank0, E, B, M> {
-    B::softmax_cross_entropy(logits, labels)
+    B::softmax_cross_entropy(logits, labels, |logits, labels| {
+        let n = labels.len();
+        raw_softmax_cross_entropy(logits, labels, vec![E::of(1.0 / n as f64); n])
+    })
 }

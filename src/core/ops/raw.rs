@@ -1,7 +1,6 @@
 //! What an operation is, how it is recorded, and two short ways to write one.
 
-use super::buffer::Buffer;
-use crate::tensor::{unique_id, with_recording, Backend, Float, Mode, Shape, Tangents, Tensor};
+use crate::tensor::{unique_id, with_recording, Backend, Buffer, Float, Mode, Shape, Tangents, Tensor};
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
 use std::ops::Deref;
 

@@ -1,7 +1,7 @@
 //! Moving elements: rows by index, columns, transposes, concatenation, image patches.
 
-use super::math::vectorize;
 use super::raw::{apply, flat, Affine, AffineOp};
+use crate::math::vectorize;
 use crate::tensor::{Backend, Dim, Float, Mode, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
 

@@ -1,7 +1,7 @@
 //! Softmax cross entropy against integer labels as one operation.
 
-use super::math::vectorize;
 use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use crate::math::vectorize;
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Tensor};
 use dfdx::prelude::HasShape;
 
@@ -86,7 +86,7 @@ impl<E: Float> RawOp<E> for Xent<E> {
 
 /// [`super::softmax_cross_entropy`] by our kernels, weighted; the weights sum to 1.
 #[track_caller]
-pub(crate) fn raw_softmax_cross_entropy<E: Float, B: Backend<E>, N: Dim, C: Dim, M: Mode<E, B>>(
+pub(super) fn raw_softmax_cross_entropy<E: Float, B: Backend<E>, N: Dim, C: Dim, M: Mode<E, B>>(
     logits: Tensor<(N, C), E, B, M>,
     labels: &[u32],
     weights: Vec<E>,

@@ -1,10 +1,13 @@
-//! The glue to dfdx: dtypes ([`Float`]), devices ([`Backend`]), the recording tape ([`Rec`]) and
-//! parameter trees ([`ParamTree`]). dfdx is named here and in [`crate::ops`] only.
+//! The glue to dfdx: devices ([`Backend`]), the recording tape ([`Rec`]) and parameter trees
+//! ([`ParamTree`]). dfdx is named here, in [`Float`]'s bounds and in [`crate::ops`] only.
 
+mod buffer;
 mod collection;
 mod params;
 mod rec;
 
+pub use crate::float::Float;
+pub(crate) use buffer::Buffer;
 pub(crate) use dfdx::prelude::Cache;
 pub use dfdx::prelude::{
     Axes, Axis, Const, ConstShape, Cpu, Device, Dim, Dtype, Gradients, HasShape, NoneTape, PutTape, Rank0,
@@ -16,68 +19,16 @@ pub use params::{DynParams, DynTensors, DynTree, ParamTree};
 pub use rec::{record, record_hvp, Mode, Rec, Recorded};
 pub(crate) use rec::{unique_id, with_recording, Tangents};
 
-use crate::ops::{self, math, Activation};
+use crate::activation::Activation;
 use crate::Key;
 use dfdx::prelude::ZerosTensor;
 use std::borrow::Cow;
-
-/// A floating dtype: f32 in use, f64 as the oracle.
-pub trait Float:
-    Dtype
-    + num_traits::Float
-    + rand::distributions::uniform::SampleUniform
-    + std::iter::Sum
-    + std::fmt::LowerExp
-    + std::fmt::Display
-    + serde::Serialize
-    + serde::de::DeserializeOwned
-{
-    /// Rounds an f64 to this dtype.
-    fn of(x: f64) -> Self;
-    /// Widens to f64.
-    fn f64(self) -> f64;
-    /// `e^x`: for f32 a polynomial that vectorizes, within 2e-7 relative; for f64 libm's.
-    fn fast_exp(self) -> Self;
-    /// `tanh x`, likewise.
-    fn fast_tanh(self) -> Self;
-    /// `1 / (1 + e^-x)`, likewise.
-    fn fast_sigmoid(self) -> Self;
-}
-
-macro_rules! float {
-    ($t:ty, $exp:expr, $tanh:expr, $sigmoid:expr) => {
-        impl Float for $t {
-            #[inline(always)]
-            fn of(x: f64) -> Self {
-                x as $t
-            }
-            #[inline(always)]
-            fn f64(self) -> f64 {
-                self as f64
-            }
-            #[inline(always)]
-            fn fast_exp(self) -> Self {
-                $exp(self)
-            }
-            #[inline(always)]
-            fn fast_tanh(self) -> Self {
-                $tanh(self)
-            }
-            #[inline(always)]
-            fn fast_sigmoid(self) -> Self {
-                $sigmoid(self)
-            }
-        }
-    };
-}
-float!(f32, math::exp_f32, math::tanh_f32, math::sigmoid_f32);
-float!(f64, f64::exp, f64::tanh, |x: f64| 1.0 / (1.0 + (-x).exp()));
 
 /// A device for a dtype: dfdx's `Device` plus explicit sampling and buffer access.
 ///
 /// Our operations ([`crate::ops`]) run on host slices, which [`Self::host`] and [`Self::with_grads`]
 /// lend them: [`Cpu`] its own buffers, another device copies. Operations worth a kernel of their own
-/// on a device are hooks here whose default is the host's.
+/// on a device are hooks here whose default is the host's, which the operation hands in.
 pub trait Backend<E: Float>: Device<E> + Send + Sync {
     /// See [`DynParams`].
     type DynParams: DynTree<E, Self>;
@@ -118,25 +69,38 @@ pub trait Backend<E: Float>: Device<E> + Send + Sync {
         f: impl FnOnce(&[E], &mut [Option<&mut [E]>]),
     ) -> Result<(), Self::Err>;
 
-    /// See [`crate::ops::linear`].
+    /// What [`crate::ops::linear`] computes. `host`: the operation on host slices, which a device
+    /// without a kernel of its own calls with the same arguments.
     fn linear<N: Dim, I: Dim, O: Dim, M: Mode<E, Self>>(
         x: Tensor<(N, I), E, Self, M>,
         w: &Tensor<(I, O), E, Self>,
         b: &Tensor<(O,), E, Self>,
         act: Activation,
+        host: LinearFn<N, I, O, E, Self, M>,
     ) -> Tensor<(N, O), E, Self, M> {
-        ops::raw_linear(x, w, b, act)
+        host(x, w, b, act)
     }
 
-    /// See [`crate::ops::softmax_cross_entropy`].
+    /// What [`crate::ops::softmax_cross_entropy`] computes; `host` as in [`Self::linear`].
     fn softmax_cross_entropy<N: Dim, C: Dim, M: Mode<E, Self>>(
         logits: Tensor<(N, C), E, Self, M>,
         labels: &[u32],
+        host: XentFn<N, C, E, Self, M>,
     ) -> Tensor<Rank0, E, Self, M> {
-        let n = labels.len();
-        ops::raw_softmax_cross_entropy(logits, labels, vec![E::of(1.0 / n as f64); n])
+        host(logits, labels)
     }
 }
+
+/// The type of [`crate::ops::linear`].
+pub type LinearFn<N, I, O, E, B, M> = fn(
+    Tensor<(N, I), E, B, M>,
+    &Tensor<(I, O), E, B>,
+    &Tensor<(O,), E, B>,
+    Activation,
+) -> Tensor<(N, O), E, B, M>;
+
+/// The type of [`crate::ops::softmax_cross_entropy`].
+pub type XentFn<N, C, E, B, M> = fn(Tensor<(N, C), E, B, M>, &[u32]) -> Tensor<Rank0, E, B, M>;
 
 /// A backend whose buffers are host memory: [`Cpu`].
 pub trait Host<E: Float>: Backend<E> {

@@ -1,8 +1,7 @@
 //! A zero-sized, `Copy` tape. Backward operations go to one thread-local recording, so traced
 //! tensors can be cloned and reused freely, and a gradient cannot be lost with a dropped tape.
 
-use super::{Backend, Float, Gradients, NoneTape, Rank0, Storage, Tape, Tensor};
-use crate::ops::Buffer;
+use super::{Backend, Buffer, Float, Gradients, NoneTape, Rank0, Storage, Tape, Tensor};
 use dfdx::prelude::{Backward, Merge, OwnedTape, SplitTape, UniqueId};
 use dfdx::tensor::PutTape;
 use std::{
