@@ -1,7 +1,7 @@
 //! Antithetic pairs of several lanes whose optimizers step together ([`OptimizerGroup`]).
 
 use crate::unroll::{Called, Clock, Place, Trajectory, TruncatedStep, Window};
-use outerloop_core::{Evaluator, Float, Key, OptimizerGroup, Turn};
+use outerloop_core::{Evaluator, Float, Key, MemberUpdate, OptimizerGroup};
 
 /// A lane's antithetic pair.
 pub(crate) struct Pair<'a, E: Float> {
@@ -15,7 +15,7 @@ pub(crate) struct Pair<'a, E: Float> {
     pub trajectories: [&'a mut Trajectory<E>; 2],
 }
 
-/// A pair at work, without the optimizers' states, which are in the group's turns.
+/// A pair at work, without the optimizers' states, which are in the group's updates.
 struct Running<'a, E: Float> {
     lane: Key,
     place: &'a mut Place<E>,
@@ -35,13 +35,13 @@ impl<E: Float> TruncatedStep<E> {
         steps: usize,
         outer_step: u64,
     ) -> Vec<[Window; 2]> {
-        let mut turns = Vec::with_capacity(2 * pairs.len());
+        let mut updates = Vec::with_capacity(2 * pairs.len());
         let mut running: Vec<Running<'_, E>> = Vec::with_capacity(pairs.len());
         for Pair { lane, place, clock, trajectories } in pairs {
             let model_states = trajectories.map(|t| {
                 let grad = vec![E::of(0.0); t.opt.params.len()];
                 let (loss, key) = (E::of(0.0), place.keys.opt);
-                turns.push(Turn { state: &mut t.opt, grad, loss, key, rests: false });
+                updates.push(MemberUpdate { state: &mut t.opt, grad, loss, key, skip: false });
                 &mut t.model_state
             });
             let evaluator = place.task.evaluator();
@@ -49,45 +49,47 @@ impl<E: Float> TruncatedStep<E> {
             running.push(Running { lane, place, clock, model_states, evaluator, windows });
         }
         for _ in 0..steps {
-            for (i, (pair, turns)) in running.iter_mut().zip(turns.chunks_exact_mut(2)).enumerate() {
+            for (i, (pair, updates)) in running.iter_mut().zip(updates.chunks_exact_mut(2)).enumerate() {
                 let is_over = pair.clock.is_done;
                 if is_over {
                     let opts = [group.member(2 * i), group.member(2 * i + 1)];
                     let starts = self.restart(opts, pair.lane, pair.place, pair.clock, outer_step);
                     pair.evaluator = pair.place.task.evaluator();
-                    for ((start, turn), model_state) in
-                        starts.into_iter().zip(&mut *turns).zip(&mut pair.model_states)
+                    for ((start, update), model_state) in
+                        starts.into_iter().zip(&mut *updates).zip(&mut pair.model_states)
                     {
-                        turn.grad.resize(start.opt.params.len(), E::of(0.0));
-                        turn.key = pair.place.keys.opt;
-                        (*turn.state, **model_state) = (start.opt, start.model_state);
+                        update.grad.resize(start.opt.params.len(), E::of(0.0));
+                        update.key = pair.place.keys.opt;
+                        (*update.state, **model_state) = (start.opt, start.model_state);
                     }
                 }
                 let at = pair.place.batch(pair.clock);
-                for (turn, model_state) in turns.iter_mut().zip(&mut pair.model_states) {
-                    turn.rests = is_over;
+                for (update, model_state) in updates.iter_mut().zip(&mut pair.model_states) {
+                    update.skip = is_over;
                     if !is_over {
-                        let params = &turn.state.params;
-                        turn.loss = pair.evaluator.loss_and_grad(params, model_state, at, &mut turn.grad);
+                        let params = &update.state.params;
+                        update.loss = pair.evaluator.loss_and_grad(params, model_state, at, &mut update.grad);
                     }
                 }
             }
-            group.update(&mut turns);
-            for (pair, turns) in running.iter_mut().zip(turns.chunks_exact(2)) {
+            group.update(&mut updates);
+            for (pair, updates) in running.iter_mut().zip(updates.chunks_exact(2)) {
                 let at = pair.place.batch(pair.clock);
-                if !turns[0].rests {
+                if !updates[0].skip {
                     pair.clock.advance();
                 }
-                for ((turn, model_state), window) in
-                    turns.iter().zip(&pair.model_states).zip(&mut pair.windows)
+                for ((update, model_state), window) in
+                    updates.iter().zip(&pair.model_states).zip(&mut pair.windows)
                 {
                     let meta = match self.meta_loss.batch(at) {
-                        Some(at) if !turn.rests => pair.evaluator.loss(&turn.state.params, model_state, at),
-                        _ => turn.loss,
+                        Some(at) if !update.skip => {
+                            pair.evaluator.loss(&update.state.params, model_state, at)
+                        }
+                        _ => update.loss,
                     };
-                    let called = match turn.rests {
+                    let called = match update.skip {
                         true => Called::Reset,
-                        false => Called::Trained { loss: turn.loss, meta },
+                        false => Called::Trained { loss: update.loss, meta },
                     };
                     window.push(&self.objective, &*pair.place.task, pair.clock, called);
                 }

@@ -1,8 +1,8 @@
 //! Checks of the traits' invariants, called by every implementor's tests.
 
 use crate::{
-    BatchKey, Error, FlatTask, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, Result,
-    Split, Turn,
+    BatchKey, Error, FlatTask, Float, Key, Layout, LearnedOptimizer, MemberUpdate, OptState, Optimizer,
+    Params, Result, Split,
 };
 use std::sync::Arc;
 
@@ -191,15 +191,15 @@ pub fn check_group<E: Float>(lopt: &dyn LearnedOptimizer<E>) -> Result<()> {
         let mut want: Vec<_> = alone.iter().map(|opt| opt.init(&params, Some(50), key)).collect();
         let mut got: Vec<_> = (0..size).map(|i| group.member(i).init(&params, Some(50), key)).collect();
         for t in 0..4 {
-            let mut turns: Vec<Turn<'_, E>> = Vec::new();
+            let mut updates: Vec<MemberUpdate<'_, E>> = Vec::new();
             for (i, (state, want)) in got.iter_mut().zip(&mut want).enumerate() {
                 let mut grad = vec![E::of(0.0); params.data.len()];
                 key.named("grad").fold_in(t).fold_in(i as u64).fill_normal(&mut grad);
-                let (loss, rests) = (E::of(1.0 / (1.0 + t as f64)), t == 1 && i == 1);
-                Turn { state: want, grad: grad.clone(), loss, key, rests }.take(&*alone[i]);
-                turns.push(Turn { state, grad, loss, key, rests });
+                let (loss, skip) = (E::of(1.0 / (1.0 + t as f64)), t == 1 && i == 1);
+                MemberUpdate { state: want, grad: grad.clone(), loss, key, skip }.apply(&*alone[i]);
+                updates.push(MemberUpdate { state, grad, loss, key, skip });
             }
-            group.update(&mut turns);
+            group.update(&mut updates);
         }
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             let is_same = got.step == want.step

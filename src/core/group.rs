@@ -11,16 +11,16 @@ pub trait OptimizerGroup<E: Float = f32>: Send + Sync {
     /// The optimizer of member `i` by itself.
     fn member(&self, i: usize) -> &dyn Optimizer<E>;
 
-    /// One update of every member that does not rest; `turns[i]` is member `i`'s.
+    /// One update of every member that is not skipped; `updates[i]` is member `i`'s.
     ///
     /// # Panics
-    /// If there are not as many turns as members, or a gradient has not the length of its parameters.
-    fn update(&self, turns: &mut [Turn<'_, E>]);
+    /// If there are not as many updates as members, or a gradient has not the length of its parameters.
+    fn update(&self, updates: &mut [MemberUpdate<'_, E>]);
 }
 
 /// The arguments of one member's [`Optimizer::update`].
 #[derive(Debug)]
-pub struct Turn<'a, E> {
+pub struct MemberUpdate<'a, E> {
     /// Changed in place.
     pub state: &'a mut OptState<E>,
     /// The gradient at `state.params`, of the same length.
@@ -30,13 +30,13 @@ pub struct Turn<'a, E> {
     /// The training run's key.
     pub key: Key,
     /// Whether the member leaves this update out.
-    pub rests: bool,
+    pub skip: bool,
 }
 
-impl<E: Float> Turn<'_, E> {
-    /// Takes the turn with `opt`, unless the member rests.
-    pub fn take(&mut self, opt: &dyn Optimizer<E>) {
-        if !self.rests {
+impl<E: Float> MemberUpdate<'_, E> {
+    /// Updates the state with `opt`, unless the member is skipped.
+    pub fn apply(&mut self, opt: &dyn Optimizer<E>) {
+        if !self.skip {
             opt.update(self.state, &self.grad, self.loss, self.key);
         }
     }
@@ -47,8 +47,8 @@ impl<E: Float> OptimizerGroup<E> for Vec<Box<dyn Optimizer<E>>> {
     fn member(&self, i: usize) -> &dyn Optimizer<E> {
         &*self[i]
     }
-    fn update(&self, turns: &mut [Turn<'_, E>]) {
-        assert_eq!(turns.len(), self.len(), "turns of a group: one per member");
-        turns.iter_mut().zip(self).for_each(|(turn, member)| turn.take(&**member));
+    fn update(&self, updates: &mut [MemberUpdate<'_, E>]) {
+        assert_eq!(updates.len(), self.len(), "updates of a group: one per member");
+        updates.iter_mut().zip(self).for_each(|(update, member)| update.apply(&**member));
     }
 }

@@ -41,7 +41,7 @@ pub mod tensor;
 pub use error::{Error, Result};
 pub use flat::{in_f32, Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
 pub use float::Float;
-pub use group::{OptimizerGroup, Turn};
+pub use group::{MemberUpdate, OptimizerGroup};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};

@@ -11,7 +11,7 @@ use crate::kernel::net::{stepped, MAX_LANES};
 use crate::learned::MlpLopt;
 use crate::rule::UpdateRule;
 use outerloop_core::simd::{with_scratch, Path, Simd, WithSimd};
-use outerloop_core::{Layout, Optimizer, OptimizerGroup, Turn};
+use outerloop_core::{Layout, MemberUpdate, Optimizer, OptimizerGroup};
 use std::sync::{Arc, OnceLock};
 
 /// [`MlpLopt`]s in f32, each at its own theta.
@@ -59,9 +59,9 @@ impl MlpGroup {
         }
     }
 
-    /// Whether these turns can be taken together: all parameters have the same layout, with few numbers.
-    fn fits(&self, turns: &[Turn<'_, f32>]) -> bool {
-        let mut active = turns.iter().filter(|t| !t.rests).map(|t| &t.state.layout);
+    /// Whether these updates can be made together: all parameters have the same layout, with few numbers.
+    fn fits(&self, updates: &[MemberUpdate<'_, f32>]) -> bool {
+        let mut active = updates.iter().filter(|t| !t.skip).map(|t| &t.state.layout);
         let Some(first) = active.next() else { return false };
         Self::size(first.len(), self.path) > 1 && active.all(|l| Arc::ptr_eq(l, first) || **l == **first)
     }
@@ -72,24 +72,24 @@ impl OptimizerGroup<f32> for MlpGroup {
         self.alone[i].get_or_init(|| MlpKernel::new(self.rule.clone(), &self.thetas[i], self.path))
     }
 
-    fn update(&self, turns: &mut [Turn<'_, f32>]) {
-        assert_eq!(turns.len(), self.thetas.len(), "turns of a group: one per member");
-        if !self.fits(turns) {
-            for (i, turn) in turns.iter_mut().enumerate().filter(|(_, t)| !t.rests) {
-                turn.take(self.member(i));
+    fn update(&self, updates: &mut [MemberUpdate<'_, f32>]) {
+        assert_eq!(updates.len(), self.thetas.len(), "updates of a group: one per member");
+        if !self.fits(updates) {
+            for (i, update) in updates.iter_mut().enumerate().filter(|(_, t)| !t.skip) {
+                update.apply(self.member(i));
             }
             return;
         }
-        let layout = turns.iter().find(|t| !t.rests).expect("somebody fits").state.layout.clone();
+        let layout = updates.iter().find(|t| !t.skip).expect("somebody fits").state.layout.clone();
         let (n, path) = (layout.len(), self.path);
-        for turn in turns.iter().filter(|t| !t.rests) {
-            assert_eq!(turn.grad.len(), n, "MlpLopt: length of the gradient");
-            let momentum = &turn.state.slots[0].data;
+        for update in updates.iter().filter(|t| !t.skip) {
+            assert_eq!(update.grad.len(), n, "MlpLopt: length of the gradient");
+            let momentum = &update.state.slots[0].data;
             assert_eq!(momentum.len(), DECAYS.len() * n, "MlpLopt: length of the momenta");
         }
         let vectors = n * GATHERED + TENSOR_FEATURES * (n + path.lanes()) + self.net.scratch(n);
         with_scratch(vectors * path.lanes(), |scratch| {
-            path.run(Step { group: self, turns, layout: &layout, scratch });
+            path.run(Step { group: self, updates, layout: &layout, scratch });
         });
     }
 }
@@ -98,7 +98,7 @@ impl OptimizerGroup<f32> for MlpGroup {
 /// reads what becomes of them.
 struct Step<'a, 'b> {
     group: &'a MlpGroup,
-    turns: &'a mut [Turn<'b, f32>],
+    updates: &'a mut [MemberUpdate<'b, f32>],
     layout: &'a Layout,
     scratch: &'a mut [f32],
 }
@@ -112,12 +112,12 @@ impl WithSimd for Step<'_, '_> {
         let (x, scratch) = S::as_mut_simd_f32s(scratch).0.split_at_mut(TENSOR_FEATURES * n);
         let (sums, units) = scratch.split_at_mut(TENSOR_FEATURES * S::F32_LANES);
         let mut steps = [0; MAX_LANES];
-        for (m, turn) in self.turns.iter().enumerate().filter(|(_, t)| !t.rests) {
+        for (m, update) in self.updates.iter().enumerate().filter(|(_, t)| !t.skip) {
             let mut rows = gathered.chunks_exact_mut(S::F32_LANES);
-            for numbers in [&turn.state.params, &turn.grad, &turn.state.slots[0].data] {
+            for numbers in [&update.state.params, &update.grad, &update.state.slots[0].data] {
                 numbers.iter().zip(&mut rows).for_each(|(number, row)| row[m] = *number);
             }
-            steps[m] = turn.state.step;
+            steps[m] = update.state.step;
         }
         let (params, rest) = S::as_mut_simd_f32s(gathered).0.split_at_mut(n);
         let (grad, momentum) = rest.split_at_mut(n);
@@ -135,18 +135,18 @@ impl WithSimd for Step<'_, '_> {
                 normalize_tensor(s, &raw[range.clone()], &mut x[range.clone()], sums);
             }
         }
-        let out = self.group.net.forward(s, &steps[..self.turns.len()], x, n, units);
+        let out = self.group.net.forward(s, &steps[..self.updates.len()], x, n, units);
         let rule = &self.group.rule;
         let (direction, magnitude) = out.split_at(n);
         for ((p, d), m) in params.iter_mut().zip(direction).zip(magnitude) {
             *p = stepped(s, *p, [*d, *m], [rule.exp_mult, rule.step_mult]);
         }
-        for (m, turn) in self.turns.iter_mut().enumerate().filter(|(_, t)| !t.rests) {
+        for (m, update) in self.updates.iter_mut().enumerate().filter(|(_, t)| !t.skip) {
             let mut rows = gathered.chunks_exact(S::F32_LANES);
-            turn.state.params.iter_mut().zip(&mut rows).for_each(|(number, row)| *number = row[m]);
+            update.state.params.iter_mut().zip(&mut rows).for_each(|(number, row)| *number = row[m]);
             let rows = rows.skip(n);
-            turn.state.slots[0].data.iter_mut().zip(rows).for_each(|(number, row)| *number = row[m]);
-            turn.state.step += 1;
+            update.state.slots[0].data.iter_mut().zip(rows).for_each(|(number, row)| *number = row[m]);
+            update.state.step += 1;
         }
     }
 }
@@ -223,7 +223,7 @@ mod tests {
         (bits(&state.params), bits(&state.slots[0].data), state.step)
     }
 
-    /// Steps a group and its members alone; `layouts[i]` is member i's. They rest in turn, so that
+    /// Steps a group and its members alone; `layouts[i]` is member i's. Each skips some, so that
     /// their steps differ, and one sees a NaN.
     fn compare(rule: &MlpLopt, layouts: &[Arc<Layout>], path: Path) {
         let key = Key::new(4).fold_in(layouts.len() as u64);
@@ -235,7 +235,7 @@ mod tests {
         let mut together: Vec<OptState> = (0..layouts.len()).map(starts).collect();
         let mut alone = together.clone();
         for t in 0..8 {
-            let mut turns: Vec<Turn<'_, f32>> = together
+            let mut updates: Vec<MemberUpdate<'_, f32>> = together
                 .iter_mut()
                 .enumerate()
                 .map(|(i, state)| {
@@ -244,13 +244,13 @@ mod tests {
                     if (t, i) == (5, 1) {
                         grad.fill(f32::NAN);
                     }
-                    Turn { state, grad, loss: 1.0, key, rests: (t + i as u64) % 5 == 4 }
+                    MemberUpdate { state, grad, loss: 1.0, key, skip: (t + i as u64) % 5 == 4 }
                 })
                 .collect();
-            group.update(&mut turns);
-            for ((i, turn), state) in turns.iter().enumerate().zip(&mut alone) {
-                let mut turn = Turn { state, grad: turn.grad.clone(), ..*turn };
-                turn.take(&MlpKernel::new(rule.clone(), &thetas[i], path));
+            group.update(&mut updates);
+            for ((i, update), state) in updates.iter().enumerate().zip(&mut alone) {
+                let mut update = MemberUpdate { state, grad: update.grad.clone(), ..*update };
+                update.apply(&MlpKernel::new(rule.clone(), &thetas[i], path));
             }
             for (i, (a, b)) in together.iter().zip(&alone).enumerate() {
                 assert_eq!(bits(a), bits(b), "{rule:?} {path:?} {:?} member {i} step {t}", layouts[i]);
@@ -283,7 +283,13 @@ mod tests {
         let mut state = start(group.member(0), &layout, Key::new(1));
         let before = bits(&state);
         let grad = vec![1.0; 4];
-        group.update(&mut [Turn { state: &mut state, grad, loss: 0.0, key: Key::new(0), rests: true }]);
+        group.update(&mut [MemberUpdate {
+            state: &mut state,
+            grad,
+            loss: 0.0,
+            key: Key::new(0),
+            skip: true,
+        }]);
         assert_eq!(before, bits(&state));
     }
 }
