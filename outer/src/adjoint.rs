@@ -8,7 +8,8 @@
 //! Reference: Maclaurin, Duvenaud, Adams 2015, arXiv:1502.03492 (reverse sweep through training);
 //! Griewank and Walther 2008, chapter 12 (checkpointing).
 
-use crate::unroll::{Called, Clock, MetaLoss, Place, Trajectory, TruncatedStep, Window};
+use crate::episode::{Clock, Trajectory};
+use crate::unroll::{LaneRun, MetaLoss, StepOutcome, TruncatedStep, Window};
 use crate::workers::Worker;
 use outerloop_core::{
     BatchKey, Error, FlatTask, Float, Key, OptState, Optimizer, Result, UpdateAdjoint, UpdateVjp,
@@ -125,11 +126,33 @@ struct Step<E: Float> {
     after: Option<(Vec<E>, Vec<E>)>,
 }
 
-/// What a call did, for the backward sweep.
-enum Replayed<E: Float> {
+/// What a step did, for the backward sweep.
+enum Recorded<E: Float> {
     /// A new run, from this state.
     Reset(OptState<E>),
     Trained(Step<E>),
+}
+
+/// What the forward pass leaves behind.
+struct Forward<E: Float> {
+    /// Steps of a segment.
+    every: usize,
+    /// The states at the start of all segments but the last.
+    saved: Vec<(Clock, Trajectory<E>)>,
+    /// The last segment, recorded.
+    segment: Vec<Recorded<E>>,
+    window: Window,
+    train_loss: Vec<E>,
+    /// Emphasis, and the derivative of the objective by the raw meta-loss.
+    slopes: Vec<(f64, f64)>,
+}
+
+/// An unroll to be differentiated, and the thread that does it.
+struct Unroll<'a, E: Float> {
+    rules: &'a TruncatedStep<E>,
+    opt: &'a dyn Optimizer<E>,
+    vjp: &'a dyn UpdateVjp<E>,
+    worker: &'a mut Worker<E>,
 }
 
 impl<E: Float> TruncatedStep<E> {
@@ -138,17 +161,13 @@ impl<E: Float> TruncatedStep<E> {
     /// is the fresh state of a run; a reset cuts the chain.
     ///
     /// Errors if the optimizer has no [`outerloop_core::UpdateVjp`].
-    #[allow(clippy::too_many_arguments)] // as `windows`
     pub fn window_and_grad(
         &self,
         theta: &[E],
-        lane: Key,
-        clock: &mut Clock,
-        trajectory: &mut Trajectory<E>,
+        run: &mut LaneRun<'_, E, 1>,
         steps: usize,
-        outer_step: u64,
-        worker: &mut Worker<E>,
         config: &SweepConfig,
+        worker: &mut Worker<E>,
     ) -> Result<Sweep<E>> {
         let opt = self.lopt.opt_fn(theta);
         let vjp = opt.update_vjp().ok_or_else(|| {
@@ -156,133 +175,152 @@ impl<E: Float> TruncatedStep<E> {
                 "its update has no derivative; implement `Optimizer::update_vjp` or use an ES estimator";
             Error::invalid(format!("optimizer {}", opt.name()), why)
         })?;
-        let fresh_start = (!clock.is_done && trajectory.opt.step == 0).then(|| trajectory.opt.clone());
-        // Forward, with a state remembered every k calls.
-        let bytes = size_of::<E>() * (2 * trajectory.opt.params.len()) + trajectory.opt.slot_bytes();
-        let every = config.memory.every(steps, bytes);
-        // The last segment is recorded right away, the others when the sweep comes to them.
-        let last = steps.saturating_sub(1) / every * every;
-        let mut saved: Vec<(Clock, Trajectory<E>)> = Vec::new();
-        let mut segment: Vec<Replayed<E>> = Vec::new();
-        let mut window = Window::with_capacity(steps);
-        // Raw meta-losses and their emphasis.
-        let mut metas: Vec<(f64, f64)> = Vec::with_capacity(steps);
-        let mut train_loss: Vec<E> = Vec::with_capacity(steps);
-        let mut place = self.place(lane, clock.episode);
-        for t in 0..steps {
-            let called = if t < last {
-                if t % every == 0 {
-                    saved.push((clock.clone(), trajectory.clone()));
-                }
-                let t = &mut [&mut *trajectory];
-                let [called] = self.call([&*opt], lane, &mut place, clock, t, outer_step, worker);
-                called
-            } else {
-                let step = self.record(&*opt, lane, &mut place, clock, trajectory, outer_step, worker);
-                let called = match &step {
-                    Replayed::Reset(_) => Called::Reset,
-                    Replayed::Trained(s) => {
-                        let [meta] = self.metas([s.loss], s.at, &place, &[&mut *trajectory], worker);
-                        Called::Trained { loss: s.loss, meta }
-                    }
-                };
-                segment.push(step);
-                called
-            };
-            window.push(&self.objective, &*place.task, clock, called);
-            let (loss, meta) = match called {
-                Called::Reset => (E::of(f64::NAN), f64::NAN),
-                Called::Trained { loss, meta } => (loss, meta.f64()),
-            };
-            train_loss.push(loss);
-            // The clock stands after the step, of which there is none at a reset.
-            let done = clock.inner_step.saturating_sub(1);
-            metas.push((meta, self.objective.emphasis.weight(done, clock.length)));
-        }
-        let weights = config.weights.weights(&window.mask)?;
-        let weighted = window.loss.iter().zip(&weights).filter(|(_, w)| **w != 0.0);
+        let start = &run.trajectories[0].opt;
+        let fresh_start = (!run.clock.is_done && start.step == 0).then(|| start.clone());
+        let mut unroll = Unroll { rules: self, opt: &*opt, vjp, worker };
+        let mut forward = unroll.forward(run, steps, config.memory);
+        let weights = config.weights.weights(&forward.window.mask)?;
+        let weighted = forward.window.loss.iter().zip(&weights).filter(|(_, w)| **w != 0.0);
         let loss = weighted.map(|(l, w)| l * w).sum();
-
-        // Backward, segment by segment.
+        let slopes = weights.iter().zip(&forward.slopes).map(|(w, (emphasis, slope))| match *w {
+            0.0 => E::of(0.0),
+            w => E::of(w * emphasis * slope),
+        });
+        let slopes: Vec<E> = slopes.collect();
         let mut grad = ThetaSum::new(theta.len());
+        let adjoint = unroll.backward(&mut forward, run, &slopes, config.clip, &mut grad);
+        // A window that begins with a fresh run depends on theta through that run's `init`, too.
+        if let (Some(a), Some(start)) = (adjoint, fresh_start) {
+            grad.add(|part| vjp.init_vjp(&start, &a, part));
+        }
+        let Forward { window, train_loss, .. } = forward;
+        Ok(Sweep { window, loss, grad: grad.total(), train_loss })
+    }
+}
+
+impl<E: Float> Unroll<'_, E> {
+    /// Advances the trajectory. The last segment is recorded right away, the others when the backward
+    /// sweep comes to them.
+    fn forward(&mut self, run: &mut LaneRun<'_, E, 1>, steps: usize, memory: Memory) -> Forward<E> {
+        let start = &run.trajectories[0].opt;
+        let bytes = size_of::<E>() * (2 * start.params.len()) + start.slot_bytes();
+        let every = memory.every(steps, bytes);
+        let last = steps.saturating_sub(1) / every * every;
+        let objective = &self.rules.objective;
+        let mut forward = Forward {
+            every,
+            saved: Vec::new(),
+            segment: Vec::new(),
+            window: Window::with_capacity(steps),
+            train_loss: Vec::with_capacity(steps),
+            slopes: Vec::with_capacity(steps),
+        };
+        for t in 0..steps {
+            if t < last && t % every == 0 {
+                forward.saved.push((run.clock.clone(), run.trajectories[0].clone()));
+            }
+            let outcome = if t < last {
+                let [outcome] = self.rules.advance([self.opt], run, self.worker);
+                outcome
+            } else {
+                let (recorded, outcome) = self.record_with_outcome(run);
+                forward.segment.push(recorded);
+                outcome
+            };
+            let task = &*run.episode.task;
+            forward.window.push(objective, task, run.clock, outcome);
+            let (loss, slope) = match outcome {
+                StepOutcome::Reset => (E::of(f64::NAN), (0.0, 0.0)),
+                StepOutcome::Trained { loss, meta } => {
+                    let emphasis = objective.emphasis.weight(run.clock.inner_step - 1, run.clock.length);
+                    (loss, (emphasis, objective.slope(task, meta.f64())))
+                }
+            };
+            forward.train_loss.push(loss);
+            forward.slopes.push(slope);
+        }
+        forward
+    }
+
+    /// Sweeps back, segment by segment, adding to theta's adjoint; returns that of the state at the start,
+    /// unless the chain is cut before. `run`: the lane after the forward pass; `slopes`: the derivative
+    /// of the meta-objective by every step's raw meta-loss.
+    fn backward(
+        &mut self,
+        forward: &mut Forward<E>,
+        run: &LaneRun<'_, E, 1>,
+        slopes: &[E],
+        clip: Option<f64>,
+        grad: &mut ThetaSum<E>,
+    ) -> Option<OptState<E>> {
+        let vjp = self.vjp;
         let mut adjoint: Option<OptState<E>> = None;
-        let mut first = last;
+        let Forward { every, saved, segment, .. } = forward;
         loop {
-            while let Some(step) = segment.pop() {
-                let step = match step {
+            let first = saved.len() * *every;
+            while let Some(recorded) = segment.pop() {
+                let step = match recorded {
                     // The new run's start does not depend on the old run, only on theta through `init`.
-                    Replayed::Reset(start) => {
+                    Recorded::Reset(start) => {
                         if let Some(a) = adjoint.take() {
                             grad.add(|part| vjp.init_vjp(&start, &a, part));
                         }
                         continue;
                     }
-                    Replayed::Trained(step) => step,
+                    Recorded::Trained(step) => step,
                 };
-                let t = first + segment.len();
-                let slope = match weights[t] {
-                    0.0 => 0.0,
-                    w => w * metas[t].1 * self.objective.slope(&*step.task, metas[t].0),
-                };
+                let slope = slopes[first + segment.len()];
                 let a = adjoint.take().unwrap_or_else(|| step.before.zeros_like());
-                let slope = E::of(slope);
-                let mut a = grad.add(|part| self.step_back(vjp, &step, a, slope, part, worker));
-                if let Some(limit) = config.clip {
+                let mut a = grad.add(|part| self.step_back(&step, a, slope, part));
+                if let Some(limit) = clip {
                     clip_norm(&mut a, limit);
                 }
                 adjoint = Some(a);
             }
-            let Some((mut clock, mut trajectory)) = saved.pop() else { break };
-            first = saved.len() * every;
-            let mut place = self.place(lane, clock.episode);
-            segment.extend((0..every).map(|_| {
-                self.record(&*opt, lane, &mut place, &mut clock, &mut trajectory, outer_step, worker)
-            }));
+            let Some((mut clock, mut trajectory)) = saved.pop() else { return adjoint };
+            let mut episode = run.episode.numbered(clock.episode);
+            let trajectories = [&mut trajectory];
+            let (episode, clock, outer_step) = (&mut episode, &mut clock, run.outer_step);
+            let mut again = LaneRun { episode, clock, trajectories, outer_step };
+            segment.extend((0..*every).map(|_| self.record(&mut again)));
         }
-        // A window that begins with a fresh run depends on theta through that run's `init`, too.
-        if let (Some(a), Some(start)) = (adjoint, fresh_start) {
-            grad.add(|part| vjp.init_vjp(&start, &a, part));
-        }
-        Ok(Sweep { window, loss, grad: grad.total(), train_loss })
     }
 
     /// Trains one step, remembering what [`Self::step_back`] needs.
-    #[allow(clippy::too_many_arguments)] // as `windows`
-    fn record(
-        &self,
-        opt: &dyn Optimizer<E>,
-        lane: Key,
-        place: &mut Place<E>,
-        clock: &mut Clock,
-        t: &mut Trajectory<E>,
-        outer_step: u64,
-        worker: &mut Worker<E>,
-    ) -> Replayed<E> {
-        let at = place.batch(clock);
-        let (before, model_state) = (t.opt.clone(), t.model_state.clone());
-        let Some([loss]) = self.train([opt], lane, place, clock, &mut [&mut *t], outer_step, worker) else {
-            return Replayed::Reset(t.opt.clone());
+    fn record(&mut self, run: &mut LaneRun<'_, E, 1>) -> Recorded<E> {
+        let at = run.episode.batch(run.clock);
+        let (before, model_state) =
+            (run.trajectories[0].opt.clone(), run.trajectories[0].model_state.clone());
+        let Some([loss]) = self.rules.train([self.opt], run, self.worker) else {
+            return Recorded::Reset(run.trajectories[0].opt.clone());
         };
-        let after = self.meta_loss.batch(at).map(|_| (t.opt.params.clone(), t.model_state.clone()));
-        let (task, key, grad) = (place.task.clone(), place.keys.opt, worker.grad.clone());
-        Replayed::Trained(Step { task, before, model_state, at, key, loss, grad, after })
+        let t = &run.trajectories[0];
+        let after = self.rules.meta_loss.batch(at).map(|_| (t.opt.params.clone(), t.model_state.clone()));
+        let (task, key, grad) = (run.episode.task.clone(), run.episode.keys.opt, self.worker.grad.clone());
+        Recorded::Trained(Step { task, before, model_state, at, key, loss, grad, after })
+    }
+
+    /// [`Self::record`], with what [`TruncatedStep::advance`] returns.
+    fn record_with_outcome(&mut self, run: &mut LaneRun<'_, E, 1>) -> (Recorded<E>, StepOutcome<E>) {
+        let recorded = self.record(run);
+        let outcome = match &recorded {
+            Recorded::Reset(_) => StepOutcome::Reset,
+            Recorded::Trained(s) => {
+                let [meta] = self.rules.meta_losses([s.loss], s.at, run, self.worker);
+                StepOutcome::Trained { loss: s.loss, meta }
+            }
+        };
+        (recorded, outcome)
     }
 
     /// The adjoint of the state before a step from the adjoint `a` after it; `slope` is the derivative
     /// of the meta-objective by this step's raw meta-loss.
-    fn step_back(
-        &self,
-        vjp: &dyn UpdateVjp<E>,
-        step: &Step<E>,
-        mut a: OptState<E>,
-        slope: E,
-        theta: &mut [E],
-        worker: &mut Worker<E>,
-    ) -> OptState<E> {
+    fn step_back(&mut self, step: &Step<E>, mut a: OptState<E>, slope: E, theta: &mut [E]) -> OptState<E> {
         let zero = E::of(0.0);
         let n = step.grad.len();
-        let (evaluator, _) = worker.evaluator(&step.task);
-        if let (Some((params, model_state)), Some(at)) = (&step.after, self.meta_loss.batch(step.at)) {
+        let meta_loss = self.rules.meta_loss;
+        let (evaluator, _) = self.worker.evaluator(&step.task);
+        if let (Some((params, model_state)), Some(at)) = (&step.after, meta_loss.batch(step.at)) {
             if slope != zero {
                 let mut g = vec![zero; n];
                 evaluator.loss_and_grad(params, &mut model_state.clone(), at, &mut g);
@@ -290,14 +328,14 @@ impl<E: Float> TruncatedStep<E> {
             }
         }
         let UpdateAdjoint { mut state, grad, loss } =
-            vjp.vjp(&step.before, &step.grad, step.loss, step.key, &a, theta);
+            self.vjp.vjp(&step.before, &step.grad, step.loss, step.key, &a, theta);
         // a.params += H ḡ + (l̄ + slope) g
         if grad.iter().any(|g| *g != zero) {
             let (mut g, mut hv) = (vec![zero; n], vec![zero; n]);
             evaluator.loss_grad_hvp(&step.before.params, &step.model_state, step.at, &grad, &mut g, &mut hv);
             add_scaled(&mut state.params, E::of(1.0), &hv);
         }
-        let direct = if self.meta_loss == MetaLoss::Train { loss + slope } else { loss };
+        let direct = if meta_loss == MetaLoss::Train { loss + slope } else { loss };
         if direct != zero {
             add_scaled(&mut state.params, direct, &step.grad);
         }

@@ -1,6 +1,6 @@
 //! Training curves of any optimizer on any task.
 
-use crate::unroll::{fresh, train_step, EpisodeKeys};
+use crate::episode::{fresh, train_step, EpisodeKeys};
 use crate::workers::{Worker, Workers};
 use outerloop_core::{BatchKey, FlatFamily, Key, Optimizer, Split};
 use serde::{Deserialize, Serialize};

@@ -1,28 +1,33 @@
 //! The outer loop: truncated unrolls, gradient estimators, the learner, checkpoints and evaluation.
 //!
-//! | module | owns |
-//! |---|---|
-//! | [`truncation`] | how long inner training runs last |
-//! | [`objective`] | on which scale losses count, and when |
-//! | [`unroll`] | trajectories and windows of inner steps |
-//! | [`adjoint`] | the exact gradient of an unroll |
-//! | [`estimator`] | meta-gradient estimators, one file each |
-//! | [`learner`] | the outer update of theta |
-//! | [`validation`] | which theta of a run to keep |
-//! | [`workers`] | threads; results do not depend on their number |
-//! | [`benchmark`] | optimizers compared: sweeps, metrics with intervals, the report |
-//! | [`eval`] | training curves of any optimizer on any task |
-//! | [`guard`] | guard rails for optimizers in use |
-//! | [`run`] | a whole run on disk: metrics, checkpoints, stop and resume |
-//! | [`checkpoint`], [`metrics`], [`plot`], [`progress`], [`interrupt`] | what a run writes and shows |
+//! | module | owns | to change it |
+//! |---|---|---|
+//! | [`truncation`] | how long inner training runs last | add a schedule, with its range |
+//! | [`objective`] | on which scale losses count, and when | add a scale, with its slope |
+//! | [`episode`] | one inner training run: keys, task, clock, trajectory | leave it: keys are streams, and checkpoints hold clock and trajectory |
+//! | [`unroll`] | windows of inner steps of a lane | with care: every estimator's bits depend on it |
+//! | `grouped` | the same for lanes whose optimizers update as one group | only to the same bits |
+//! | [`adjoint`] | the exact gradient of an unroll | only against its tests by differences |
+//! | [`estimator`] | meta-gradient estimators, one file each | add one: a file, and a row in its tests of expectations |
+//! | [`learner`] | the outer update of theta | freely; what [`LearnerState`] holds is in checkpoints |
+//! | [`validation`] | which theta of a run to keep | freely |
+//! | [`workers`] | threads; results do not depend on their number | leave it |
+//! | [`benchmark`] | optimizers compared: sweeps, metrics with intervals, the report | add metrics, tables and pictures freely |
+//! | [`eval`] | training curves of any optimizer on any task | freely |
+//! | [`guard`] | guard rails for optimizers in use | freely |
+//! | [`run`] | a whole run on disk: metrics, checkpoints, stop and resume | freely; resumed runs must stay exact |
+//! | [`checkpoint`] | the file of a state | only with a new version of the format |
+//! | [`metrics`], [`plot`], [`progress`], [`interrupt`] | what a run writes and shows | freely |
 //!
 //! Nothing here knows tensors or tapes: tasks are flat buffers ([`outerloop_core::FlatTask`]).
 
 pub mod adjoint;
 pub mod benchmark;
 pub mod checkpoint;
+pub mod episode;
 pub mod estimator;
 pub mod eval;
+mod grouped;
 pub mod guard;
 pub mod interrupt;
 pub mod learner;
@@ -31,7 +36,6 @@ pub mod objective;
 pub mod plot;
 pub mod progress;
 pub mod run;
-mod together;
 pub mod truncation;
 pub mod unroll;
 pub mod validation;

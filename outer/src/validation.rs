@@ -1,8 +1,8 @@
 //! Which theta of a run to keep: measured on tasks that stay the same.
 
+use crate::episode::EpisodeKeys;
 use crate::eval::{training_curve, EvalConfig};
 use crate::objective::Objective;
-use crate::unroll::EpisodeKeys;
 use crate::workers::Workers;
 use outerloop_core::{FlatFamily, Key, Optimizer};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Worker threads. Work is cut into items; an item is computed on one thread, and results come back
 //! in item order, so nothing depends on the number of threads.
 
-use crate::unroll::Place;
+use crate::episode::Episode;
 use outerloop_core::{Error, Evaluator, FlatTask, Float, Result};
 use std::sync::{
     atomic::{AtomicUsize, Ordering},
@@ -54,7 +54,7 @@ pub(crate) struct LaneBuffers<E: Float> {
     /// The sum of all perturbations that act on its run.
     pub sum: Vec<E>,
     /// The run that it was in.
-    pub place: Option<Place<E>>,
+    pub episode: Option<Episode<E>>,
 }
 
 /// An item and its result, in cache lines of their own (some CPUs fetch two at a time). The mutex shows

@@ -1,7 +1,7 @@
 //! Wall-clock time per step.
 
 use super::contest::Contest;
-use crate::unroll::{fresh, EpisodeKeys};
+use crate::episode::{fresh, EpisodeKeys};
 use crate::workers::Worker;
 use outerloop_core::BatchKey;
 use serde::{Deserialize, Serialize};

@@ -1,15 +1,15 @@
 //! Evolution strategies over whole runs.
 
 use super::{
-    over_lanes, pes::sign_of, run_pair, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
+    over_lanes, pes::sign_of, run_pair, whole_length, Antithetic, Contribution, Estimate, EstimateInputs,
     EstimatorState, GradientEstimator,
 };
+use crate::episode::{Episode, Trajectory};
 use crate::truncation::TruncationSchedule;
-use crate::unroll::{fresh, Clock, EpisodeKeys, Trajectory, TruncatedStep};
+use crate::unroll::{LaneRun, TruncatedStep};
 use crate::workers::{LaneBuffers, Worker, Workers};
-use outerloop_core::{BatchKey, Error, FlatTask, Key, Result, Split};
+use outerloop_core::{BatchKey, Error, Key, Result, Split};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 /// The loss of a whole run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -88,21 +88,15 @@ impl FullEs {
         sign.map_or(d, |s| s * sign_of(d))
     }
 
-    fn recomputed(
-        &self,
-        t: &Trajectory,
-        task: &Arc<dyn FlatTask>,
-        keys: EpisodeKeys,
-        worker: &mut Worker,
-    ) -> f64 {
+    fn recomputed(&self, t: &Trajectory, episode: &Episode, worker: &mut Worker) -> f64 {
         let FullLoss::LastRecomputed { batches, split } = self.loss else {
             return f64::NAN;
         };
-        let key = keys.data.named("recompute");
-        let (evaluator, _) = worker.evaluator(task);
+        let key = episode.keys.data.named("recompute");
+        let (evaluator, _) = worker.evaluator(&episode.task);
         let mut one = |step: u64| {
             let l = evaluator.loss(&t.opt.params, &t.model_state, BatchKey { split, step, key });
-            self.step.objective.scaled(&**task, f64::from(l))
+            self.step.objective.scaled(&*episode.task, f64::from(l))
         };
         (0..batches as u64).map(&mut one).sum::<f64>() / batches as f64
     }
@@ -135,31 +129,26 @@ impl GradientEstimator for FullEs {
         workers: &Workers,
     ) -> Estimate {
         let c = &self.common;
-        let length = self.step.schedule.length(outer_step, state.key.named("length").fold_in(outer_step));
-        let steps = length.expect("checked by the constructor") as usize;
+        let length = whole_length(&self.step, state.key, outer_step);
         let mut lanes: Vec<usize> = (0..c.num_tasks).collect();
-        let keys = EstimateKeys::new(state, outer_step);
-        over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, _, &mut i, buffers| {
-            let LaneBuffers { eps, place, .. } = buffers;
-            let opts = c.perturbed(&*self.step.lopt, theta, keys.noise(i), eps, worker);
+        let inputs = EstimateInputs::new(theta, state, outer_step, workers);
+        over_lanes(inputs, &mut lanes, c.factor(), |worker, _, &mut i, buffers| {
+            let LaneBuffers { eps, episode, .. } = buffers;
+            let opts = c.perturbed(&*self.step.lopt, theta, inputs.noise(i), eps, worker);
             // Each estimate is a run of its own, numbered by the outer step.
-            let lane = keys.lane(i);
-            let here = self.step.place_kept(place, lane, outer_step);
-            let (task, keys) = (here.task.clone(), here.keys);
-            let [mut plus, mut minus] = opts.each_ref().map(|opt| fresh(&*task, &**opt, keys, length));
-            let mut clock = Clock { episode: outer_step, inner_step: 0, length, is_done: false };
-            let pair = [&mut plus, &mut minus];
-            let windows =
-                run_pair(&self.step, place, &opts, lane, &mut clock, pair, steps, outer_step, worker);
+            let episode = Episode::kept(episode, &self.step.family, inputs.lane(i), outer_step);
+            let (mut clock, [mut plus, mut minus]) =
+                episode.start(opts.each_ref().map(|o| &**o), Some(length));
+            let trajectories = [&mut plus, &mut minus];
+            let mut pair = LaneRun { episode, clock: &mut clock, trajectories, outer_step };
+            let windows = run_pair(&self.step, &opts, &mut pair, length as usize, worker);
             let [pos, neg] = [(&windows[0], &plus), (&windows[1], &minus)].map(|(w, t)| {
-                self.loss.of_steps(&w.loss).unwrap_or_else(|| self.recomputed(t, &task, keys, worker))
+                self.loss.of_steps(&w.loss).unwrap_or_else(|| self.recomputed(t, episode, worker))
             });
             Contribution {
                 eps: Self::difference(pos, neg, self.clip, c.sign),
                 mean_loss: (pos + neg) / 2.0,
-                inner_steps: trained_steps(&windows[0]) + trained_steps(&windows[1]),
-                diverged: windows.iter().any(|w| w.diverged),
-                ..Contribution::default()
+                ..Contribution::of_windows(&windows)
             }
         })
     }

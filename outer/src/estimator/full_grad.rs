@@ -1,10 +1,11 @@
 //! Backpropagation through whole runs.
 
 use super::truncated_grad::{check, contribution};
-use super::{over_lanes, Estimate, EstimatorState, GradientEstimator};
+use super::{over_lanes, whole_length, Estimate, EstimateInputs, EstimatorState, GradientEstimator};
 use crate::adjoint::{StepWeights, SweepConfig};
+use crate::episode::Episode;
 use crate::truncation::TruncationSchedule;
-use crate::unroll::{fresh, Clock, EpisodeKeys, TruncatedStep};
+use crate::unroll::{LaneRun, TruncatedStep};
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, Result};
 
@@ -62,26 +63,16 @@ impl GradientEstimator for FullGrad {
         outer_step: u64,
         workers: &Workers,
     ) -> Estimate {
-        let length = self.step.schedule.length(outer_step, state.key.named("length").fold_in(outer_step));
-        let steps = length.expect("checked by the constructor") as usize;
+        let length = whole_length(&self.step, state.key, outer_step);
         let mut lanes: Vec<usize> = (0..self.num_tasks).collect();
-        over_lanes(workers, &mut lanes, theta.len(), 1.0, |worker, _, &mut i, _| {
+        let inputs = EstimateInputs::new(theta, state, outer_step, workers);
+        over_lanes(inputs, &mut lanes, 1.0, |worker, _, &mut i, _| {
             // Each estimate is a run of its own, numbered by the outer step.
-            let lane = state.lane_key(i);
-            let keys = EpisodeKeys::new(lane, outer_step);
-            let task = self.step.family.sample_task(keys.task);
-            let mut run = fresh(&*task, &*self.step.lopt.opt_fn(theta), keys, length);
-            let mut clock = Clock { episode: outer_step, inner_step: 0, length, is_done: false };
-            let sweep = self.step.window_and_grad(
-                theta,
-                lane,
-                &mut clock,
-                &mut run,
-                steps,
-                outer_step,
-                worker,
-                &self.sweep,
-            );
+            let mut episode = Episode::new(&self.step.family, inputs.lane(i), outer_step);
+            let (mut clock, [mut trajectory]) = episode.start([&*self.step.lopt.opt_fn(theta)], Some(length));
+            let (clock, trajectories) = (&mut clock, [&mut trajectory]);
+            let mut run = LaneRun { episode: &mut episode, clock, trajectories, outer_step };
+            let sweep = self.step.window_and_grad(theta, &mut run, length as usize, &self.sweep, worker);
             contribution(sweep.expect("the constructor checked the settings"))
         })
     }

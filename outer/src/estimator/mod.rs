@@ -20,7 +20,8 @@ pub use pes_analytic::PesAnalytic;
 pub use truncated_es::TruncatedEs;
 pub use truncated_grad::TruncatedGrad;
 
-use crate::unroll::{Clock, Place, Trajectory, TruncatedStep, Window};
+use crate::episode::{Clock, Trajectory};
+use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{Worker, Workers};
 use outerloop_core::{Key, LearnedOptimizer, Optimizer};
 use reduce::{over_lanes, Contribution};
@@ -95,6 +96,16 @@ impl EstimatorState {
 
     fn lanes_key(&self) -> Key {
         self.key.named("lane")
+    }
+
+    /// Every lane with so many copies of its trajectory, and a zero accumulator for a theta.
+    fn persistent(mut self, trajectories: usize, theta: &[f32]) -> Self {
+        for lane in &mut self.lanes {
+            let start = lane.trajectories[0].clone();
+            lane.trajectories.resize(trajectories, start);
+            lane.accumulator = vec![0.0; theta.len()];
+        }
+        self
     }
 }
 
@@ -244,34 +255,34 @@ fn moved<'a>(theta: &'a [f32], sign: f32, eps: &'a [f32]) -> impl Iterator<Item 
     theta.iter().zip(eps).map(move |(t, e)| t + sign * e)
 }
 
-/// The keys of one estimate.
+/// What one estimate is computed from.
 #[derive(Clone, Copy)]
-struct EstimateKeys {
+struct EstimateInputs<'a> {
+    theta: &'a [f32],
     outer_step: u64,
+    workers: &'a Workers,
     lanes: Key,
     noise: Key,
 }
 
-impl EstimateKeys {
-    fn new(state: &EstimatorState, outer_step: u64) -> Self {
+impl<'a> EstimateInputs<'a> {
+    fn new(theta: &'a [f32], state: &EstimatorState, outer_step: u64, workers: &'a Workers) -> Self {
         let noise = state.key.named("noise").fold_in(outer_step);
-        EstimateKeys { outer_step, lanes: state.lanes_key(), noise }
+        EstimateInputs { theta, outer_step, workers, lanes: state.lanes_key(), noise }
     }
     /// [`EstimatorState::lane_key`].
-    fn lane(self, lane: usize) -> Key {
+    fn lane(&self, lane: usize) -> Key {
         self.lanes.fold_in(lane as u64)
     }
-    fn noise(self, lane: usize) -> NoiseIndex {
+    fn noise(&self, lane: usize) -> NoiseIndex {
         NoiseIndex { outer_step: self.outer_step, lane, key: self.noise.fold_in(lane as u64) }
     }
 }
 
-/// The lanes at their start, with `trajectories` copies of the first trajectory each.
+/// The lanes at their start, with one trajectory each.
 fn start_lanes(
     step: &TruncatedStep,
     num_tasks: usize,
-    trajectories: usize,
-    accumulator: usize,
     theta: &[f32],
     key: Key,
     workers: &Workers,
@@ -280,9 +291,15 @@ fn start_lanes(
     let mut keys: Vec<Key> = (0..num_tasks).map(|i| state.lane_key(i)).collect();
     state.lanes = workers.map(&mut keys, |worker, _, key| {
         let (clock, t) = step.start_lane(theta, *key, worker);
-        Lane { clock, trajectories: vec![t; trajectories], accumulator: vec![0.0; accumulator] }
+        Lane { clock, trajectories: vec![t], accumulator: Vec::new() }
     });
     state
+}
+
+/// The length of all whole runs of an estimate; `key`: the estimator's root key.
+fn whole_length(step: &TruncatedStep, key: Key, outer_step: u64) -> u64 {
+    let length = step.schedule.length(outer_step, key.named("length").fold_in(outer_step));
+    length.expect("checked by the constructor")
 }
 
 /// Masked mean of a window's losses.
@@ -295,23 +312,20 @@ fn trained_steps(w: &Window) -> u64 {
     w.mask.iter().filter(|m| **m).count() as u64
 }
 
-/// Advances an antithetic pair under one clock.
-#[allow(clippy::too_many_arguments)] // both signs of `TruncatedStep::windows`
+/// Advances an antithetic pair.
 fn run_pair(
     step: &TruncatedStep,
-    place: &mut Option<Place<f32>>,
     opts: &[Box<dyn Optimizer>; 2],
-    key: Key,
-    clock: &mut Clock,
-    pair: [&mut Trajectory; 2],
+    pair: &mut LaneRun<'_, f32, 2>,
     steps: usize,
-    outer_step: u64,
     worker: &mut Worker,
 ) -> [Window; 2] {
-    let place = step.place_kept(place, key, clock.episode);
-    let opts = opts.each_ref().map(|o| &**o);
-    let windows = step.windows_from(place, opts, key, clock, pair, steps, outer_step, worker);
-    // A diverged run is over, for both signs: they must stay on the same clock.
-    clock.is_done |= windows.iter().any(|w| w.diverged);
+    let windows = step.windows(opts.each_ref().map(|o| &**o), pair, steps, worker);
+    end_if_diverged(pair.clock, &windows);
     windows
+}
+
+/// A diverged run is over, for both signs: they must stay on the same clock.
+fn end_if_diverged(clock: &mut Clock, windows: &[Window; 2]) {
+    clock.is_done |= windows.iter().any(|w| w.diverged);
 }

@@ -1,17 +1,42 @@
 //! Antithetic pairs of a few neighbouring lanes, whose optimizers step together where that is faster.
 
-use super::{moved, run_pair, Antithetic, EstimateKeys, Lane};
-use crate::together::Pair;
-use crate::unroll::{Clock, Trajectory, TruncatedStep, Window};
+use super::reduce::over_lane_chunks;
+use super::{end_if_diverged, moved, run_pair, Antithetic, Contribution, Estimate, EstimateInputs, Lane};
+use crate::episode::{Clock, Episode, Trajectory};
+use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{LaneBuffers, Worker};
 use outerloop_core::LearnedOptimizer;
 
 /// What an antithetic pair needs of its lane.
-pub(super) struct LanePair<'a> {
-    pub clock: &'a mut Clock,
+struct LanePair<'a> {
+    clock: &'a mut Clock,
     /// Positive first.
-    pub trajectories: [&'a mut Trajectory; 2],
-    pub buffers: &'a mut LaneBuffers<f32>,
+    trajectories: [&'a mut Trajectory; 2],
+    buffers: &'a mut LaneBuffers<f32>,
+}
+
+impl<'a> LanePair<'a> {
+    /// A lane's pair. A lane with one trajectory has a `copy` for the negative sign and goes on from the
+    /// positive one.
+    fn new(lane: &'a mut Lane, copy: &'a mut Option<Trajectory>, buffers: &'a mut LaneBuffers<f32>) -> Self {
+        let (([plus], Some(minus)) | ([plus, minus], None)) = (&mut lane.trajectories[..], copy) else {
+            unreachable!("lanes hold a pair, or one trajectory and its copy")
+        };
+        LanePair { clock: &mut lane.clock, trajectories: [plus, minus], buffers }
+    }
+
+    /// The pair in its episode; `lane`: its number.
+    fn in_episode(
+        self,
+        step: &TruncatedStep,
+        inputs: EstimateInputs<'_>,
+        lane: usize,
+    ) -> LaneRun<'a, f32, 2> {
+        let LanePair { clock, trajectories, buffers } = self;
+        let kept = &mut buffers.episode;
+        let episode = Episode::kept(kept, &step.family, inputs.lane(lane), clock.episode);
+        LaneRun { episode, clock, trajectories, outer_step: inputs.outer_step }
+    }
 }
 
 /// Whether so many pairs fill a group of optimizers well enough to be faster than alone.
@@ -20,13 +45,29 @@ fn fills(pairs: usize, group_size: usize) -> bool {
 }
 
 impl Antithetic {
-    /// How many neighbouring lanes to give to a thread at once; changes no result.
-    pub(super) fn lanes_together(
+    /// Advances the lanes' antithetic pairs by a window, each pair at its perturbation, and adds up what
+    /// `contribution` makes of a lane and its windows (positive first).
+    pub(super) fn estimate_pairs(
         &self,
-        lopt: &dyn LearnedOptimizer,
-        lanes: &[Lane],
-        threads: usize,
-    ) -> usize {
+        step: &TruncatedStep,
+        inputs: EstimateInputs<'_>,
+        lanes: &mut [Lane],
+        contribution: impl Fn(&mut Lane, &mut LaneBuffers<f32>, &[Window; 2]) -> Contribution + Sync,
+    ) -> Estimate {
+        let chunk = self.lanes_per_chunk(&*step.lopt, lanes, inputs.workers.threads());
+        over_lane_chunks(inputs, lanes, chunk, self.factor(), |worker, first, lanes, buffers| {
+            let copy = |lane: &Lane| (lane.trajectories.len() == 1).then(|| lane.trajectories[0].clone());
+            let mut copies: Vec<Option<Trajectory>> = lanes.iter().map(copy).collect();
+            let pairs = lanes.iter_mut().zip(&mut copies).zip(&mut *buffers);
+            let pairs = pairs.map(|((lane, copy), buffers)| LanePair::new(lane, copy, buffers)).collect();
+            let windows = self.run_pairs(step, inputs, first, pairs, worker);
+            let lanes = lanes.iter_mut().zip(buffers).zip(&windows);
+            lanes.map(|((lane, buffers), windows)| contribution(lane, buffers, windows)).collect()
+        })
+    }
+
+    /// How many neighbouring lanes to give to a thread at once; changes no result.
+    fn lanes_per_chunk(&self, lopt: &dyn LearnedOptimizer, lanes: &[Lane], threads: usize) -> usize {
         let group_size = lanes.first().map_or(1, |l| lopt.group_size(&l.trajectories[0].opt.layout));
         let pairs = (group_size / 2).min(lanes.len().div_ceil(threads));
         if fills(pairs, group_size) {
@@ -37,43 +78,38 @@ impl Antithetic {
     }
 
     /// Draws the perturbations of the lanes from number `first` on and advances their pairs by a window.
-    pub(super) fn run_pairs(
+    fn run_pairs(
         &self,
         step: &TruncatedStep,
-        theta: &[f32],
-        keys: EstimateKeys,
+        inputs: EstimateInputs<'_>,
         first: usize,
         mut pairs: Vec<LanePair<'_>>,
         worker: &mut Worker,
     ) -> Vec<[Window; 2]> {
-        let (steps, outer_step) = (self.trunc_length, keys.outer_step);
+        let (theta, steps) = (inputs.theta, self.trunc_length);
         let layout = pairs[0].trajectories[0].opt.layout.clone();
         let is_group = fills(pairs.len(), step.lopt.group_size(&layout))
             && pairs.iter().all(|p| p.trajectories[0].opt.layout == layout);
         if !is_group {
-            let alone = (first..).zip(pairs).map(|(i, LanePair { clock, trajectories, buffers })| {
-                let LaneBuffers { eps, place, .. } = buffers;
-                let opts = self.perturbed(&*step.lopt, theta, keys.noise(i), eps, worker);
-                run_pair(step, place, &opts, keys.lane(i), clock, trajectories, steps, outer_step, worker)
+            let alone = (first..).zip(pairs).map(|(i, pair)| {
+                let eps = &mut pair.buffers.eps;
+                let opts = self.perturbed(&*step.lopt, theta, inputs.noise(i), eps, worker);
+                run_pair(step, &opts, &mut pair.in_episode(step, inputs, i), steps, worker)
             });
             return alone.collect();
         }
         let mut thetas = Vec::with_capacity(2 * pairs.len());
         for (i, pair) in (first..).zip(&mut pairs) {
             let eps = &mut pair.buffers.eps;
-            self.draw(theta.len(), keys.noise(i), eps);
+            self.draw(theta.len(), inputs.noise(i), eps);
             thetas.extend([1.0, -1.0].map(|sign| moved(theta, sign, eps).collect()));
         }
         let group = step.lopt.group(thetas);
-        let running = (first..).zip(&mut pairs).map(|(i, pair)| {
-            let lane = keys.lane(i);
-            let place = step.place_kept(&mut pair.buffers.place, lane, pair.clock.episode);
-            let trajectories = pair.trajectories.each_mut().map(|t| &mut **t);
-            Pair { lane, place, clock: pair.clock, trajectories }
-        });
-        let windows = step.windows_together(&*group, running.collect(), steps, outer_step);
-        for (pair, windows) in pairs.iter_mut().zip(&windows) {
-            pair.clock.is_done |= windows.iter().any(|w| w.diverged);
+        let runs = (first..).zip(pairs).map(|(i, pair)| pair.in_episode(step, inputs, i));
+        let mut runs: Vec<LaneRun<'_, f32, 2>> = runs.collect();
+        let windows = step.windows_grouped(&*group, &mut runs, steps);
+        for (run, windows) in runs.iter_mut().zip(&windows) {
+            end_if_diverged(run.clock, windows);
         }
         windows
     }

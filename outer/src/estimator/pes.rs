@@ -1,13 +1,11 @@
 //! Persistent evolution strategies.
 
-use super::pairs::LanePair;
-use super::reduce::over_runs_of_lanes;
 use super::{
-    start_lanes, Antithetic, Contribution, Estimate, EstimateKeys, EstimatorState, GradientEstimator, Lane,
+    start_lanes, Antithetic, Contribution, Estimate, EstimateInputs, EstimatorState, GradientEstimator, Lane,
     WindowLoss,
 };
 use crate::unroll::{TruncatedStep, Window};
-use crate::workers::{LaneBuffers, Worker, Workers};
+use crate::workers::{LaneBuffers, Workers};
 use outerloop_core::{Key, Result};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +24,7 @@ use serde::{Deserialize, Serialize};
 /// Reference: Vicol, Metz, Sohl-Dickstein 2021, arXiv:2112.13835.
 #[derive(Debug)]
 pub struct TruncatedPes {
-    step: TruncatedStepDebug,
+    step: TruncatedStep,
     common: Antithetic,
     terminal: TerminalWeight,
 }
@@ -67,8 +65,12 @@ pub enum NextAccumulator {
 }
 
 impl NextAccumulator {
-    /// Writes the accumulator; `sum` is `ξ + ε`. A diverged run is over, whatever the window says.
-    pub(super) fn apply(self, accumulator: &mut [f32], sum: &[f32], eps: &[f32], diverged: bool) {
+    /// Leaves `ξ + ε` in the buffers and moves the accumulator on. A diverged run is over, whatever the
+    /// window says.
+    pub(super) fn apply(self, lane: &mut Lane, buffers: &mut LaneBuffers<f32>, diverged: bool) {
+        let (accumulator, LaneBuffers { eps, sum, .. }) = (&mut lane.accumulator, buffers);
+        sum.clear();
+        sum.extend(accumulator.iter().zip(&*eps).map(|(a, e)| a + e));
         match self {
             _ if diverged => accumulator.fill(0.0),
             NextAccumulator::Add => accumulator.copy_from_slice(sum),
@@ -129,7 +131,7 @@ impl TruncatedPes {
     /// PES over the runs that `step` describes. Errors on settings out of range.
     pub fn new(step: TruncatedStep, common: Antithetic) -> Result<Self> {
         common.validate()?;
-        Ok(TruncatedPes { step: TruncatedStepDebug(step), common, terminal: TerminalWeight::default() })
+        Ok(TruncatedPes { step, common, terminal: TerminalWeight::default() })
     }
 
     /// Chooses the weight of the last step of a run.
@@ -144,16 +146,13 @@ impl TruncatedPes {
         &self,
         lane: &mut Lane,
         buffers: &mut LaneBuffers<f32>,
-        pos: &Window,
-        neg: &Window,
+        windows: &[Window; 2],
     ) -> Contribution {
-        let LaneBuffers { eps, sum, .. } = buffers;
+        let [pos, neg] = windows;
         let t = PesTerms::new(pos, neg, self.common.window_loss, self.common.sign, self.terminal);
         // ξ + ε weighs what belongs to the run that was in progress, ε what started here.
-        sum.clear();
-        sum.extend(lane.accumulator.iter().zip(&*eps).map(|(a, e)| a + e));
-        let contribution = Contribution { sum: t.before, eps: t.after, ..Contribution::of_windows(pos, neg) };
-        t.next.apply(&mut lane.accumulator, sum, eps, contribution.diverged);
+        let contribution = Contribution { sum: t.before, eps: t.after, ..Contribution::of_windows(windows) };
+        t.next.apply(lane, buffers, contribution.diverged);
         contribution
     }
 }
@@ -164,11 +163,11 @@ impl GradientEstimator for TruncatedPes {
     }
 
     fn describe(&self) -> String {
-        format!("pes({:?}, terminal={:?}, {})", self.common, self.terminal, self.step.0.describe())
+        format!("pes({:?}, terminal={:?}, {})", self.common, self.terminal, self.step.describe())
     }
 
     fn init(&self, theta: &[f32], key: Key, workers: &Workers) -> EstimatorState {
-        start_lanes(&self.step.0, self.common.num_tasks, 2, theta.len(), theta, key, workers)
+        start_lanes(&self.step, self.common.num_tasks, theta, key, workers).persistent(2, theta)
     }
 
     fn estimate(
@@ -178,33 +177,9 @@ impl GradientEstimator for TruncatedPes {
         outer_step: u64,
         workers: &Workers,
     ) -> Estimate {
-        let c = &self.common;
-        let mut lanes = std::mem::take(&mut state.lanes);
-        let (keys, step) = (EstimateKeys::new(state, outer_step), &self.step.0);
-        let together = c.lanes_together(&*step.lopt, &lanes, workers.threads());
-        let size = theta.len();
-        let run =
-            |worker: &mut Worker, first: usize, lanes: &mut [Lane], buffers: &mut [LaneBuffers<f32>]| {
-                let pairs = lanes.iter_mut().zip(&mut *buffers).map(|(lane, buffers)| {
-                    let [plus, minus] = &mut lane.trajectories[..] else {
-                        unreachable!("PES lanes hold an antithetic pair")
-                    };
-                    LanePair { clock: &mut lane.clock, trajectories: [plus, minus], buffers }
-                });
-                let windows = c.run_pairs(step, theta, keys, first, pairs.collect(), worker);
-                let ran = lanes.iter_mut().zip(buffers).zip(&windows);
-                ran.map(|((lane, buffers), [pos, neg])| self.contribution(lane, buffers, pos, neg)).collect()
-            };
-        let estimate = over_runs_of_lanes(workers, &mut lanes, together, size, c.factor(), run);
-        state.lanes = lanes;
-        estimate
-    }
-}
-
-/// `TruncatedStep` holds trait objects; its description is its debug form.
-pub(super) struct TruncatedStepDebug(pub TruncatedStep);
-impl std::fmt::Debug for TruncatedStepDebug {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0.describe())
+        let inputs = EstimateInputs::new(theta, state, outer_step, workers);
+        self.common.estimate_pairs(&self.step, inputs, &mut state.lanes, |lane, buffers, windows| {
+            self.contribution(lane, buffers, windows)
+        })
     }
 }

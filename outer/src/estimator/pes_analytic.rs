@@ -1,13 +1,14 @@
 //! PES with an analytic control variate.
 
-use super::pes::{PesTerms, TerminalWeight, TruncatedStepDebug};
+use super::pes::{PesTerms, TerminalWeight};
 use super::truncated_grad::check;
 use super::{
-    over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateKeys,
+    over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateInputs,
     EstimatorState, GradientEstimator, Lane,
 };
 use crate::adjoint::{Memory, StepWeights, SweepConfig};
-use crate::unroll::TruncatedStep;
+use crate::episode::Episode;
+use crate::unroll::{LaneRun, TruncatedStep};
 use crate::workers::{LaneBuffers, Worker, Workers};
 use outerloop_core::{Error, Key, Result};
 
@@ -28,7 +29,7 @@ use outerloop_core::{Error, Key, Result};
 /// Reference: Vicol, Metz, Sohl-Dickstein 2021, arXiv:2112.13835, section 4.3.
 #[derive(Debug)]
 pub struct PesAnalytic {
-    step: TruncatedStepDebug,
+    step: TruncatedStep,
     common: Antithetic,
     memory: Memory,
 }
@@ -45,40 +46,82 @@ impl PesAnalytic {
                 "PES with a control variate needs the loss differences themselves",
             ));
         }
-        Ok(PesAnalytic { step: TruncatedStepDebug(step), common, memory })
+        Ok(PesAnalytic { step, common, memory })
     }
 
     /// Exact gradients of the unperturbed window's loss sums, before and after its first reset; advances
     /// the lane's third trajectory.
     fn analytic(
         &self,
-        theta: &[f32],
+        inputs: EstimateInputs<'_>,
+        mut episode: Episode,
         lane: &mut Lane,
-        key: Key,
-        outer_step: u64,
         worker: &mut Worker,
     ) -> [Vec<f32>; 2] {
-        let mut clock = lane.clock.clone();
-        let run = &mut lane.trajectories[2];
+        let (mut clock, trunc_length) = (lane.clock.clone(), self.common.trunc_length);
         let left = match clock.length {
             _ if clock.is_done => 0,
-            Some(n) => {
-                (n.saturating_sub(clock.inner_step)).max(1).min(self.common.trunc_length as u64) as usize
-            }
-            None => self.common.trunc_length,
+            Some(n) => n.saturating_sub(clock.inner_step).max(1).min(trunc_length as u64) as usize,
+            None => trunc_length,
         };
-        [left, self.common.trunc_length - left].map(|steps| {
-            let config = SweepConfig {
-                weights: StepWeights::Given(vec![1.0; steps]),
-                memory: self.memory,
-                clip: None,
-            };
+        let mut run = LaneRun {
+            episode: &mut episode,
+            clock: &mut clock,
+            trajectories: [&mut lane.trajectories[2]],
+            outer_step: inputs.outer_step,
+        };
+        [left, trunc_length - left].map(|steps| {
+            let weights = StepWeights::Given(vec![1.0; steps]);
+            let config = SweepConfig { weights, memory: self.memory, clip: None };
             self.step
-                .0
-                .window_and_grad(theta, key, &mut clock, run, steps, outer_step, worker, &config)
+                .window_and_grad(inputs.theta, &mut run, steps, &config, worker)
                 .expect("the constructor checked the update rule")
                 .grad
         })
+    }
+
+    /// Advances lane `i` by a window.
+    fn contribution(
+        &self,
+        inputs: EstimateInputs<'_>,
+        i: usize,
+        lane: &mut Lane,
+        buffers: &mut LaneBuffers<f32>,
+        worker: &mut Worker,
+    ) -> Contribution {
+        let (c, step) = (&self.common, &self.step);
+        let opts = c.perturbed(&*step.lopt, inputs.theta, inputs.noise(i), &mut buffers.eps, worker);
+        let kept = &mut buffers.episode;
+        let episode = Episode::kept(kept, &step.family, inputs.lane(i), lane.clock.episode);
+        let [mut before, mut after] = self.analytic(inputs, episode.clone(), lane, worker);
+        let [plus, minus, _] = &mut lane.trajectories[..] else {
+            unreachable!("lanes hold an antithetic pair and its mean")
+        };
+        let (clock, outer_step) = (&mut lane.clock, inputs.outer_step);
+        let mut pair = LaneRun { episode, clock, trajectories: [plus, minus], outer_step };
+        let windows = run_pair(step, &opts, &mut pair, c.trunc_length, worker);
+        let [pos, neg] = &windows;
+        let divisor = c.window_loss.divisor(&pos.mask);
+        for a in before.iter_mut().chain(&mut after) {
+            *a /= divisor as f32;
+        }
+        let t = PesTerms::new(pos, neg, c.window_loss, None, TerminalWeight::Full);
+        let metrics = Contribution::of_windows(&windows);
+        // A run that diverged at the unperturbed theta predicts nothing.
+        let finite = before.iter().chain(&after).all(|a| a.is_finite());
+        let diverged = metrics.diverged || !finite;
+        lane.clock.is_done |= diverged;
+        t.next.apply(lane, buffers, diverged);
+        // `reduce` multiplies by 1/(2σ²): the analytic part must not be.
+        let whole = 1.0 / c.factor();
+        Contribution {
+            sum: t.before - 2.0 * dot(&buffers.eps, &before),
+            eps: t.after - 2.0 * dot(&buffers.eps, &after),
+            terms: vec![(whole, before), (whole, after)],
+            inner_steps: metrics.inner_steps + trained_steps(pos),
+            diverged,
+            ..metrics
+        }
     }
 }
 
@@ -92,11 +135,11 @@ impl GradientEstimator for PesAnalytic {
     }
 
     fn describe(&self) -> String {
-        format!("pes-analytic({:?}, {})", self.common, self.step.0.describe())
+        format!("pes-analytic({:?}, {})", self.common, self.step.describe())
     }
 
     fn init(&self, theta: &[f32], key: Key, workers: &Workers) -> EstimatorState {
-        start_lanes(&self.step.0, self.common.num_tasks, 3, theta.len(), theta, key, workers)
+        start_lanes(&self.step, self.common.num_tasks, theta, key, workers).persistent(3, theta)
     }
 
     fn estimate(
@@ -106,55 +149,9 @@ impl GradientEstimator for PesAnalytic {
         outer_step: u64,
         workers: &Workers,
     ) -> Estimate {
-        let c = &self.common;
-        let mut lanes = std::mem::take(&mut state.lanes);
-        let (keys, step) = (EstimateKeys::new(state, outer_step), &self.step.0);
-        let estimate =
-            over_lanes(workers, &mut lanes, theta.len(), c.factor(), |worker, i, lane, buffers| {
-                let LaneBuffers { eps, sum, place } = buffers;
-                let key = keys.lane(i);
-                let opts = c.perturbed(&*step.lopt, theta, keys.noise(i), eps, worker);
-                let [mut before, mut after] = self.analytic(theta, lane, key, outer_step, worker);
-                let [plus, minus, _] = &mut lane.trajectories[..] else {
-                    unreachable!("lanes hold an antithetic pair and its mean")
-                };
-                let pair = [plus, minus];
-                let [pos, neg] = run_pair(
-                    step,
-                    place,
-                    &opts,
-                    key,
-                    &mut lane.clock,
-                    pair,
-                    c.trunc_length,
-                    outer_step,
-                    worker,
-                );
-                let divisor = c.window_loss.divisor(&pos.mask);
-                for a in before.iter_mut().chain(&mut after) {
-                    *a /= divisor as f32;
-                }
-                let t = PesTerms::new(&pos, &neg, c.window_loss, None, TerminalWeight::Full);
-                sum.clear();
-                sum.extend(lane.accumulator.iter().zip(&*eps).map(|(x, e)| x + e));
-                // A run that diverged at the unperturbed theta predicts nothing.
-                let finite = before.iter().chain(&after).all(|a| a.is_finite());
-                let diverged = pos.diverged || neg.diverged || !finite;
-                let coefficients = [t.before - 2.0 * dot(eps, &before), t.after - 2.0 * dot(eps, &after)];
-                // `reduce` multiplies by 1/(2σ²): the analytic part must not be.
-                let whole = 1.0 / c.factor();
-                lane.clock.is_done |= diverged;
-                t.next.apply(&mut lane.accumulator, sum, eps, diverged);
-                Contribution {
-                    sum: coefficients[0],
-                    eps: coefficients[1],
-                    terms: vec![(whole, before), (whole, after)],
-                    inner_steps: trained_steps(&pos) + trained_steps(&neg) + trained_steps(&pos),
-                    diverged,
-                    ..Contribution::of_windows(&pos, &neg)
-                }
-            });
-        state.lanes = lanes;
-        estimate
+        let inputs = EstimateInputs::new(theta, state, outer_step, workers);
+        over_lanes(inputs, &mut state.lanes, self.common.factor(), |worker, i, lane, buffers| {
+            self.contribution(inputs, i, lane, buffers, worker)
+        })
     }
 }

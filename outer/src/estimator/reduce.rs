@@ -1,6 +1,6 @@
 //! From the lanes' contributions to one estimate.
 
-use super::{masked_mean, trained_steps, Estimate};
+use super::{masked_mean, trained_steps, Estimate, EstimateInputs};
 use crate::unroll::Window;
 use crate::workers::{LaneBuffers, Worker, Workers};
 
@@ -19,7 +19,7 @@ pub(super) struct Contribution {
 
 impl Contribution {
     /// Nothing but the metrics of an antithetic pair's windows.
-    pub fn of_windows(pos: &Window, neg: &Window) -> Self {
+    pub fn of_windows([pos, neg]: &[Window; 2]) -> Self {
         Contribution {
             mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
             inner_steps: trained_steps(pos) + trained_steps(neg),
@@ -36,40 +36,41 @@ impl Contribution {
 }
 
 /// Computes every lane's contribution, on the thread that comes to it, and adds them up in lane order:
-/// `grad = factor/N Σᵢ Σₖ cᵢₖ dᵢₖ`. `size`: length of theta.
+/// `grad = factor/N Σᵢ Σₖ cᵢₖ dᵢₖ`.
 pub(super) fn over_lanes<T: Send>(
-    workers: &Workers,
+    inputs: EstimateInputs<'_>,
     lanes: &mut [T],
-    size: usize,
     factor: f64,
     f: impl Fn(&mut Worker, usize, &mut T, &mut LaneBuffers<f32>) -> Contribution + Sync,
 ) -> Estimate {
-    over_runs_of_lanes(workers, lanes, 1, size, factor, |worker, i, lanes, buffers| {
+    over_lane_chunks(inputs, lanes, 1, factor, |worker, i, lanes, buffers| {
         vec![f(worker, i, &mut lanes[0], &mut buffers[0])]
     })
 }
 
-/// [`over_lanes`], `together` neighbouring lanes at a time: `f` gets the first one's number and all of
+/// [`over_lanes`], `chunk` neighbouring lanes at a time: `f` gets the first one's number and all of
 /// them, and returns their contributions.
-pub(super) fn over_runs_of_lanes<T: Send>(
-    workers: &Workers,
+pub(super) fn over_lane_chunks<T: Send>(
+    inputs: EstimateInputs<'_>,
     lanes: &mut [T],
-    together: usize,
-    size: usize,
+    chunk: usize,
     factor: f64,
     f: impl Fn(&mut Worker, usize, &mut [T], &mut [LaneBuffers<f32>]) -> Vec<Contribution> + Sync,
 ) -> Estimate {
+    let EstimateInputs { theta, workers, .. } = inputs;
     workers.with_lane_buffers(lanes.len(), |buffers| {
-        let mut items: Vec<_> = lanes.chunks_mut(together).zip(buffers.chunks_mut(together)).collect();
+        let mut items: Vec<_> = lanes.chunks_mut(chunk).zip(buffers.chunks_mut(chunk)).collect();
         let contributions =
-            workers.map(&mut items, |worker, i, (lanes, buffers)| f(worker, i * together, lanes, buffers));
-        reduce(workers, size, factor, &contributions.into_iter().flatten().collect::<Vec<_>>(), buffers)
+            workers.map(&mut items, |worker, i, (lanes, buffers)| f(worker, i * chunk, lanes, buffers));
+        let contributions: Vec<_> = contributions.into_iter().flatten().collect();
+        reduce(workers, theta.len(), factor, &contributions, buffers)
     })
 }
 
 /// Multiply-adds per item of work, and the size from which it is worth waking other threads.
 const CHUNK: usize = 1 << 16;
 
+/// `size`: length of theta.
 fn reduce(
     workers: &Workers,
     size: usize,

@@ -1,13 +1,11 @@
 //! Truncated evolution strategies.
 
-use super::pairs::LanePair;
-use super::reduce::over_runs_of_lanes;
 use super::{
-    pes::sign_of, start_lanes, Antithetic, Contribution, Estimate, EstimateKeys, EstimatorState,
-    GradientEstimator, Lane, WindowLoss,
+    pes::sign_of, start_lanes, Antithetic, Contribution, Estimate, EstimateInputs, EstimatorState,
+    GradientEstimator, WindowLoss,
 };
-use crate::unroll::{Trajectory, TruncatedStep, Window};
-use crate::workers::{LaneBuffers, Worker, Workers};
+use crate::unroll::{TruncatedStep, Window};
+use crate::workers::Workers;
 use outerloop_core::{Key, Result};
 
 /// Truncated evolution strategies: antithetic ES on each window by itself.
@@ -52,7 +50,7 @@ impl GradientEstimator for TruncatedEs {
     }
 
     fn init(&self, theta: &[f32], key: Key, workers: &Workers) -> EstimatorState {
-        start_lanes(&self.step, self.common.num_tasks, 1, 0, theta, key, workers)
+        start_lanes(&self.step, self.common.num_tasks, theta, key, workers)
     }
 
     fn estimate(
@@ -63,27 +61,11 @@ impl GradientEstimator for TruncatedEs {
         workers: &Workers,
     ) -> Estimate {
         let c = &self.common;
-        let mut lanes = std::mem::take(&mut state.lanes);
-        let keys = EstimateKeys::new(state, outer_step);
-        let together = c.lanes_together(&*self.step.lopt, &lanes, workers.threads());
-        let size = theta.len();
-        let run =
-            |worker: &mut Worker, first: usize, lanes: &mut [Lane], buffers: &mut [LaneBuffers<f32>]| {
-                let mut minus: Vec<Trajectory> =
-                    lanes.iter().map(|lane| lane.trajectories[0].clone()).collect();
-                let pairs = lanes.iter_mut().zip(&mut minus).zip(buffers).map(|((lane, minus), buffers)| {
-                    let trajectories = [&mut lane.trajectories[0], minus];
-                    LanePair { clock: &mut lane.clock, trajectories, buffers }
-                });
-                let windows = c.run_pairs(&self.step, theta, keys, first, pairs.collect(), worker);
-                let contribution = |[pos, neg]: &[Window; 2]| Contribution {
-                    eps: Self::difference(pos, neg, c.window_loss, c.sign),
-                    ..Contribution::of_windows(pos, neg)
-                };
-                windows.iter().map(contribution).collect()
-            };
-        let estimate = over_runs_of_lanes(workers, &mut lanes, together, size, c.factor(), run);
-        state.lanes = lanes;
-        estimate
+        let inputs = EstimateInputs::new(theta, state, outer_step, workers);
+        c.estimate_pairs(&self.step, inputs, &mut state.lanes, |_, _, windows| {
+            let [pos, neg] = windows;
+            let eps = Self::difference(pos, neg, c.window_loss, c.sign);
+            Contribution { eps, ..Contribution::of_windows(windows) }
+        })
     }
 }

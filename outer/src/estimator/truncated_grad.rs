@@ -1,11 +1,12 @@
 //! Truncated backpropagation through the unroll.
 
 use super::{
-    masked_mean, over_lanes, start_lanes, trained_steps, Contribution, Estimate, EstimatorState,
-    GradientEstimator,
+    masked_mean, over_lanes, start_lanes, trained_steps, Contribution, Estimate, EstimateInputs,
+    EstimatorState, GradientEstimator,
 };
 use crate::adjoint::{StepWeights, Sweep, SweepConfig};
-use crate::unroll::TruncatedStep;
+use crate::episode::Episode;
+use crate::unroll::{LaneRun, TruncatedStep};
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, Result};
 
@@ -96,7 +97,7 @@ impl GradientEstimator for TruncatedGrad {
     }
 
     fn init(&self, theta: &[f32], key: Key, workers: &Workers) -> EstimatorState {
-        start_lanes(&self.step, self.num_tasks, 1, 0, theta, key, workers)
+        start_lanes(&self.step, self.num_tasks, theta, key, workers)
     }
 
     fn estimate(
@@ -106,23 +107,16 @@ impl GradientEstimator for TruncatedGrad {
         outer_step: u64,
         workers: &Workers,
     ) -> Estimate {
-        let mut lanes = std::mem::take(&mut state.lanes);
-        let estimate = over_lanes(workers, &mut lanes, theta.len(), 1.0, |worker, i, lane, _| {
-            let sweep = self.step.window_and_grad(
-                theta,
-                state.lane_key(i),
-                &mut lane.clock,
-                &mut lane.trajectories[0],
-                self.trunc_length,
-                outer_step,
-                worker,
-                &self.sweep,
-            );
+        let inputs = EstimateInputs::new(theta, state, outer_step, workers);
+        over_lanes(inputs, &mut state.lanes, 1.0, |worker, i, lane, _| {
+            let clock = &mut lane.clock;
+            let mut episode = Episode::new(&self.step.family, inputs.lane(i), clock.episode);
+            let trajectories = [&mut lane.trajectories[0]];
+            let mut run = LaneRun { episode: &mut episode, clock, trajectories, outer_step };
+            let sweep = self.step.window_and_grad(theta, &mut run, self.trunc_length, &self.sweep, worker);
             let c = contribution(sweep.expect("the constructor checked the settings"));
             lane.clock.is_done |= c.diverged;
             c
-        });
-        state.lanes = lanes;
-        estimate
+        })
     }
 }

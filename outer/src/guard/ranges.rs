@@ -1,6 +1,6 @@
 //! The inputs that an optimizer saw in meta-training.
 
-use crate::unroll::{fresh, train_step, EpisodeKeys};
+use crate::episode::{fresh, train_step, EpisodeKeys};
 use crate::workers::Workers;
 use outerloop_core::{BatchKey, FlatFamily, Float, Key, Layout, Optimizer};
 use serde::{Deserialize, Serialize};

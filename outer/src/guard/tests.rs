@@ -1,6 +1,6 @@
 use super::*;
+use crate::episode::{fresh, train_step, EpisodeKeys};
 use crate::eval::{training_curve, EvalConfig};
-use crate::unroll::{fresh, train_step, EpisodeKeys};
 use crate::workers::{Worker, Workers};
 use outerloop_core::contract::check_optimizer;
 use outerloop_core::{BatchKey, FlatFamily, SingleTask};

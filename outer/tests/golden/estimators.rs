@@ -8,10 +8,11 @@ use crate::optimizers::learned_optimizer;
 use crate::tasks::{GoldenProblem, GoldenTask, Place};
 use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{BatchKey, FlatFamily, FlatTask, Float, Key, Layout, LearnedOptimizer, Split};
+use outerloop_outer::episode::EpisodeKeys;
 use outerloop_outer::estimator::{
     Antithetic, EstimatorState, FullLoss, NextAccumulator, Noise, PesTerms, TerminalWeight, WindowLoss,
 };
-use outerloop_outer::unroll::{EpisodeKeys, Window};
+use outerloop_outer::unroll::Window;
 use outerloop_outer::{
     Estimate, FullEs, GradientEstimator, MetaLoss, TruncatedEs, TruncatedPes, TruncatedStep,
     TruncationSchedule, Workers,

@@ -12,7 +12,9 @@ use outerloop_core::{
     Typed,
 };
 use outerloop_outer::adjoint::{Memory, StepWeights, Sweep, SweepConfig};
+use outerloop_outer::episode::Episode;
 use outerloop_outer::estimator::EstimatorState;
+use outerloop_outer::unroll::LaneRun;
 use outerloop_outer::workers::Worker;
 use outerloop_outer::{MetaLoss, TruncatedStep, TruncationSchedule};
 use std::sync::Arc;
@@ -72,12 +74,14 @@ where
     let weights = if is_final { StepWeights::Final } else { StepWeights::Mean };
     let config = SweepConfig { weights, memory, clip: None };
     let opt = step.lopt.opt_fn(&theta);
-    let (_, mut clock, mut run) = step.start(&*opt, Key::new(0), 0, 0);
+    let (mut episode, mut clock, mut trajectory) = step.start(&*opt, Key::new(0), 0, 0);
+    let (episode, clock, trajectories) = (&mut episode, &mut clock, [&mut trajectory]);
+    let mut run = LaneRun { episode, clock, trajectories, outer_step: 0 };
     let steps = number(case.get("T")) as usize;
     let sweep = step
-        .window_and_grad(&theta, Key::new(0), &mut clock, &mut run, steps, 0, &mut Worker::default(), &config)
+        .window_and_grad(&theta, &mut run, steps, &config, &mut Worker::default())
         .expect("the update has a derivative");
-    (sweep, run.opt.params)
+    (sweep, trajectory.opt.params)
 }
 
 pub fn unrolled(case: &Case) -> Outcome {
@@ -139,18 +143,12 @@ where
     let mut one = |t: usize| {
         let theta = theta(t);
         let (mut loss, mut grad) = (0.0, vec![0.0; layout.len()]);
-        for (i, (clock, run)) in lanes.iter_mut().enumerate() {
+        for (i, (clock, trajectory)) in lanes.iter_mut().enumerate() {
+            let mut episode = Episode::new(&step.family, state.lane_key(i), clock.episode);
+            let (episode, trajectories) = (&mut episode, [trajectory]);
+            let mut run = LaneRun { episode, clock, trajectories, outer_step: t as u64 };
             let s = step
-                .window_and_grad(
-                    &theta,
-                    state.lane_key(i),
-                    clock,
-                    run,
-                    window,
-                    t as u64,
-                    &mut worker,
-                    &config,
-                )
+                .window_and_grad(&theta, &mut run, window, &config, &mut worker)
                 .expect("the update has a derivative");
             loss += s.loss / tasks as f64;
             for (g, x) in grad.iter_mut().zip(&s.grad) {

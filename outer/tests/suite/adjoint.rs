@@ -6,6 +6,7 @@ use outerloop_core::{FlatFamily, Float, Key, LearnedOptimizer, Split, Task};
 use outerloop_lopt::{LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt};
 use outerloop_outer::adjoint::{Memory, StepWeights, Sweep, SweepConfig};
 use outerloop_outer::estimator::Antithetic;
+use outerloop_outer::unroll::LaneRun;
 use outerloop_outer::workers::Worker;
 use outerloop_outer::{
     Emphasis, FullGrad, GradientEstimator, LossScale, MetaLoss, Objective, TruncatedGrad, TruncatedPes,
@@ -67,9 +68,11 @@ fn sweep<E: Float>(
     // The state at the start is a constant: the same for every theta that is tried.
     let base = step.lopt.init(Key::new(1));
     let opt = step.lopt.opt_fn(&base);
-    let (_, mut clock, mut run) = step.start(&*opt, lane, 0, 0);
-    step.windows([&*opt], lane, &mut clock, [&mut run], skip, 0, &mut worker);
-    step.window_and_grad(theta, lane, &mut clock, &mut run, steps, 0, &mut worker, config).unwrap()
+    let (mut episode, mut clock, mut trajectory) = step.start(&*opt, lane, 0, 0);
+    let (episode, clock, trajectories) = (&mut episode, &mut clock, [&mut trajectory]);
+    let mut run = LaneRun { episode, clock, trajectories, outer_step: 0 };
+    step.windows([&*opt], &mut run, skip, &mut worker);
+    step.window_and_grad(theta, &mut run, steps, config, &mut worker).unwrap()
 }
 
 proptest! {

@@ -6,6 +6,7 @@ use outerloop_core::{
 };
 use outerloop_lopt::MlpLopt;
 use outerloop_outer::adjoint::SweepConfig;
+use outerloop_outer::unroll::LaneRun;
 use outerloop_outer::workers::Worker;
 use outerloop_outer::{TruncatedStep, TruncationSchedule};
 use outerloop_tasks::image::ImageMlp;
@@ -78,9 +79,11 @@ where
     let theta: Vec<E> = theta.iter().map(|t| E::of(f64::from(*t))).collect();
     let opt = step.lopt.opt_fn(&theta);
     // f64 starts from the same f32 numbers: tasks draw in f64 and round.
-    let (_, mut clock, mut run) = step.start(&*opt, lane, 0, 0);
-    let (mut worker, config) = (Worker::default(), SweepConfig::default());
-    let sweep = step.window_and_grad(&theta, lane, &mut clock, &mut run, STEPS, 0, &mut worker, &config);
+    let (mut episode, mut clock, mut trajectory) = step.start(&*opt, lane, 0, 0);
+    let (episode, clock, trajectories) = (&mut episode, &mut clock, [&mut trajectory]);
+    let mut run = LaneRun { episode, clock, trajectories, outer_step: 0 };
+    let sweep =
+        step.window_and_grad(&theta, &mut run, STEPS, &SweepConfig::default(), &mut Worker::default());
     let log = std::mem::take(&mut *log.lock().unwrap());
     (sweep.unwrap().grad.iter().map(|g| g.f64()).collect(), log)
 }
