@@ -1,8 +1,7 @@
 //! The flat side of a task: one `f32` (or `f64`) buffer plus a [`Layout`], behind object-safe traits.
 
 use crate::tensor::{host_data, record, record_hvp, Cache, Cpu, Host, NoneTape, ParamTree};
-use crate::{BatchKey, Float, Key, Layout, Params, Task, TaskFamily};
-use std::any::{Any, TypeId};
+use crate::{BatchKey, Evaluator, Float, Key, Layout, Params, Task, TaskFamily};
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -19,41 +18,6 @@ pub trait FlatTask<E: Float = f32>: Send + Sync {
     fn evaluator(&self) -> Box<dyn Evaluator<E>>;
     /// See [`Task::normalizer`].
     fn normalizer(&self, loss: f64) -> f64;
-}
-
-/// Evaluates one task's loss and derivatives on flat buffers. `params`, `grad`, `v` and `hvp` have
-/// the layout's length; `state` that of [`FlatTask::init_state`].
-pub trait Evaluator<E: Float = f32>: Send {
-    /// The loss on the batch that `at` names. Leaves `state` alone.
-    fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E;
-
-    /// The loss; overwrites `grad` with its gradient and updates `state`.
-    fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E;
-
-    /// The loss; overwrites `grad` with its gradient and `hvp` with the Hessian times `v`, at the
-    /// given `state`, which it leaves alone. Exact if the loss is made of [`crate::ops`] or has a
-    /// closed form, else central differences in f64.
-    fn loss_grad_hvp(
-        &mut self,
-        params: &[E],
-        state: &[E],
-        at: BatchKey,
-        v: &[E],
-        grad: &mut [E],
-        hvp: &mut [E],
-    ) -> E;
-}
-
-/// The evaluator that `make` builds, if `E` is f32: for kernels of one dtype.
-pub fn in_f32<E: Float, V: Evaluator<f32> + 'static>(
-    make: impl FnOnce() -> V,
-) -> Option<Box<dyn Evaluator<E>>> {
-    if TypeId::of::<E>() != TypeId::of::<f32>() {
-        return None;
-    }
-    let evaluator: Box<dyn Evaluator<f32>> = Box::new(make());
-    let evaluator: Box<dyn Any> = Box::new(evaluator);
-    evaluator.downcast::<Box<dyn Evaluator<E>>>().ok().map(|e| *e)
 }
 
 /// A distribution over flat tasks, object safe. Every [`TaskFamily`] of CPU tasks is one.

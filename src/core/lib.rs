@@ -4,10 +4,12 @@
 //! |---|---|---|
 //! | [`key`](Key) | randomness as a value | leave it: every stream is pinned by tests |
 //! | [`layout`](Layout) | what a flat buffer means | leave it: files on disk hold it |
+//! | [`evaluator`](Evaluator) | which batch, and loss and derivatives on it | implement it where a hand-written kernel is worth it |
 //! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors | implement it, in your crate |
-//! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see | implement it where a hand-written kernel is worth it |
-//! | [`optimizer`](Optimizer) | update rules, learned ones, and their state | implement it, in your crate |
+//! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see | implement it for what dfdx cannot express |
+//! | [`optimizer`](Optimizer) | update rules, their derivatives and their state | implement it, in your crate |
 //! | [`group`](OptimizerGroup) | optimizers that step together because that is faster | implement it for a rule with a kernel over several thetas |
+//! | [`learned_optimizer`](LearnedOptimizer) | optimizers indexed by theta | implement it, in your crate |
 //! | [`float`](Float), `math` | f32 and f64, and exponentials that vectorize | leave it: results depend on every bit |
 //! | [`activation`](ops::Activation) | activations that fuse with a linear map | add one, with its derivatives |
 //! | [`tensor`] | the glue to dfdx: devices, the recording tape, parameter trees | add a [`Backend`](tensor::Backend) for a device; leave the tape |
@@ -24,11 +26,13 @@ mod activation;
 pub mod atomic;
 pub mod contract;
 mod error;
+mod evaluator;
 mod flat;
 mod float;
 mod group;
 mod key;
 mod layout;
+mod learned_optimizer;
 mod math;
 pub mod nn;
 mod normal;
@@ -39,10 +43,12 @@ mod task;
 pub mod tensor;
 
 pub use error::{Error, Result};
-pub use flat::{in_f32, Evaluator, FlatFamily, FlatTask, SingleTask, Typed};
+pub use evaluator::{in_f32, BatchKey, Evaluator, Split};
+pub use flat::{FlatFamily, FlatTask, SingleTask, Typed};
 pub use float::Float;
 pub use group::{MemberUpdate, OptimizerGroup};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
-pub use optimizer::{LearnedOptimizer, OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};
-pub use task::{BatchKey, Split, Task, TaskFamily};
+pub use learned_optimizer::LearnedOptimizer;
+pub use optimizer::{OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};
+pub use task::{Task, TaskFamily};

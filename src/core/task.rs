@@ -1,48 +1,7 @@
 //! [`Task`] and [`TaskFamily`]: what is trained.
 
 use crate::tensor::{Backend, Mode, ParamTree, Rank0, Tensor};
-use crate::{Evaluator, Float, Key};
-use serde::{Deserialize, Serialize};
-
-/// The four parts of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Split {
-    /// Inner training.
-    Train,
-    /// Validation seen by the inner optimizer.
-    InnerValid,
-    /// Validation for the meta-loss.
-    OuterValid,
-    /// Final evaluation only.
-    Test,
-}
-
-impl Split {
-    /// All splits, in order.
-    pub const ALL: [Split; 4] = [Split::Train, Split::InnerValid, Split::OuterValid, Split::Test];
-}
-
-/// Which batch: a batch is a pure function of this, so nothing about data needs to be saved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchKey {
-    /// The part of the data.
-    pub split: Split,
-    /// Position in the stream of batches, from 0.
-    pub step: u64,
-    /// The stream: the order of a training run.
-    pub key: Key,
-}
-
-impl BatchKey {
-    /// Batch `step` of the training split in the stream `key`.
-    pub fn train(step: u64, key: Key) -> Self {
-        BatchKey { split: Split::Train, step, key }
-    }
-    /// This batch's own key, for augmentation, dropout or noise.
-    pub fn noise(self) -> Key {
-        self.key.fold_in(self.split as u64).fold_in(self.step)
-    }
-}
+use crate::{BatchKey, Evaluator, Float, Key};
 
 /// A problem to be trained: how to initialize parameters and the loss on a batch.
 ///

@@ -1,0 +1,80 @@
+//! Which batch, and what is computed on it: [`BatchKey`] and [`Evaluator`].
+
+use crate::{Float, Key};
+use serde::{Deserialize, Serialize};
+use std::any::{Any, TypeId};
+
+/// The four parts of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Split {
+    /// Inner training.
+    Train,
+    /// Validation seen by the inner optimizer.
+    InnerValid,
+    /// Validation for the meta-loss.
+    OuterValid,
+    /// Final evaluation only.
+    Test,
+}
+
+impl Split {
+    /// All splits, in order.
+    pub const ALL: [Split; 4] = [Split::Train, Split::InnerValid, Split::OuterValid, Split::Test];
+}
+
+/// Which batch: a batch is a pure function of this, so nothing about data needs to be saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchKey {
+    /// The part of the data.
+    pub split: Split,
+    /// Position in the stream of batches, from 0.
+    pub step: u64,
+    /// The stream: the order of a training run.
+    pub key: Key,
+}
+
+impl BatchKey {
+    /// Batch `step` of the training split in the stream `key`.
+    pub fn train(step: u64, key: Key) -> Self {
+        BatchKey { split: Split::Train, step, key }
+    }
+    /// This batch's own key, for augmentation, dropout or noise.
+    pub fn noise(self) -> Key {
+        self.key.fold_in(self.split as u64).fold_in(self.step)
+    }
+}
+
+/// Evaluates one task's loss and derivatives on flat buffers. `params`, `grad`, `v` and `hvp` have
+/// the layout's length; `state` that of [`FlatTask::init_state`](crate::FlatTask::init_state).
+pub trait Evaluator<E: Float = f32>: Send {
+    /// The loss on the batch that `at` names. Leaves `state` alone.
+    fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E;
+
+    /// The loss; overwrites `grad` with its gradient and updates `state`.
+    fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E;
+
+    /// The loss; overwrites `grad` with its gradient and `hvp` with the Hessian times `v`, at the
+    /// given `state`, which it leaves alone. Exact if the loss is made of [`crate::ops`] or has a
+    /// closed form, else central differences in f64.
+    fn loss_grad_hvp(
+        &mut self,
+        params: &[E],
+        state: &[E],
+        at: BatchKey,
+        v: &[E],
+        grad: &mut [E],
+        hvp: &mut [E],
+    ) -> E;
+}
+
+/// The evaluator that `make` builds, if `E` is f32: for kernels of one dtype.
+pub fn in_f32<E: Float, V: Evaluator<f32> + 'static>(
+    make: impl FnOnce() -> V,
+) -> Option<Box<dyn Evaluator<E>>> {
+    if TypeId::of::<E>() != TypeId::of::<f32>() {
+        return None;
+    }
+    let evaluator: Box<dyn Evaluator<f32>> = Box::new(make());
+    let evaluator: Box<dyn Any> = Box::new(evaluator);
+    evaluator.downcast::<Box<dyn Evaluator<E>>>().ok().map(|e| *e)
+}
