@@ -21,6 +21,11 @@ pub use outerloop_core::simd::{path, Path};
 use outerloop_core::{Float, Optimizer, OptimizerGroup};
 use std::any::{Any, TypeId};
 
+/// Whether `E`, a [`Float`], is f32; at compile time, so that what is for the other one is not compiled.
+pub(crate) const fn is_f32<E: Float>() -> bool {
+    size_of::<E>() == size_of::<f32>()
+}
+
 /// These slices, if `E` is f32.
 pub(crate) fn f32s<'a, E: Float, const N: usize>(x: [&'a [E]; N]) -> Option<[&'a [f32]; N]> {
     // SAFETY: `E` is f32, so only the type's name changes.
@@ -55,7 +60,7 @@ pub(crate) fn group_in_f32<E: Float, G: OptimizerGroup<f32> + 'static>(
 }
 
 /// `x`, if its type is `B`; otherwise `x` as it is.
-fn same<A: 'static, B: 'static>(x: A) -> Result<B, A> {
+pub(crate) fn same<A: 'static, B: 'static>(x: A) -> Result<B, A> {
     let mut x = Some(x);
     match (&mut x as &mut dyn Any).downcast_mut::<Option<B>>() {
         Some(b) => Ok(b.take().expect("it was just put there")),
