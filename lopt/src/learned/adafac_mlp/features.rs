@@ -34,44 +34,55 @@ pub(crate) trait Tensor {
     );
 }
 
-/// The normalizers `(mean(f²) + ε)^-½` of a tensor's features, over the elements from `start` to the end
-/// of `params`. Scratch: `x` as [`Tensor::load`] needs it for blocks of 6 vectors, and `squares`
-/// `[features]`. `TINY`: whether remainders of one or two vectors are blocks of their own, for speed.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn normalizers<S: Simd, T: Tensor, const TINY: bool>(
-    s: S,
-    tensor: &mut T,
-    params: &[f32],
-    start: usize,
-    x: &mut [S::f32s],
-    squares: &mut [S::f32s],
-    scales: &mut [f32],
-    epsilon: f64,
-) {
-    let count = params.len() - start;
-    let (squares, scales) = (&mut squares[..tensor.features()], &mut scales[..tensor.features()]);
-    squares.fill(s.splat_f32s(0.0));
-    scales.fill(0.0);
-    let (mut start, mut summed) = (start, 0);
-    while start < params.len() {
-        let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
-            1 if TINY => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
-            2 if TINY => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
-            _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
-        };
-        start += vectors * S::F32_LANES;
-        summed += vectors;
-        if summed >= SUM || start >= params.len() {
-            summed = 0;
-            for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
-                *scale += s.reduce_sum_f32s(*sum);
-                *sum = s.splat_f32s(0.0);
+/// Makes the normalizers `(mean(f²) + ε)^-½` of a tensor's features.
+pub(crate) struct Normalizer<'a> {
+    /// Scratch: as [`Tensor::load`] needs it for blocks of 6 vectors.
+    pub(crate) block: &'a mut [f32],
+    /// Scratch: a vector for every feature.
+    pub(crate) squares: &'a mut [f32],
+    /// The normalizers.
+    pub(crate) scales: &'a mut [f32],
+    /// ε
+    pub(crate) epsilon: f64,
+}
+
+impl Normalizer<'_> {
+    /// Over the elements from `start` to the end of `params`. `TINY`: whether remainders of one or two vectors
+    /// are blocks of their own, for speed.
+    #[inline(always)]
+    pub(crate) fn run<S: Simd, T: Tensor, const TINY: bool>(
+        &mut self,
+        s: S,
+        tensor: &mut T,
+        params: &[f32],
+        start: usize,
+    ) {
+        let count = params.len() - start;
+        let (x, _) = S::as_mut_simd_f32s(self.block);
+        let squares = &mut S::as_mut_simd_f32s(self.squares).0[..tensor.features()];
+        let scales = &mut self.scales[..tensor.features()];
+        squares.fill(s.splat_f32s(0.0));
+        scales.fill(0.0);
+        let (mut start, mut summed) = (start, 0);
+        while start < params.len() {
+            let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
+                1 if TINY => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
+                2 if TINY => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
+                _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
+            };
+            start += vectors * S::F32_LANES;
+            summed += vectors;
+            if summed >= SUM || start >= params.len() {
+                summed = 0;
+                for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
+                    *scale += s.reduce_sum_f32s(*sum);
+                    *sum = s.splat_f32s(0.0);
+                }
             }
         }
-    }
-    for scale in scales {
-        *scale = (*scale / count as f32 + epsilon as f32).sqrt().recip();
+        for scale in scales {
+            *scale = (*scale / count as f32 + self.epsilon as f32).sqrt().recip();
+        }
     }
 }
 
