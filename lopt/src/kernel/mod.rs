@@ -19,7 +19,22 @@ pub use fused::Fused;
 pub use outerloop_core::simd::{path, Path};
 
 use outerloop_core::{Float, Optimizer, OptimizerGroup};
+use pulp::{Simd, WithSimd};
 use std::any::{Any, TypeId};
+
+/// Does `work` in a function of its own, so that what many places do stands in the program once per path.
+#[inline(always)]
+pub(crate) fn apart<S: Simd, W: WithSimd>(s: S, work: W) -> W::Output {
+    #[inline(never)]
+    fn called<S: Simd, W: WithSimd>(s: S, work: W) -> W::Output {
+        work.with_simd(s)
+    }
+    if const { S::IS_SCALAR } {
+        called(s, work)
+    } else {
+        s.vectorize(work)
+    }
+}
 
 /// Whether `E`, a [`Float`], is f32; at compile time, so that what is for the other one is not compiled.
 pub(crate) const fn is_f32<E: Float>() -> bool {

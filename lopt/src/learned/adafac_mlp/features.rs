@@ -3,8 +3,10 @@
 
 use crate::features::adafac::{column_count, FACTOR_EPSILON};
 use crate::features::factored::{EPSILON, SQUARE_EPSILON};
+use crate::kernel::apart;
 use outerloop_core::simd::{load, store};
-use pulp::Simd;
+use pulp::bytemuck::cast_slice_mut;
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Added to RMS averages under the root, and to second moments of vectors under momenta.
@@ -32,6 +34,42 @@ pub(crate) trait Tensor {
         x: &mut [S::f32s],
         units: Option<&mut [S::f32s]>,
     );
+}
+
+/// [`Tensor::load`], in a function of its own.
+#[inline(always)]
+pub(crate) fn load_block<S: Simd, T: Tensor, const V: usize>(
+    s: S,
+    tensor: &mut T,
+    params: &[f32],
+    start: usize,
+    x: &mut [S::f32s],
+    units: Option<&mut [S::f32s]>,
+) {
+    let (x, units) = (cast_slice_mut(x), units.map(cast_slice_mut));
+    apart(s, Load::<T, V> { tensor, params, start, x, units });
+}
+
+/// [`load_block`] with all numbers of the vectors.
+struct Load<'a, T, const V: usize> {
+    tensor: &'a mut T,
+    params: &'a [f32],
+    start: usize,
+    x: &'a mut [f32],
+    units: Option<&'a mut [f32]>,
+}
+
+impl<T: Tensor, const V: usize> WithSimd for Load<'_, T, V> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let Load { tensor, params, start, x, units } = self;
+        let units = match units {
+            Some(units) => Some(S::as_mut_simd_f32s(units).0),
+            None => None,
+        };
+        tensor.load::<S, V>(s, params, start, S::as_mut_simd_f32s(x).0, units);
+    }
 }
 
 /// Makes the normalizers `(mean(f²) + ε)^-½` of a tensor's features.
@@ -96,7 +134,7 @@ fn add_squares<S: Simd, T: Tensor, const V: usize>(
     x: &mut [S::f32s],
     squares: &mut [S::f32s],
 ) -> usize {
-    tensor.load::<S, V>(s, params, start, x, None);
+    load_block::<S, T, V>(s, tensor, params, start, x, None);
     for (sum, x) in squares.iter_mut().zip(x.chunks_exact(V)) {
         for x in x {
             *sum = s.mul_add_e_f32s(*x, *x, *sum);

@@ -6,7 +6,7 @@
 
 use super::accumulators::{cut, four, Accumulators, Averages, Means, Repeated, Visit};
 use super::factored::FactoredTensor;
-use super::features::{vector_rows, Normalizer, Tensor, VectorTensor, RMS_EPSILON};
+use super::features::{load_block, vector_rows, Normalizer, Tensor, VectorTensor, RMS_EPSILON};
 use super::DECAY_NAMES;
 use crate::features::adafac::column_count;
 use crate::features::{averages, normalize};
@@ -213,7 +213,7 @@ impl Passes<'_> {
         let (block, _) = S::as_mut_simd_f32s(self.normalizer.block);
         let (x, units) = block.split_at_mut(vector_rows(self.kernel.counts()) * ROW);
         let units = &mut units[..2 * net.widest() * ROW];
-        tensor.load::<S, ROW>(s, params, start, x, Some(&mut *units));
+        load_block::<S, T, ROW>(s, tensor, params, start, x, Some(&mut *units));
         for (scale, x) in self.normalizer.scales[..tensor.features()].iter().zip(x.chunks_exact_mut(ROW)) {
             let scale = s.splat_f32s(*scale);
             for x in x {

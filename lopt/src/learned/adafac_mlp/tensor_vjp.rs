@@ -10,7 +10,8 @@
 use super::accumulators::cut;
 use super::average::{loaded, mul_add, sums, Average, Sums};
 use super::features::{
-    load_row, products, row, row_mut, rsqrts, store_row, Normalizer, Tensor, VectorTensor, RMS_EPSILON,
+    load_block, load_row, products, row, row_mut, rsqrts, store_row, Normalizer, Tensor, VectorTensor,
+    RMS_EPSILON,
 };
 use super::step;
 use crate::features::factored::{EPSILON, SQUARE_EPSILON};
@@ -159,7 +160,7 @@ impl<'a> TensorVjp<'a> {
         for start in part.clone().step_by(BLOCK * S::F32_LANES) {
             let at = start..part.end.min(start + BLOCK * S::F32_LANES);
             let (x, _) = S::as_mut_simd_f32s(self.block);
-            tensor.load::<S, BLOCK>(s, params, start, x, None);
+            load_block::<S, T, BLOCK>(s, tensor, params, start, x, None);
             let to = net.features(s).chunks_exact_mut(BLOCK);
             for ((to, x), scale) in to.zip(x.chunks_exact(BLOCK)).zip(&*self.scales) {
                 for (to, x) in to.iter_mut().zip(x) {
@@ -215,7 +216,7 @@ impl<'a> TensorVjp<'a> {
             let here = range.start + at.start..range.start + at.end;
             let (x, _) = S::as_mut_simd_f32s(self.block);
             let (y, _) = S::as_mut_simd_f32s(self.adjoints);
-            tensor.load::<S, BLOCK>(s, tensor_params, start, x, None);
+            load_block::<S, T, BLOCK>(s, tensor, tensor_params, start, x, None);
             let (momentum_rates, rates) = self.rate_sums.vectors(s).split_at_mut(momenta);
             let (rms_rates, moment_rates) = rates.split_at_mut(rms);
             for f in 0..features {

@@ -12,7 +12,7 @@ use crate::kernel::{newton_schulz, Path};
 use crate::learned::adafac_mlp::accumulators::{cut, four, Accumulators, Averages, Means, Repeated, Visit};
 use crate::learned::adafac_mlp::factored::{mean_square, FactoredTensor};
 use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
-use crate::learned::adafac_mlp::features::{row, Normalizer, Tensor, VectorTensor};
+use crate::learned::adafac_mlp::features::{load_block, row, Normalizer, VectorTensor};
 use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
 use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
@@ -109,7 +109,7 @@ impl Celo2Kernel {
         let units = &mut units[..2 * self.net.widest() * BLOCK];
         let length = BLOCK * S::F32_LANES;
         for (start, out) in (start..params.len()).step_by(length).zip(out.chunks_mut(length)) {
-            tensor.load::<S, BLOCK>(s, params, start, x, None);
+            load_block::<S, _, BLOCK>(s, tensor, params, start, x, None);
             let x = &mut x[..first.inputs * BLOCK];
             for (scale, x) in scales.iter().zip(x.chunks_exact_mut(BLOCK)) {
                 let scale = s.splat_f32s(*scale);
