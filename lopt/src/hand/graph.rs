@@ -112,17 +112,35 @@ impl<E: Float> Graph<E> {
         plain: impl Fn([E; N]) -> E,
         dual: impl Fn([Dual<E, N>; N]) -> Dual<E, N>,
     ) -> Var {
+        if self.recording {
+            return self.record(inputs, &dual);
+        }
+        let (x, n) = self.broadcast(inputs);
+        let out = (0..n).map(|i| plain(at(&x, i))).collect();
+        self.push(out, || unreachable!("a plain graph records nothing"))
+    }
+
+    /// Buffers of equal length or of length 1, and how many elements they make.
+    fn broadcast<const N: usize>(&self, inputs: [Var; N]) -> ([&[E]; N], usize) {
         let lens = inputs.map(|v| self.values[v.0].len());
         let n = if lens.contains(&0) { 0 } else { lens.into_iter().max().unwrap_or(0) };
         assert!(lens.iter().all(|l| *l == n || *l == 1), "map: lengths {lens:?} do not broadcast");
-        let x: [&[E]; N] = inputs.map(|v| &self.values[v.0][..]);
-        let at = |j: usize, i: usize| x[j][if x[j].len() == 1 { 0 } else { i }];
-        if !self.recording {
-            let out = (0..n).map(|i| plain(std::array::from_fn(|j| at(j, i)))).collect();
-            return self.push(out, || unreachable!("a plain graph records nothing"));
-        }
-        let duals: Vec<Dual<E, N>> =
-            (0..n).map(|i| dual(std::array::from_fn(|j| Dual::variable(at(j, i), j)))).collect();
+        (inputs.map(|v| &self.values[v.0][..]), n)
+    }
+
+    /// [`Self::map`] with its derivative. Compiled once for all functions, which
+    /// are called per element: only the plain form has to be fast.
+    fn record<const N: usize>(
+        &mut self,
+        inputs: [Var; N],
+        dual: &dyn Fn([Dual<E, N>; N]) -> Dual<E, N>,
+    ) -> Var {
+        let (x, n) = self.broadcast(inputs);
+        let variables = |i| {
+            let x = at(&x, i);
+            std::array::from_fn(|j| Dual::variable(x[j], j))
+        };
+        let duals: Vec<Dual<E, N>> = (0..n).map(|i| dual(variables(i))).collect();
         let out = duals.iter().map(|d| d.value).collect();
         self.push(out, || {
             Box::new(move |a, adjoints| {
@@ -282,6 +300,11 @@ impl<E: Float> Graph<E> {
         }
         inputs.iter().map(|v| std::mem::take(&mut adjoints[v.0])).collect()
     }
+}
+
+/// Element `i` of every buffer; those of length 1 are broadcast.
+fn at<E: Copy, const N: usize>(x: &[&[E]; N], i: usize) -> [E; N] {
+    x.map(|x| x[if x.len() == 1 { 0 } else { i }])
 }
 
 /// `x y` of `x` `[m, k]` and `y` `[k, n]`, by rows, so that the inner loop is over neighbours.

@@ -62,3 +62,50 @@ use outerloop_core::{Float, Optimizer, UpdateVjp};
 pub(crate) fn vjp_of<E: Float>(inner: &dyn Optimizer<E>) -> &dyn UpdateVjp<E> {
     inner.update_vjp().expect("a wrapper's `update_vjp` is `None` if the inner optimizer's is")
 }
+
+/// Makes an [`Optimizer`](outerloop_core::Optimizer) and its [`UpdateVjp`](outerloop_core::UpdateVjp) of a
+/// rule that implements the trait `$kind`, with the functions of the module `$driver`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! optimizer_of_rule {
+    ($rule:ty, $kind:ident, $driver:ident) => {
+        impl<E: outerloop_core::Float> outerloop_core::Optimizer<E> for $rule {
+            fn name(&self) -> String {
+                $crate::hand::$kind::name(self)
+            }
+            fn init(
+                &self,
+                params: &outerloop_core::Params<E>,
+                num_steps: Option<u64>,
+                _key: outerloop_core::Key,
+            ) -> outerloop_core::OptState<E> {
+                $crate::hand::$driver::init(self, params, num_steps)
+            }
+            fn update(
+                &self,
+                state: &mut outerloop_core::OptState<E>,
+                grad: &[E],
+                _loss: E,
+                _key: outerloop_core::Key,
+            ) {
+                $crate::hand::$driver::update(self, state, grad)
+            }
+            fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
+                Some(self)
+            }
+        }
+        impl<E: outerloop_core::Float> outerloop_core::UpdateVjp<E> for $rule {
+            fn vjp(
+                &self,
+                before: &outerloop_core::OptState<E>,
+                grad: &[E],
+                _loss: E,
+                _key: outerloop_core::Key,
+                after: &outerloop_core::OptState<E>,
+                theta: &mut [E],
+            ) -> outerloop_core::UpdateAdjoint<E> {
+                $crate::hand::$driver::vjp(self, before, grad, after, theta)
+            }
+        }
+    };
+}

@@ -127,12 +127,13 @@ pub fn update<E: Float, R: Tensorwise>(rule: &R, state: &mut OptState<E>, grad: 
     state.step += 1;
 }
 
-/// `UpdateVjp::vjp` of a rule.
+/// `UpdateVjp::vjp` of a rule, which has no theta.
 pub fn vjp<E: Float, R: Tensorwise>(
     rule: &R,
     before: &OptState<E>,
     grad: &[E],
     after: &OptState<E>,
+    _theta: &mut [E],
 ) -> UpdateAdjoint<E> {
     let at = At::of(before);
     let mut adjoint =
@@ -169,43 +170,6 @@ pub fn vjp<E: Float, R: Tensorwise>(
 #[macro_export]
 macro_rules! tensorwise_optimizer {
     ($rule:ty) => {
-        impl<E: outerloop_core::Float> outerloop_core::Optimizer<E> for $rule {
-            fn name(&self) -> String {
-                $crate::hand::Tensorwise::name(self)
-            }
-            fn init(
-                &self,
-                params: &outerloop_core::Params<E>,
-                num_steps: Option<u64>,
-                _key: outerloop_core::Key,
-            ) -> outerloop_core::OptState<E> {
-                $crate::hand::tensorwise::init(self, params, num_steps)
-            }
-            fn update(
-                &self,
-                state: &mut outerloop_core::OptState<E>,
-                grad: &[E],
-                _loss: E,
-                _key: outerloop_core::Key,
-            ) {
-                $crate::hand::tensorwise::update(self, state, grad)
-            }
-            fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
-                Some(self)
-            }
-        }
-        impl<E: outerloop_core::Float> outerloop_core::UpdateVjp<E> for $rule {
-            fn vjp(
-                &self,
-                before: &outerloop_core::OptState<E>,
-                grad: &[E],
-                _loss: E,
-                _key: outerloop_core::Key,
-                after: &outerloop_core::OptState<E>,
-                _theta: &mut [E],
-            ) -> outerloop_core::UpdateAdjoint<E> {
-                $crate::hand::tensorwise::vjp(self, before, grad, after)
-            }
-        }
+        $crate::optimizer_of_rule!($rule, Tensorwise, tensorwise);
     };
 }

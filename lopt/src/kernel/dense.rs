@@ -1,6 +1,8 @@
 //! One dense layer over feature-major blocks of V vectors, in register tiles.
 
-use pulp::Simd;
+use super::apart;
+use pulp::bytemuck::{cast_slice, cast_slice_mut};
+use pulp::{Simd, WithSimd};
 
 /// Outputs per tile. With V = 6 vectors a tile holds 12 sums, 2 weights and 1 input: 15 of the 16
 /// registers of AVX2.
@@ -76,14 +78,34 @@ impl Dense {
         y: &mut [S::f32s],
         after: After,
     ) {
-        for output in (0..self.outputs).step_by(TILE) {
-            let w = &self.panels[output * self.inputs..];
+        let (x, y) = (cast_slice(x), cast_slice_mut(y));
+        apart(s, Forward::<V, ROW> { layer: self, bias, x, y, after });
+    }
+}
+
+/// [`Dense::forward`] with all numbers of the vectors.
+struct Forward<'a, const V: usize, const ROW: usize> {
+    layer: &'a Dense,
+    bias: Option<&'a [f32]>,
+    x: &'a [f32],
+    y: &'a mut [f32],
+    after: After,
+}
+
+impl<const V: usize, const ROW: usize> WithSimd for Forward<'_, V, ROW> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let Forward { layer: Dense { inputs, outputs, panels, .. }, bias, x, y, after } = self;
+        let (x, y) = (S::as_simd_f32s(x).0, S::as_mut_simd_f32s(y).0);
+        for output in (0..*outputs).step_by(TILE) {
+            let w = &panels[output * inputs..];
             let y = &mut y[output * ROW..];
             for column in (0..ROW).step_by(V) {
                 let (x, y) = (&x[column..], &mut y[column..]);
-                match self.outputs - output {
-                    1 => tile::<S, 1, V, ROW>(s, &w[..self.inputs], bias, output, x, y, after),
-                    _ => tile::<S, TILE, V, ROW>(s, &w[..TILE * self.inputs], bias, output, x, y, after),
+                match outputs - output {
+                    1 => tile::<S, 1, V, ROW>(s, &w[..*inputs], bias, output, x, y, after),
+                    _ => tile::<S, TILE, V, ROW>(s, &w[..TILE * inputs], bias, output, x, y, after),
                 }
             }
         }

@@ -19,7 +19,27 @@ pub use fused::Fused;
 pub use outerloop_core::simd::{path, Path};
 
 use outerloop_core::{Float, Optimizer, OptimizerGroup};
+use pulp::{Simd, WithSimd};
 use std::any::{Any, TypeId};
+
+/// Does `work` in a function of its own, so that what many places do stands in the program once per path.
+#[inline(always)]
+pub(crate) fn apart<S: Simd, W: WithSimd>(s: S, work: W) -> W::Output {
+    #[inline(never)]
+    fn called<S: Simd, W: WithSimd>(s: S, work: W) -> W::Output {
+        work.with_simd(s)
+    }
+    if const { S::IS_SCALAR } {
+        called(s, work)
+    } else {
+        s.vectorize(work)
+    }
+}
+
+/// Whether `E`, a [`Float`], is f32; at compile time, so that what is for the other one is not compiled.
+pub(crate) const fn is_f32<E: Float>() -> bool {
+    size_of::<E>() == size_of::<f32>()
+}
 
 /// These slices, if `E` is f32.
 pub(crate) fn f32s<'a, E: Float, const N: usize>(x: [&'a [E]; N]) -> Option<[&'a [f32]; N]> {
@@ -55,7 +75,7 @@ pub(crate) fn group_in_f32<E: Float, G: OptimizerGroup<f32> + 'static>(
 }
 
 /// `x`, if its type is `B`; otherwise `x` as it is.
-fn same<A: 'static, B: 'static>(x: A) -> Result<B, A> {
+pub(crate) fn same<A: 'static, B: 'static>(x: A) -> Result<B, A> {
     let mut x = Some(x);
     match (&mut x as &mut dyn Any).downcast_mut::<Option<B>>() {
         Some(b) => Ok(b.take().expect("it was just put there")),

@@ -7,10 +7,10 @@
 
 use super::dense::After;
 use super::net::{time_features, Net, COLUMNS, MAX_LANES};
-use super::outer::add_outer;
+use super::{apart, outer::add_outer};
 use crate::features::time;
 use outerloop_core::simd::{exp, load, store};
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Vectors per block: outer products load and store their sums once per block.
@@ -30,6 +30,22 @@ pub(crate) struct NetVjp<'a> {
     /// Per layer the weight's adjoint `[inputs, outputs]`, then the bias's, in vectors.
     sums: &'a mut [f32],
     bias: &'a mut [f32],
+}
+
+/// [`NetVjp::block`].
+struct Block<'a, 'b> {
+    net: &'a mut NetVjp<'b>,
+    range: Range<usize>,
+    params: &'a [f32],
+    features: &'a mut [f32],
+}
+
+impl WithSimd for Block<'_, '_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        self.net.run_block(s, self.range, self.params, self.features);
+    }
 }
 
 fn block_rows(net: &Net) -> Vec<usize> {
@@ -76,6 +92,11 @@ impl<'a> NetVjp<'a> {
     /// parameters `params` `[n]` to that of the features, `features` `[features, n]`, both at `range`.
     #[inline(always)]
     pub(crate) fn block<S: Simd>(&mut self, s: S, range: Range<usize>, params: &[f32], features: &mut [f32]) {
+        apart(s, Block { net: self, range, params, features });
+    }
+
+    #[inline(always)]
+    fn run_block<S: Simd>(&mut self, s: S, range: Range<usize>, params: &[f32], features: &mut [f32]) {
         let layers = &self.net.layers;
         let depth = layers.len();
         let (inputs, adjoints) = self.rows.split_at(depth + 1);

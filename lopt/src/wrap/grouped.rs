@@ -1,9 +1,8 @@
 //! A different optimizer for every group of tensors.
 
-use super::{add, named_slots, part_slots, prefix, Part};
-use crate::hand::vjp_of;
-
-use outerloop_core::{Entry, Float, Key, Layout, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use super::parts::{optimizer_of_parts, Parts};
+use super::Part;
+use outerloop_core::{Entry, Float, Layout, Optimizer};
 use std::{ops::Range, sync::Arc};
 
 /// Which group a tensor belongs to, by its name and shape.
@@ -60,6 +59,17 @@ impl GroupRule {
         assert!(group < self.num_groups, "group rule `{}`: `{}` in group {group}", self.name, entry.name);
         group
     }
+
+    /// Every group's tensors and their places.
+    pub(super) fn split(&self, layout: &Layout) -> impl Iterator<Item = (Arc<Layout>, Vec<Range<usize>>)> {
+        let mut groups = vec![(Layout::default(), Vec::new()); self.num_groups];
+        for e in layout.entries() {
+            let (layout, ranges) = &mut groups[self.group(e)];
+            layout.push(e.name.clone(), e.shape.clone());
+            ranges.push(e.range());
+        }
+        groups.into_iter().map(|(layout, ranges)| (Arc::new(layout), ranges))
+    }
 }
 
 /// Every group of tensors is trained by its own optimizer, which sees only these tensors.
@@ -76,38 +86,7 @@ impl GroupRule {
 /// assert_eq!(opt.name(), "grouped(muon, adam)");
 /// # Result::Ok(())
 /// ```
-pub struct Grouped<E: Float = f32> {
-    rule: GroupRule,
-    parts: Vec<Part<E>>,
-}
-
-/// A group's tensors: their own layout and their places in the whole buffer.
-struct Group {
-    layout: Arc<Layout>,
-    ranges: Vec<Range<usize>>,
-}
-
-impl Group {
-    fn gather<E: Float>(&self, whole: &[E]) -> Vec<E> {
-        self.ranges.iter().flat_map(|r| &whole[r.clone()]).copied().collect()
-    }
-    fn scatter<E: Float>(&self, part: &[E], whole: &mut [E]) {
-        let mut start = 0;
-        for r in &self.ranges {
-            whole[r.clone()].copy_from_slice(&part[start..start + r.len()]);
-            start += r.len();
-        }
-    }
-    /// What the group's optimizer knows of a state.
-    fn state<E: Float>(&self, state: &OptState<E>, i: usize) -> OptState<E> {
-        OptState {
-            layout: self.layout.clone(),
-            params: self.gather(&state.params),
-            slots: part_slots(state, &prefix(i)),
-            ..*state
-        }
-    }
-}
+pub struct Grouped<E: Float = f32>(Parts<E>);
 
 impl<E: Float> Grouped<E> {
     /// One optimizer per group; for parts with theta see [`super::Combined`].
@@ -120,22 +99,7 @@ impl<E: Float> Grouped<E> {
     }
 
     pub(super) fn of(rule: GroupRule, parts: Vec<Part<E>>) -> Self {
-        Grouped { rule, parts }
-    }
-
-    /// The groups that have elements: number, optimizer, tensors.
-    fn groups(&self, layout: &Layout) -> impl Iterator<Item = (usize, &Part<E>, Group)> {
-        let mut groups: Vec<(Layout, Vec<Range<usize>>)> =
-            self.parts.iter().map(|_| Default::default()).collect();
-        for e in layout.entries() {
-            let (layout, ranges) = &mut groups[self.rule.group(e)];
-            layout.push(e.name.clone(), e.shape.clone());
-            ranges.push(e.range());
-        }
-        let group = |(layout, ranges)| Group { layout: Arc::new(layout), ranges };
-        let groups = groups.into_iter().map(group);
-        let all = self.parts.iter().zip(groups).enumerate().map(|(i, (part, group))| (i, part, group));
-        all.filter(|(_, _, group)| !group.layout.is_empty())
+        Grouped(Parts { parts, rule: Some(rule) })
     }
 }
 
@@ -148,84 +112,14 @@ pub(super) fn check_count(rule: &GroupRule, parts: usize) -> outerloop_core::Res
     Err(outerloop_core::Error::mismatch(what, rule.num_groups(), parts))
 }
 
-impl<E: Float> Optimizer<E> for Grouped<E> {
-    fn name(&self) -> String {
-        format!("grouped({})", Part::names(&self.parts))
-    }
-    fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
-        let mut state = OptState::new(params, num_steps);
-        for (i, part, group) in self.groups(&params.layout) {
-            let own = Params { data: group.gather(&params.data), layout: group.layout.clone() };
-            state.slots.extend(named_slots(&prefix(i), part.opt.init(&own, num_steps, key).slots));
-        }
-        state
-    }
-    fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
-        let mut slots = Vec::new();
-        for (i, part, group) in self.groups(&state.layout.clone()) {
-            let mut own = group.state(state, i);
-            part.opt.update(&mut own, &group.gather(grad), loss, key);
-            group.scatter(&own.params, &mut state.params);
-            slots.extend(named_slots(&prefix(i), own.slots));
-        }
-        state.slots = slots;
-        state.step += 1;
-    }
-    fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
-        let before = state.clone();
-        state.slots.clear();
-        for (i, part, group) in self.groups(&before.layout) {
-            let mut own = group.state(&before, i);
-            part.opt.observe_validation(&mut own, loss);
-            state.step = state.step.max(own.step);
-            state.slots.extend(named_slots(&prefix(i), own.slots));
-        }
-    }
-    fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
-        Part::all_differentiable(&self.parts).then_some(self)
-    }
-}
-
-impl<E: Float> UpdateVjp<E> for Grouped<E> {
-    fn vjp(
-        &self,
-        before: &OptState<E>,
-        grad: &[E],
-        loss: E,
-        key: Key,
-        after: &OptState<E>,
-        theta: &mut [E],
-    ) -> UpdateAdjoint<E> {
-        let zero = E::of(0.0);
-        let mut total =
-            UpdateAdjoint { state: before.zeros_like(), grad: vec![zero; grad.len()], loss: zero };
-        total.state.slots.clear();
-        for (i, part, group) in self.groups(&before.layout) {
-            let (own, adjoint) = (group.state(before, i), group.state(after, i));
-            let theta = &mut theta[part.theta.clone()];
-            let a = vjp_of(&*part.opt).vjp(&own, &group.gather(grad), loss, key, &adjoint, theta);
-            group.scatter(&a.state.params, &mut total.state.params);
-            group.scatter(&a.grad, &mut total.grad);
-            add(std::slice::from_mut(&mut total.loss), &[a.loss]);
-            total.state.slots.extend(named_slots(&prefix(i), a.state.slots));
-        }
-        total
-    }
-
-    fn init_vjp(&self, start: &OptState<E>, adjoint: &OptState<E>, theta: &mut [E]) {
-        for (i, part, group) in self.groups(&start.layout) {
-            let (start, adjoint) = (group.state(start, i), group.state(adjoint, i));
-            vjp_of(&*part.opt).init_vjp(&start, &adjoint, &mut theta[part.theta.clone()]);
-        }
-    }
-}
+optimizer_of_parts!(Grouped);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::hand::{Adam, Momentum};
     use crate::Velo;
-    use outerloop_core::LearnedOptimizer;
+    use outerloop_core::{Key, LearnedOptimizer, OptState, Params};
 
     fn params() -> Params<f64> {
         let layout = Layout::new([("embed", vec![3, 2]), ("b", vec![2]), ("w", vec![2, 2])]);

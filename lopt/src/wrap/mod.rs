@@ -12,6 +12,7 @@
 
 mod combined;
 mod grouped;
+mod parts;
 mod sum;
 mod width;
 
@@ -33,15 +34,6 @@ impl<E: Float> Part<E> {
     /// Parts without theta.
     fn hand(parts: Vec<Box<dyn Optimizer<E>>>) -> Vec<Self> {
         parts.into_iter().map(|opt| Part { opt, theta: 0..0 }).collect()
-    }
-
-    /// Whether all parts know their derivatives.
-    fn all_differentiable(parts: &[Self]) -> bool {
-        parts.iter().all(|p| p.opt.update_vjp().is_some())
-    }
-
-    fn names(parts: &[Self]) -> String {
-        parts.iter().map(|p| p.opt.name()).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -73,9 +65,4 @@ pub(crate) fn part_state<E: Float>(state: &OptState<E>, prefix: &str) -> OptStat
 pub(crate) fn named_slots<E: Float>(prefix: &str, mut slots: Vec<Slot<E>>) -> Vec<Slot<E>> {
     slots.iter_mut().for_each(|s| s.name.insert_str(0, prefix));
     slots
-}
-
-/// `x ← x + y`
-fn add<E: Float>(x: &mut [E], y: &[E]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += *y);
 }

@@ -6,9 +6,11 @@
 //! `c̄ol = −½ U / col`, `r̄ow = −½ (U / row − mean(U) / (mean(row) + 1e-9))`; nothing where a root's argument
 //! is clipped.
 
-use super::factored::{array, FactoredTensor, Reduced, Walk};
+use super::accumulators::Means;
+use super::factored::{array, FactoredTensor};
 use super::features::{clear_tail, row_mut, Tensor};
 use super::tensor_vjp::{TensorAdjoint, TensorVjp};
+use super::walk::{Reduced, Walk};
 use crate::features::adafac::column_count;
 use crate::features::factored::{Axes, EPSILON, SQUARE_EPSILON};
 use outerloop_core::simd::{load, store};
@@ -34,14 +36,14 @@ pub(crate) struct MeansVjp<'a> {
 }
 
 impl<'a> MeansVjp<'a> {
-    /// Of the row means (`which` = 0) or the column means (1) `new`, which lie at `at` in their slot.
+    /// Of the row means (`which` = 0) or the column means (1).
     pub(crate) fn new(
         tensors: &'a mut TensorVjp<'_>,
+        means: &'a Means<'_>,
         which: usize,
-        at: Range<usize>,
-        new: &'a [f32],
         sums: &'a mut [f32],
     ) -> Self {
+        let at = means.at[which].clone();
         let [momenta, rms, _] = [0, 1, 2].map(|i: usize| tensors.rates[i].len());
         MeansVjp {
             features: tensors.features,
@@ -49,26 +51,17 @@ impl<'a> MeansVjp<'a> {
             rate_adjoints: &mut tensors.rate_sums.totals[momenta + rms..],
             sums,
             old: &tensors.before.slots[2 + which].data[at.clone()],
-            new,
+            new: means.new[which],
             adjoint: &mut tensors.state.slots[2 + which].data[at],
         }
     }
 }
 
 impl<'a> AllFeatures<'a> {
-    /// Updates the means `slots` `[decays, len]` of rows and columns.
-    #[inline(always)]
-    pub(crate) fn new<S: Simd>(
-        s: S,
-        mut tensor: FactoredTensor<'a>,
-        axes: &Axes,
-        rates: &[f32],
-        slots: [&mut [f32]; 2],
-    ) -> Self {
-        let [row, col] = slots;
-        tensor.update_slots(s, axes, rates, [&mut *row, &mut *col]);
-        for (table, slot) in tensor.tables.iter_mut().zip([row, col]) {
-            table.data[slot.len()..2 * slot.len()].copy_from_slice(slot);
+    /// With the new means of rows and columns, `[decays, len]` each.
+    pub(crate) fn new(mut tensor: FactoredTensor<'a>, means: &Means<'_>) -> Self {
+        for (table, new) in tensor.tables.iter_mut().zip(means.new) {
+            table.data[new.len()..2 * new.len()].copy_from_slice(new);
         }
         AllFeatures(tensor)
     }
@@ -81,6 +74,11 @@ impl<'a> AllFeatures<'a> {
     /// Where the next block begins, for [`Self::set_walk`].
     pub(crate) fn walk(&self) -> Walk {
         self.0.walk
+    }
+
+    /// Where it lies among the parameters.
+    pub(crate) fn range(&self) -> Range<usize> {
+        self.0.range.clone()
     }
 
     /// Goes back to a place.

@@ -3,8 +3,10 @@
 
 use crate::features::adafac::{column_count, FACTOR_EPSILON};
 use crate::features::factored::{EPSILON, SQUARE_EPSILON};
+use crate::kernel::apart;
 use outerloop_core::simd::{load, store};
-use pulp::Simd;
+use pulp::bytemuck::cast_slice_mut;
+use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Added to RMS averages under the root, and to second moments of vectors under momenta.
@@ -34,44 +36,91 @@ pub(crate) trait Tensor {
     );
 }
 
-/// The normalizers `(mean(f²) + ε)^-½` of a tensor's features, over the elements from `start` to the end
-/// of `params`. Scratch: `x` as [`Tensor::load`] needs it for blocks of 6 vectors, and `squares`
-/// `[features]`. `TINY`: whether remainders of one or two vectors are blocks of their own, for speed.
+/// [`Tensor::load`], in a function of its own.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn normalizers<S: Simd, T: Tensor, const TINY: bool>(
+pub(crate) fn load_block<S: Simd, T: Tensor, const V: usize>(
     s: S,
     tensor: &mut T,
     params: &[f32],
     start: usize,
     x: &mut [S::f32s],
-    squares: &mut [S::f32s],
-    scales: &mut [f32],
-    epsilon: f64,
+    units: Option<&mut [S::f32s]>,
 ) {
-    let count = params.len() - start;
-    let (squares, scales) = (&mut squares[..tensor.features()], &mut scales[..tensor.features()]);
-    squares.fill(s.splat_f32s(0.0));
-    scales.fill(0.0);
-    let (mut start, mut summed) = (start, 0);
-    while start < params.len() {
-        let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
-            1 if TINY => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
-            2 if TINY => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
-            _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
+    let (x, units) = (cast_slice_mut(x), units.map(cast_slice_mut));
+    apart(s, Load::<T, V> { tensor, params, start, x, units });
+}
+
+/// [`load_block`] with all numbers of the vectors.
+struct Load<'a, T, const V: usize> {
+    tensor: &'a mut T,
+    params: &'a [f32],
+    start: usize,
+    x: &'a mut [f32],
+    units: Option<&'a mut [f32]>,
+}
+
+impl<T: Tensor, const V: usize> WithSimd for Load<'_, T, V> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        let Load { tensor, params, start, x, units } = self;
+        let units = match units {
+            Some(units) => Some(S::as_mut_simd_f32s(units).0),
+            None => None,
         };
-        start += vectors * S::F32_LANES;
-        summed += vectors;
-        if summed >= SUM || start >= params.len() {
-            summed = 0;
-            for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
-                *scale += s.reduce_sum_f32s(*sum);
-                *sum = s.splat_f32s(0.0);
+        tensor.load::<S, V>(s, params, start, S::as_mut_simd_f32s(x).0, units);
+    }
+}
+
+/// Makes the normalizers `(mean(f²) + ε)^-½` of a tensor's features.
+pub(crate) struct Normalizer<'a> {
+    /// Scratch: as [`Tensor::load`] needs it for blocks of 6 vectors.
+    pub(crate) block: &'a mut [f32],
+    /// Scratch: a vector for every feature.
+    pub(crate) squares: &'a mut [f32],
+    /// The normalizers.
+    pub(crate) scales: &'a mut [f32],
+    /// ε
+    pub(crate) epsilon: f64,
+}
+
+impl Normalizer<'_> {
+    /// Over the elements from `start` to the end of `params`. `TINY`: whether remainders of one or two vectors
+    /// are blocks of their own, for speed.
+    #[inline(always)]
+    pub(crate) fn run<S: Simd, T: Tensor, const TINY: bool>(
+        &mut self,
+        s: S,
+        tensor: &mut T,
+        params: &[f32],
+        start: usize,
+    ) {
+        let count = params.len() - start;
+        let (x, _) = S::as_mut_simd_f32s(self.block);
+        let squares = &mut S::as_mut_simd_f32s(self.squares).0[..tensor.features()];
+        let scales = &mut self.scales[..tensor.features()];
+        squares.fill(s.splat_f32s(0.0));
+        scales.fill(0.0);
+        let (mut start, mut summed) = (start, 0);
+        while start < params.len() {
+            let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
+                1 if TINY => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
+                2 if TINY => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
+                _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
+            };
+            start += vectors * S::F32_LANES;
+            summed += vectors;
+            if summed >= SUM || start >= params.len() {
+                summed = 0;
+                for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
+                    *scale += s.reduce_sum_f32s(*sum);
+                    *sum = s.splat_f32s(0.0);
+                }
             }
         }
-    }
-    for scale in scales {
-        *scale = (*scale / count as f32 + epsilon as f32).sqrt().recip();
+        for scale in scales {
+            *scale = (*scale / count as f32 + self.epsilon as f32).sqrt().recip();
+        }
     }
 }
 
@@ -85,7 +134,7 @@ fn add_squares<S: Simd, T: Tensor, const V: usize>(
     x: &mut [S::f32s],
     squares: &mut [S::f32s],
 ) -> usize {
-    tensor.load::<S, V>(s, params, start, x, None);
+    load_block::<S, T, V>(s, tensor, params, start, x, None);
     for (sum, x) in squares.iter_mut().zip(x.chunks_exact(V)) {
         for x in x {
             *sum = s.mul_add_e_f32s(*x, *x, *sum);

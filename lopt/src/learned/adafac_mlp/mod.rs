@@ -1,12 +1,15 @@
 //! [`AdafacMlp`]: a small network per parameter on momenta and Adafactor's second moments.
 
+pub(crate) mod accumulators;
 pub(crate) mod average;
+pub(crate) mod backward;
 pub(crate) mod factored;
 pub(crate) mod factored_vjp;
 pub(crate) mod features;
 pub(crate) mod step;
 pub(crate) mod tensor_vjp;
 pub(crate) mod vjp;
+pub(crate) mod walk;
 
 pub use step::AdafacKernel;
 

@@ -4,20 +4,21 @@
 //! the sums of squares, once for network and output rule; features live in L1 only. Tensors of rank 2
 //! and more: see [`super::factored`]. Time features as in [`crate::learned::mlp_lopt::MlpKernel`].
 
-use super::factored::{table_lens, FactoredTensor, Table, Walk};
-use super::features::{normalizers, update_moments, vector_rows, Tensor, VectorTensor, RMS_EPSILON};
+use super::accumulators::{cut, four, Accumulators, Averages, Means, Repeated, Visit};
+use super::factored::FactoredTensor;
+use super::features::{load_block, vector_rows, Normalizer, Tensor, VectorTensor, RMS_EPSILON};
 use super::DECAY_NAMES;
 use crate::features::adafac::column_count;
-use crate::features::factored::Factored;
 use crate::features::{averages, normalize};
 use crate::kernel::dense::{After, Dense};
 use crate::kernel::net::{apply_step, Net, COLUMNS, MAX_LANES};
 use crate::kernel::Path;
 use crate::learned::AdafacMlp;
 use crate::rule::{Taped, UpdateRule};
-use outerloop_core::simd::{load, store, with_scratch};
-use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::simd::with_scratch;
+use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 
 /// Vectors per block.
 pub(crate) const BLOCK: usize = COLUMNS;
@@ -95,27 +96,28 @@ impl Optimizer<f32> for AdafacKernel {
         assert_eq!(grad.len(), state.params.len(), "AdafacMlp: length of the gradient");
         let counts = self.counts();
         let units = self.net.layers[0].outputs;
-        let tables = table_lens(&state.layout, counts[2], units);
+        let (repeated, vectors) = (Repeated::Biases(units), BLOCK);
+        let averages = Averages { rates: &self.rates, rms_epsilon: RMS_EPSILON, repeated, vectors };
         let features = column_count(counts);
+        let [expanded, row, col] = averages.scratch(&state.layout);
         let lens = [
             MAX_LANES * BLOCK * (vector_rows(counts) + 2 * self.net.widest()),
             MAX_LANES * features,
-            FactoredTensor::expanded_len(counts[2], units, BLOCK),
-            tables[0],
-            tables[1],
+            expanded,
+            row,
+            col,
             features,
             units,
         ];
+        let OptState { layout, params, slots, step, .. } = state;
         // The closure holds no vector code: it would not be compiled for the path's instructions.
-        with_scratch(lens.iter().sum(), |scratch| {
-            let (block, scratch) = scratch.split_at_mut(lens[0]);
-            let (squares, scratch) = scratch.split_at_mut(lens[1]);
-            let (expanded, scratch) = scratch.split_at_mut(lens[2]);
-            let (row_table, scratch) = scratch.split_at_mut(lens[3]);
-            let (col_table, scratch) = scratch.split_at_mut(lens[4]);
-            let (scales, bias) = scratch.split_at_mut(lens[5]);
-            let passes = Passes { kernel: self, block, squares, scales };
-            self.path.run(Step { passes, state, grad, expanded, tables: [row_table, col_table], bias });
+        with_scratch(lens.iter().sum(), |mut scratch| {
+            let [block, squares, expanded, row, col, scales, bias] = lens.map(|len| cut(&mut scratch, len));
+            let (slots, scratch) = (four(slots), [expanded, row, col]);
+            let accumulators = Accumulators { averages, grad, slots, scratch };
+            let normalizer = Normalizer { block, squares, scales, epsilon: normalize::EPSILON };
+            let passes = Passes { kernel: self, normalizer };
+            self.path.run(Step { accumulators, layout, step: *step, visit: Update { passes, params, bias } });
         });
         state.step += 1;
     }
@@ -125,81 +127,46 @@ impl Optimizer<f32> for AdafacKernel {
 }
 
 struct Step<'a> {
-    passes: Passes<'a>,
-    state: &'a mut OptState<f32>,
-    grad: &'a [f32],
-    expanded: &'a mut [f32],
-    /// Scratch of [`Table`]s.
-    tables: [&'a mut [f32]; 2],
-    /// The first layer's bias with its time part.
-    bias: &'a mut [f32],
+    accumulators: Accumulators<'a>,
+    layout: &'a Layout,
+    /// Updates before this one.
+    step: u64,
+    visit: Update<'a>,
 }
 
 impl WithSimd for Step<'_> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, s: S) {
-        let kernel = self.passes.kernel;
-        let rates = &kernel.rates;
-        kernel.net.time_bias(s, self.state.step, self.bias);
-        let [momentum, rms, ..] = &mut self.state.slots[..] else { unreachable!("four slots") };
-        average::<S, false>(s, &mut momentum.data, self.grad, &rates[0]);
-        average::<S, true>(s, &mut rms.data, self.grad, &rates[1]);
-        let layout = self.state.layout.clone();
-        let mut starts = [0, 0];
-        for entry in layout.entries().iter().filter(|e| e.numel() > 0) {
-            self.tensor(s, entry, &mut starts);
-        }
+    fn with_simd<S: Simd>(self, s: S) {
+        let Step { accumulators, layout, step, mut visit } = self;
+        visit.passes.kernel.net.time_bias(s, step, visit.bias);
+        accumulators.run(s, layout, &mut visit);
     }
 }
 
-/// `a ← (1 − r) a + r x` for every rate; x is the gradient or its square.
-#[inline(always)]
-pub(crate) fn average<S: Simd, const SQUARE: bool>(s: S, slot: &mut [f32], grad: &[f32], rates: &[f32]) {
-    for (slot, rate) in slot.chunks_exact_mut(grad.len().max(1)).zip(rates) {
-        let (keep, rate) = (s.splat_f32s(1.0 - rate), s.splat_f32s(*rate));
-        for (a, g) in slot.chunks_mut(S::F32_LANES).zip(grad.chunks(S::F32_LANES)) {
-            let g = load(s, g);
-            let x = if SQUARE { s.mul_f32s(g, g) } else { g };
-            let next = s.mul_add_e_f32s(rate, x, s.mul_f32s(keep, load(s, a)));
-            store(s, a, next);
-        }
-    }
+/// What an update does with a tensor.
+struct Update<'a> {
+    passes: Passes<'a>,
+    params: &'a mut [f32],
+    /// The first layer's bias with its time part.
+    bias: &'a mut [f32],
 }
 
-impl Step<'_> {
-    /// Updates one tensor; `starts`: where its row and column accumulators lie.
+impl Visit for Update<'_> {
     #[inline(always)]
-    fn tensor<S: Simd>(&mut self, s: S, entry: &Entry, starts: &mut [usize; 2]) {
+    fn vector<S: Simd>(&mut self, s: S, mut tensor: VectorTensor<'_>, _: Range<usize>) {
+        let params = &mut self.params[tensor.range.clone()];
+        self.passes.normalizer.run::<S, _, true>(s, &mut tensor, params, 0);
+        let first = &self.passes.kernel.net.layers[0];
+        self.passes.apply(s, &mut tensor, (first, Some(self.bias)), params);
+    }
+
+    #[inline(always)]
+    fn factored<S: Simd>(&mut self, s: S, _: &Entry, mut tensor: FactoredTensor<'_>, means: Means<'_>) {
         let kernel = self.passes.kernel;
-        let (counts, rates) = (kernel.counts(), &kernel.rates[2]);
-        let (range, grad) = (entry.range(), self.grad);
-        let factored = Factored::new(&entry.shape);
-        let lens = factored.lens();
-        let OptState { params, slots, .. } = &mut *self.state;
-        let [momentum, rms, row, col] = &mut slots[..] else { unreachable!("four slots") };
-        let row = &mut row.data[starts[0]..starts[0] + counts[2] * lens[0]];
-        let col = &mut col.data[starts[1]..starts[1] + counts[2] * lens[1]];
-        *starts = [starts[0] + row.len(), starts[1] + col.len()];
-        let (momentum, rms) = (&momentum.data[..], &rms.data[..]);
-        let params = &mut params[range.clone()];
-        let first = &kernel.net.layers[0];
-        let Some(axes) = factored.axes() else {
-            update_moments(s, &grad[range.clone()], rates, row);
-            let mut tensor = VectorTensor { range, counts, grad, momentum, rms, moments: row };
-            self.passes.sum_squares::<S, _, true>(s, &mut tensor, params);
-            self.passes.apply(s, &mut tensor, (first, Some(self.bias)), params);
-            return;
-        };
-        let [row_table, col_table] = &mut self.tables;
-        let tables = [(lens[0], row_table), (lens[1], col_table)];
-        let tables = tables.map(|(len, scratch)| Table::new(len, counts[2], first.outputs, scratch));
-        let (walk, expanded, rms_epsilon) = (Walk::new(axes), &mut *self.expanded, RMS_EPSILON);
-        let mut tensor =
-            FactoredTensor { range, counts, grad, momentum, rms, rms_epsilon, tables, walk, expanded };
-        tensor.update_slots(s, axes, rates, [&mut *row, &mut *col]);
-        tensor.biases(s, [row, col], self.bias, &kernel.factor_weights);
-        self.passes.sum_squares::<S, _, true>(s, &mut tensor, params);
+        tensor.biases(s, means.new, self.bias, &kernel.factor_weights);
+        let params = &mut self.params[tensor.range.clone()];
+        self.passes.normalizer.run::<S, _, true>(s, &mut tensor, params, 0);
         self.passes.apply(s, &mut tensor, (&kernel.per_element, None), params);
     }
 }
@@ -207,23 +174,11 @@ impl Step<'_> {
 /// The two passes over a tensor, and their scratch.
 struct Passes<'a> {
     kernel: &'a AdafacKernel,
-    /// Features and activations of one block.
-    block: &'a mut [f32],
-    /// Sums of squares per feature, in vectors.
-    squares: &'a mut [f32],
-    /// The features' normalizers.
-    scales: &'a mut [f32],
+    /// Pass 1; its block also holds the features and activations of pass 2.
+    normalizer: Normalizer<'a>,
 }
 
 impl Passes<'_> {
-    /// Pass 1: makes the normalizers.
-    #[inline(always)]
-    fn sum_squares<S: Simd, T: Tensor, const TINY: bool>(&mut self, s: S, tensor: &mut T, params: &[f32]) {
-        let (x, _) = S::as_mut_simd_f32s(self.block);
-        let (squares, _) = S::as_mut_simd_f32s(self.squares);
-        normalizers::<S, T, TINY>(s, tensor, params, 0, x, squares, self.scales, normalize::EPSILON);
-    }
-
     /// Pass 2: network and output rule. `first`: the first layer, and its bias if blocks start from that.
     #[inline(always)]
     fn apply<S: Simd, T: Tensor>(
@@ -255,11 +210,11 @@ impl Passes<'_> {
         start: usize,
     ) -> usize {
         let net = &self.kernel.net;
-        let (block, _) = S::as_mut_simd_f32s(self.block);
+        let (block, _) = S::as_mut_simd_f32s(self.normalizer.block);
         let (x, units) = block.split_at_mut(vector_rows(self.kernel.counts()) * ROW);
         let units = &mut units[..2 * net.widest() * ROW];
-        tensor.load::<S, ROW>(s, params, start, x, Some(&mut *units));
-        for (scale, x) in self.scales[..tensor.features()].iter().zip(x.chunks_exact_mut(ROW)) {
+        load_block::<S, T, ROW>(s, tensor, params, start, x, Some(&mut *units));
+        for (scale, x) in self.normalizer.scales[..tensor.features()].iter().zip(x.chunks_exact_mut(ROW)) {
             let scale = s.splat_f32s(*scale);
             for x in x {
                 *x = s.mul_f32s(*x, scale);

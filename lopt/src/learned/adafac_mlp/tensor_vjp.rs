@@ -7,10 +7,11 @@
 //! `w̄ = −½ y ȳ / w`; an average `a ← (1 − r) a + r x` gives `ā = (1 − r) ā′`, `x̄ = r ā′` and
 //! `r̄ = Σ ā′ (x − a)`. The means of rows and columns: see [`super::factored_vjp`].
 
+use super::accumulators::cut;
 use super::average::{loaded, mul_add, sums, Average, Sums};
-use super::factored::FactoredTensor;
 use super::features::{
-    self, load_row, products, row, row_mut, rsqrts, store_row, Tensor, VectorTensor, RMS_EPSILON,
+    load_block, load_row, products, row, row_mut, rsqrts, store_row, Normalizer, Tensor, VectorTensor,
+    RMS_EPSILON,
 };
 use super::step;
 use crate::features::factored::{EPSILON, SQUARE_EPSILON};
@@ -21,7 +22,7 @@ use pulp::Simd;
 use std::ops::Range;
 
 /// Vectors per block in any pass.
-const MOST: usize = if BLOCK > step::BLOCK { BLOCK } else { step::BLOCK };
+pub(super) const MOST: usize = if BLOCK > step::BLOCK { BLOCK } else { step::BLOCK };
 
 /// A tensor whose features have adjoints. After its features [`Tensor::load`] writes `decays` rows of scratch,
 /// of a factored tensor the second moments' factors.
@@ -39,13 +40,6 @@ pub(crate) trait TensorAdjoint: Tensor {
 
 impl TensorAdjoint for VectorTensor<'_> {
     const FACTORED: bool = false;
-}
-
-/// Takes the first `len` numbers of `scratch`.
-pub(crate) fn cut<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-    let (part, rest) = std::mem::take(scratch).split_at_mut(len);
-    *scratch = rest;
-    part
 }
 
 /// The passes over a tensor. Its elements may be normalized in parts.
@@ -101,11 +95,6 @@ impl<'a> TensorVjp<'a> {
         lens(counts, features, layout).iter().sum()
     }
 
-    /// Numbers of scratch for [`FactoredTensor::expanded`].
-    pub(crate) fn expanded_len([_, _, decays]: [usize; 3]) -> usize {
-        FactoredTensor::expanded_len(decays, 2 * decays, MOST)
-    }
-
     /// With `scratch` as long as [`Self::scratch`] says, and the adjoints of the state, which is that after the
     /// update so far, and of the gradient.
     pub(crate) fn new(
@@ -147,9 +136,9 @@ impl<'a> TensorVjp<'a> {
         epsilon: f64,
     ) {
         let params = &self.before.params[range.clone()][..part.end];
-        let (x, _) = S::as_mut_simd_f32s(self.block);
-        let (squares, _) = S::as_mut_simd_f32s(self.parts);
-        features::normalizers::<S, T, false>(s, tensor, params, part.start, x, squares, self.scales, epsilon);
+        let mut normalizer =
+            Normalizer { block: self.block, squares: self.parts, scales: self.scales, epsilon };
+        normalizer.run::<S, T, false>(s, tensor, params, part.start);
     }
 
     /// From the adjoint of the step to those of normalized features and theta.
@@ -171,7 +160,7 @@ impl<'a> TensorVjp<'a> {
         for start in part.clone().step_by(BLOCK * S::F32_LANES) {
             let at = start..part.end.min(start + BLOCK * S::F32_LANES);
             let (x, _) = S::as_mut_simd_f32s(self.block);
-            tensor.load::<S, BLOCK>(s, params, start, x, None);
+            load_block::<S, T, BLOCK>(s, tensor, params, start, x, None);
             let to = net.features(s).chunks_exact_mut(BLOCK);
             for ((to, x), scale) in to.zip(x.chunks_exact(BLOCK)).zip(&*self.scales) {
                 for (to, x) in to.iter_mut().zip(x) {
@@ -227,7 +216,7 @@ impl<'a> TensorVjp<'a> {
             let here = range.start + at.start..range.start + at.end;
             let (x, _) = S::as_mut_simd_f32s(self.block);
             let (y, _) = S::as_mut_simd_f32s(self.adjoints);
-            tensor.load::<S, BLOCK>(s, tensor_params, start, x, None);
+            load_block::<S, T, BLOCK>(s, tensor, tensor_params, start, x, None);
             let (momentum_rates, rates) = self.rate_sums.vectors(s).split_at_mut(momenta);
             let (rms_rates, moment_rates) = rates.split_at_mut(rms);
             for f in 0..features {

@@ -1,16 +1,14 @@
 //! The derivative of [`AdafacKernel`]'s update, tensor by tensor: the network by [`crate::kernel::net_vjp`], what it
-//! reads by [`super::tensor_vjp`], the means of rows and columns by
-//! [`super::factored_vjp`].
+//! reads by [`super::tensor_vjp`], the means of rows and columns by [`super::factored_vjp`].
 
-use super::factored::{table_lens, FactoredTensor, Table, Walk};
-use super::factored_vjp::{AllFeatures, MeansVjp};
-use super::features::{update_moments, VectorTensor, RMS_EPSILON};
-use super::step::{average, AdafacKernel};
-use super::tensor_vjp::{cut, TensorAdjoint, TensorVjp};
-use crate::features::adafac::column_count;
-use crate::features::factored::Factored;
+use super::accumulators::{Accumulators, Means, Visit};
+use super::backward::{Backward, Wanted};
+use super::factored::FactoredTensor;
+use super::factored_vjp::AllFeatures;
+use super::features::{VectorTensor, RMS_EPSILON};
+use super::step::AdafacKernel;
+use super::tensor_vjp::TensorAdjoint;
 use crate::features::normalize;
-use crate::kernel::net_vjp::NetVjp;
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Entry, Key, OptState, UpdateAdjoint, UpdateVjp};
 use pulp::{Simd, WithSimd};
@@ -26,37 +24,13 @@ impl UpdateVjp<f32> for AdafacKernel {
         after: &OptState<f32>,
         theta: &mut [f32],
     ) -> UpdateAdjoint<f32> {
-        let counts = self.counts();
-        let decays = counts[2];
-        let tables = table_lens(&before.layout, decays, decays);
-        let lens = [
-            NetVjp::scratch(&self.net).iter().sum(),
-            TensorVjp::scratch(counts, column_count(counts), &before.layout),
-            TensorVjp::expanded_len(counts),
-            tables[0],
-            tables[1],
-            // More than three arrays of a table.
-            tables[0].max(tables[1]),
-            before.slots.iter().map(|slot| slot.data.len()).sum(),
-        ];
-        let mut adjoint = UpdateAdjoint { state: after.clone(), grad: vec![0.0; grad.len()], loss: 0.0 };
-        adjoint.state.step = before.step;
         let rule = self.twin.rule();
-        with_scratch(lens.iter().sum(), |mut scratch| {
-            let mut next = |i: usize| cut(&mut scratch, lens[i]);
-            let net = NetVjp::new(&self.net, [rule.exp_mult, rule.step_mult], before.step, next(0));
-            let UpdateAdjoint { state, grad: grad_adjoint, .. } = &mut adjoint;
-            let adjoints = (state, &mut grad_adjoint[..]);
-            let tensors = TensorVjp::new(&self.rates, column_count(counts), before, adjoints, next(1));
-            let [expanded, row_table, col_table, sums, mut accumulators] = [2, 3, 4, 5, 6].map(next);
-            let slots = [0, 1, 2, 3].map(|i| {
-                let old = &before.slots[i].data;
-                let slot = cut(&mut accumulators, old.len());
-                slot.copy_from_slice(old);
-                slot
-            });
-            let tables = [row_table, col_table];
-            self.path.run(Vjp { kernel: self, net, tensors, slots, grad, expanded, tables, sums, theta });
+        let mults = [rule.exp_mult, rule.step_mult];
+        let wanted = Wanted { net: &self.net, mults, rates: &self.rates, rms_epsilon: RMS_EPSILON, before };
+        let mut adjoint = wanted.adjoint(after);
+        with_scratch(wanted.scratch().iter().sum(), |scratch| {
+            let (accumulators, backward) = wanted.passes(grad, &mut adjoint, scratch);
+            self.path.run(Vjp { kernel: self, accumulators, backward, theta });
         });
         adjoint
     }
@@ -64,103 +38,60 @@ impl UpdateVjp<f32> for AdafacKernel {
 
 struct Vjp<'a> {
     kernel: &'a AdafacKernel,
-    net: NetVjp<'a>,
-    tensors: TensorVjp<'a>,
-    /// The accumulators; become those after the update.
-    slots: [&'a mut [f32]; 4],
-    grad: &'a [f32],
-    expanded: &'a mut [f32],
-    /// Scratch of [`Table`]s.
-    tables: [&'a mut [f32]; 2],
-    /// Scratch of [`MeansVjp`].
-    sums: &'a mut [f32],
+    accumulators: Accumulators<'a>,
+    backward: Backward<'a>,
     theta: &'a mut [f32],
 }
 
 impl WithSimd for Vjp<'_> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, s: S) {
-        let kernel = self.kernel;
-        let [momentum, rms, ..] = &mut self.slots;
-        average::<S, false>(s, momentum, self.grad, &kernel.rates[0]);
-        average::<S, true>(s, rms, self.grad, &kernel.rates[1]);
-        self.net.start(s);
-        self.tensors.rate_sums.clear(s);
-        let layout = &self.tensors.before.layout;
-        let mut starts = [0, 0];
-        for entry in layout.entries().iter().filter(|e| e.numel() > 0) {
-            self.tensor(s, entry, &mut starts);
-        }
-        self.net.add_theta(s, self.theta);
-        let rates = &mut self.tensors.rate_sums;
+    fn with_simd<S: Simd>(self, s: S) {
+        let Vjp { kernel, accumulators, mut backward, theta } = self;
+        backward.start(s);
+        accumulators.run(s, &backward.tensors.before.layout, &mut backward);
+        backward.net.add_theta(s, theta);
+        let rates = &mut backward.tensors.rate_sums;
         rates.finish(s);
         let slopes = kernel.rate_slopes.iter().flatten();
         for ((place, slope), sum) in kernel.rate_places().zip(slopes).zip(&*rates.totals) {
-            self.theta[place] += slope * sum;
+            theta[place] += slope * sum;
         }
     }
 }
 
-impl Vjp<'_> {
-    /// One tensor; `starts`: where its row and column accumulators lie.
+impl Visit for Backward<'_> {
     #[inline(always)]
-    fn tensor<S: Simd>(&mut self, s: S, entry: &Entry, starts: &mut [usize; 2]) {
-        let (counts, rates) = (self.kernel.counts(), &self.kernel.rates[2]);
-        let (range, grad) = (entry.range(), self.grad);
-        let factored = Factored::new(&entry.shape);
-        let lens = factored.lens();
-        let at = [0, 1].map(|i| starts[i]..starts[i] + counts[2] * lens[i]);
-        *starts = [at[0].end, at[1].end];
-        let [momentum, rms, row, col] = &mut self.slots;
-        let (row, col) = (&mut row[at[0].clone()], &mut col[at[1].clone()]);
-        let (momentum, rms) = (&**momentum, &**rms);
-        let Some(axes) = factored.axes() else {
-            update_moments(s, &grad[range.clone()], rates, row);
-            let mut tensor = VectorTensor { range: range.clone(), counts, grad, momentum, rms, moments: row };
-            pull_back(s, &mut self.tensors, &mut self.net, &mut tensor, &range, at[0].clone());
-            return;
-        };
-        let [row_table, col_table] = &mut self.tables;
-        let tables = [(lens[0], row_table), (lens[1], col_table)];
-        let tables = tables.map(|(len, scratch)| Table::new(len, counts[2], counts[2], scratch));
-        let (walk, expanded, rms_epsilon) = (Walk::new(axes), &mut *self.expanded, RMS_EPSILON);
-        let tensor = FactoredTensor {
-            range: range.clone(),
-            counts,
-            grad,
-            momentum,
-            rms,
-            rms_epsilon,
-            tables,
-            walk,
-            expanded,
-        };
-        let mut tensor = AllFeatures::new(s, tensor, axes, rates, [&mut *row, &mut *col]);
-        pull_back(s, &mut self.tensors, &mut self.net, &mut tensor, &range, 0..0);
-        for (i, (slot, at)) in [row, col].into_iter().zip(at).enumerate() {
-            let means = MeansVjp::new(&mut self.tensors, i, at, slot, self.sums);
-            tensor.pull_back_means::<S, true>(s, i, axes, means);
-        }
-        tensor.add_to_gradient(s, &mut self.tensors.grad[range]);
+    fn vector<S: Simd>(&mut self, s: S, mut tensor: VectorTensor<'_>, moments: Range<usize>) {
+        let range = tensor.range.clone();
+        self.pull_back(s, &mut tensor, &range, moments);
+    }
+
+    #[inline(always)]
+    fn factored<S: Simd>(&mut self, s: S, _: &Entry, tensor: FactoredTensor<'_>, means: Means<'_>) {
+        let range = tensor.range.clone();
+        let mut tensor = AllFeatures::new(tensor, &means);
+        self.pull_back(s, &mut tensor, &range, 0..0);
+        self.means::<S, true>(s, &mut tensor, &means);
     }
 }
 
-/// The adjoints of one tensor's elements; second moments of a vector lie at `moments`.
-#[inline(always)]
-fn pull_back<S: Simd, T: TensorAdjoint>(
-    s: S,
-    tensors: &mut TensorVjp<'_>,
-    net: &mut NetVjp<'_>,
-    tensor: &mut T,
-    range: &Range<usize>,
-    moments: Range<usize>,
-) {
-    let all = 0..range.len();
-    tensors.step[all.clone()].copy_from_slice(&tensors.state.params[range.clone()]);
-    tensors.normalizers(s, tensor, range, all.clone(), normalize::EPSILON);
-    tensors.network(s, net, tensor, range, all.clone());
-    tensors.elements(s, tensor, range, all, moments);
+impl Backward<'_> {
+    /// The adjoints of one tensor's elements; second moments of a vector lie at `moments`.
+    #[inline(always)]
+    fn pull_back<S: Simd, T: TensorAdjoint>(
+        &mut self,
+        s: S,
+        tensor: &mut T,
+        range: &Range<usize>,
+        moments: Range<usize>,
+    ) {
+        let (tensors, all) = (&mut self.tensors, 0..range.len());
+        tensors.step[all.clone()].copy_from_slice(&tensors.state.params[range.clone()]);
+        tensors.normalizers(s, tensor, range, all.clone(), normalize::EPSILON);
+        tensors.network(s, &mut self.net, tensor, range, all.clone());
+        tensors.elements(s, tensor, range, all, moments);
+    }
 }
 
 #[cfg(test)]

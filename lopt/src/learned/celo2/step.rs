@@ -4,19 +4,18 @@
 //! normalizers of a matrix, once for the network. What the network gives a matrix is orthogonalized and
 //! normalized in scratch before it reaches the parameters.
 
-use super::features::{clip, network_input, Celo2Features};
+use super::features::{network_input, Celo2Features};
 use super::{Celo2, Orthogonalize, EPSILON, SMALL};
-use crate::features::factored::Factored;
 use crate::kernel::dense::After;
 use crate::kernel::net::{Net, COLUMNS, MAX_LANES};
 use crate::kernel::{newton_schulz, Path};
-use crate::learned::adafac_mlp::factored::{mean_square, table_lens, FactoredTensor, Table, Walk};
+use crate::learned::adafac_mlp::accumulators::{cut, four, Accumulators, Averages, Means, Repeated, Visit};
+use crate::learned::adafac_mlp::factored::{mean_square, FactoredTensor};
 use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
-use crate::learned::adafac_mlp::features::{normalizers, row, update_moments, Tensor};
-use crate::learned::adafac_mlp::step::average;
+use crate::learned::adafac_mlp::features::{load_block, row, Normalizer, VectorTensor};
 use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
-use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -25,6 +24,12 @@ const BLOCK: usize = COLUMNS;
 
 /// Gradients are clipped to ± this.
 pub(super) const MAX_GRAD: f32 = 1e3;
+
+/// The clipped gradient; NaN stays.
+pub(super) fn clip_all<'a>(grad: &[f32], clipped: &'a mut [f32]) -> &'a [f32] {
+    clipped.iter_mut().zip(grad).for_each(|(to, g)| *to = g.clamp(-MAX_GRAD, MAX_GRAD));
+    clipped
+}
 
 /// [`Celo2`] in f32 at one theta, with packed weights.
 pub struct Celo2Kernel {
@@ -104,7 +109,7 @@ impl Celo2Kernel {
         let units = &mut units[..2 * self.net.widest() * BLOCK];
         let length = BLOCK * S::F32_LANES;
         for (start, out) in (start..params.len()).step_by(length).zip(out.chunks_mut(length)) {
-            tensor.load::<S, BLOCK>(s, params, start, x, None);
+            load_block::<S, _, BLOCK>(s, tensor, params, start, x, None);
             let x = &mut x[..first.inputs * BLOCK];
             for (scale, x) in scales.iter().zip(x.chunks_exact_mut(BLOCK)) {
                 let scale = s.splat_f32s(*scale);
@@ -140,35 +145,34 @@ impl Optimizer<f32> for Celo2Kernel {
     }
     fn update(&self, state: &mut OptState<f32>, grad: &[f32], _loss: f32, _key: Key) {
         assert_eq!(grad.len(), state.params.len(), "Celo2: length of the gradient");
-        let counts = self.counts();
-        let decays = counts[2];
+        let rule = self.twin.rule();
+        let (repeated, vectors) = (Repeated::Means, BLOCK);
+        let averages = Averages { rates: &self.rates, rms_epsilon: SMALL as f32, repeated, vectors };
         let features = self.net.layers[0].inputs;
-        let tables = table_lens(&state.layout, decays, decays);
         let learned =
             || state.layout.entries().iter().filter(|e| e.shape.len() > 1).map(|e| matrix(&e.shape));
+        let [expanded, row, col] = averages.scratch(&state.layout);
         let lens = [
             self.block_len(),
             MAX_LANES * features,
             features,
-            FactoredTensor::expanded_len(decays, 2 * decays, BLOCK),
-            tables[0],
-            tables[1],
+            expanded,
+            row,
+            col,
             grad.len(),
             learned().map(|[rows, cols]| rows * cols).max().unwrap_or(0),
             learned().map(newton_schulz::scratch).max().unwrap_or(0),
         ];
-        with_scratch(lens.iter().sum(), |scratch| {
-            let (block, scratch) = scratch.split_at_mut(lens[0]);
-            let (squares, scratch) = scratch.split_at_mut(lens[1]);
-            let (scales, scratch) = scratch.split_at_mut(lens[2]);
-            let (expanded, scratch) = scratch.split_at_mut(lens[3]);
-            let (row_table, scratch) = scratch.split_at_mut(lens[4]);
-            let (col_table, scratch) = scratch.split_at_mut(lens[5]);
-            let (clipped, scratch) = scratch.split_at_mut(lens[6]);
-            let (direction, products) = scratch.split_at_mut(lens[7]);
-            let network = Network { kernel: self, block, squares, scales, direction, products };
-            let tables = [row_table, col_table];
-            self.path.run(Step { network, state, grad, clipped, expanded, tables });
+        let lr = rule.learning_rate(state.step, state.num_steps);
+        let OptState { layout, params, slots, step, .. } = state;
+        with_scratch(lens.iter().sum(), |mut scratch| {
+            let [block, squares, scales, expanded, row, col, clipped, direction, products] =
+                lens.map(|len| cut(&mut scratch, len));
+            let (grad, slots, scratch) = (clip_all(grad, clipped), four(slots), [expanded, row, col]);
+            let accumulators = Accumulators { averages, grad, slots, scratch };
+            let normalizer = Normalizer { block, squares, scales, epsilon: EPSILON };
+            let network = Network { kernel: self, normalizer, direction, products };
+            self.path.run(Step { accumulators, layout, visit: Update { network, params, step: *step, lr } });
         });
         state.step += 1;
     }
@@ -178,111 +182,76 @@ impl Optimizer<f32> for Celo2Kernel {
 }
 
 struct Step<'a> {
-    network: Network<'a>,
-    state: &'a mut OptState<f32>,
-    grad: &'a [f32],
-    /// The clipped gradient.
-    clipped: &'a mut [f32],
-    expanded: &'a mut [f32],
-    /// Scratch of [`Table`]s.
-    tables: [&'a mut [f32]; 2],
+    accumulators: Accumulators<'a>,
+    layout: &'a Layout,
+    visit: Update<'a>,
 }
 
 impl WithSimd for Step<'_> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, s: S) {
-        let rates = &self.network.kernel.rates;
-        for (to, g) in self.clipped.chunks_mut(S::F32_LANES).zip(self.grad.chunks(S::F32_LANES)) {
-            store(s, to, clip(s, load(s, g), MAX_GRAD));
-        }
-        let [momentum, rms, ..] = &mut self.state.slots[..] else { unreachable!("four slots") };
-        average::<S, false>(s, &mut momentum.data, self.clipped, &rates[0]);
-        average::<S, true>(s, &mut rms.data, self.clipped, &rates[1]);
-        let layout = self.state.layout.clone();
-        let mut starts = [0, 0];
-        for entry in layout.entries().iter().filter(|e| e.numel() > 0) {
-            self.tensor(s, entry, &mut starts);
-        }
+    fn with_simd<S: Simd>(self, s: S) {
+        let Step { accumulators, layout, mut visit } = self;
+        accumulators.run(s, layout, &mut visit);
     }
 }
 
-impl Step<'_> {
-    /// Updates one tensor; `starts`: where its row and column accumulators lie.
-    #[inline(always)]
-    fn tensor<S: Simd>(&mut self, s: S, entry: &Entry, starts: &mut [usize; 2]) {
-        let kernel = self.network.kernel;
-        let rule = kernel.twin.rule();
-        let (counts, rates) = (kernel.counts(), &kernel.rates[2]);
-        let (range, grad) = (entry.range(), &*self.clipped);
-        let lr = rule.learning_rate(self.state.step, self.state.num_steps);
-        let factored = Factored::new(&entry.shape);
-        let lens = factored.lens();
-        let step = self.state.step;
-        let OptState { params, slots, .. } = &mut *self.state;
-        let [momentum, rms, row, col] = &mut slots[..] else { unreachable!("four slots") };
-        let row = &mut row.data[starts[0]..starts[0] + counts[2] * lens[0]];
-        let col = &mut col.data[starts[1]..starts[1] + counts[2] * lens[1]];
-        *starts = [starts[0] + row.len(), starts[1] + col.len()];
-        let (momentum, rms) = (&momentum.data[..], &rms.data[..]);
-        let params = &mut params[range.clone()];
-        let Some(axes) = factored.axes() else {
-            update_moments(s, &grad[range.clone()], rates, row);
-            adam(s, rule, step, lr, params, [momentum, rms], range);
-            return;
-        };
-        let [row_table, col_table] = &mut self.tables;
-        let tables = [(lens[0], row_table), (lens[1], col_table)];
-        let tables = tables.map(|(len, scratch)| Table::new(len, counts[2], counts[2], scratch));
-        let (walk, expanded) = (Walk::new(axes), &mut *self.expanded);
-        let rms_epsilon = SMALL as f32;
-        let at = range.clone();
-        let tensor =
-            FactoredTensor { range: at, counts, grad, momentum, rms, rms_epsilon, tables, walk, expanded };
-        let tensor = AllFeatures::new(s, tensor, axes, rates, [row, col]);
-        if rule.uses_adam(entry) {
-            adam(s, rule, step, lr, params, [momentum, rms], range);
-            return;
-        }
-        self.network.update(s, &mut Celo2Features(tensor), matrix(&entry.shape), lr, params);
-    }
-}
-
-/// AdamW on the tensor at `range`, from the momenta and RMS averages `[decays, n]`.
-#[inline(always)]
-fn adam<S: Simd>(
-    s: S,
-    rule: &Celo2,
+/// What an update does with a tensor.
+struct Update<'a> {
+    network: Network<'a>,
+    params: &'a mut [f32],
+    /// Updates before this one.
     step: u64,
+    /// Of this update.
     lr: f64,
-    params: &mut [f32],
-    [momentum, rms]: [&[f32]; 2],
-    range: Range<usize>,
-) {
-    let [m_scale, v_scale] = rule.adam_corrections(step).map(|c| s.splat_f32s(c as f32));
-    let lr = s.splat_f32s((rule.adam_lr_mult * lr) as f32);
-    let decay = s.splat_f32s(rule.weight_decay as f32);
-    let last = rms.len() - rms.len() / rule.rms_decays.len();
-    let averages = momentum[range.clone()].chunks(S::F32_LANES).zip(rms[last..][range].chunks(S::F32_LANES));
-    for (p, (m, v)) in params.chunks_mut(S::F32_LANES).zip(averages) {
-        let root = s.sqrt_f32s(s.mul_f32s(v_scale, load(s, v)));
-        let root = s.add_f32s(root, s.splat_f32s(SMALL as f32));
-        let direction = s.div_f32s(s.mul_f32s(m_scale, load(s, m)), root);
-        let old = load(s, p);
-        let step = s.mul_add_e_f32s(decay, old, direction);
-        store(s, p, s.negate_mul_add_e_f32s(lr, step, old));
+}
+
+impl Visit for Update<'_> {
+    #[inline(always)]
+    fn vector<S: Simd>(&mut self, s: S, tensor: VectorTensor<'_>, _: Range<usize>) {
+        self.adam(s, [tensor.momentum, tensor.rms], tensor.range);
+    }
+
+    #[inline(always)]
+    fn factored<S: Simd>(&mut self, s: S, entry: &Entry, tensor: FactoredTensor<'_>, means: Means<'_>) {
+        if self.network.kernel.twin.rule().uses_adam(entry) {
+            self.adam(s, [tensor.momentum, tensor.rms], tensor.range);
+            return;
+        }
+        let params = &mut self.params[tensor.range.clone()];
+        let mut tensor = Celo2Features(AllFeatures::new(tensor, &means));
+        self.network.update(s, &mut tensor, matrix(&entry.shape), self.lr, params);
+    }
+}
+
+impl Update<'_> {
+    /// AdamW on the tensor at `range`, from the momenta and RMS averages `[decays, n]`.
+    #[inline(always)]
+    fn adam<S: Simd>(&mut self, s: S, [momentum, rms]: [&[f32]; 2], range: Range<usize>) {
+        let rule = self.network.kernel.twin.rule();
+        let [m_scale, v_scale] = rule.adam_corrections(self.step).map(|c| s.splat_f32s(c as f32));
+        let lr = s.splat_f32s((rule.adam_lr_mult * self.lr) as f32);
+        let decay = s.splat_f32s(rule.weight_decay as f32);
+        let last = rms.len() - rms.len() / rule.rms_decays.len();
+        let params = &mut self.params[range.clone()];
+        let averages =
+            momentum[range.clone()].chunks(S::F32_LANES).zip(rms[last..][range].chunks(S::F32_LANES));
+        for (p, (m, v)) in params.chunks_mut(S::F32_LANES).zip(averages) {
+            let root = s.sqrt_f32s(s.mul_f32s(v_scale, load(s, v)));
+            let root = s.add_f32s(root, s.splat_f32s(SMALL as f32));
+            let direction = s.div_f32s(s.mul_f32s(m_scale, load(s, m)), root);
+            let old = load(s, p);
+            let step = s.mul_add_e_f32s(decay, old, direction);
+            store(s, p, s.negate_mul_add_e_f32s(lr, step, old));
+        }
     }
 }
 
 /// The learned update of a tensor, and its scratch.
 struct Network<'a> {
     kernel: &'a Celo2Kernel,
-    /// Features and activations of one block.
-    block: &'a mut [f32],
-    /// Sums of squares per feature, in vectors.
-    squares: &'a mut [f32],
-    /// The features' normalizers.
-    scales: &'a mut [f32],
+    /// Its block also holds the features and activations of a block for the network.
+    normalizer: Normalizer<'a>,
     /// Of one matrix.
     direction: &'a mut [f32],
     /// Scratch of [`newton_schulz::orthogonalize`].
@@ -305,13 +274,12 @@ impl Network<'_> {
         for start in (0..params.len()).step_by(numel) {
             let end = start + numel;
             let walk = tensor.0.walk();
-            let (x, _) = S::as_mut_simd_f32s(self.block);
-            let (squares, _) = S::as_mut_simd_f32s(self.squares);
-            normalizers::<S, _, false>(s, tensor, &params[..end], start, x, squares, self.scales, EPSILON);
+            let normalizer = &mut self.normalizer;
+            normalizer.run::<S, _, false>(s, tensor, &params[..end], start);
             tensor.0.set_walk(walk);
             let direction = &mut self.direction[..numel];
             let part = (&params[..end], start);
-            self.kernel.directions(s, tensor, part, self.scales, self.block, direction);
+            self.kernel.directions(s, tensor, part, normalizer.scales, normalizer.block, direction);
             if let Orthogonalize::NewtonSchulz(iterations) = rule.orthogonalize {
                 let norm = (mean_square(s, direction) * numel as f32).sqrt() + SMALL as f32;
                 let by = s.splat_f32s(norm.recip());
@@ -337,7 +305,7 @@ impl Network<'_> {
 pub(super) mod tests {
     use super::*;
     use crate::learned::adafac_mlp::step::tests::layouts;
-    use outerloop_core::{Float, Layout, LearnedOptimizer};
+    use outerloop_core::{Float, LearnedOptimizer};
     use std::sync::Arc;
 
     /// With and without products, wider and deeper networks, several averages, weight decay.

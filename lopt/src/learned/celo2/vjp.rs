@@ -5,18 +5,19 @@
 //! [`crate::kernel::newton_schulz_vjp`], `d̄ = (x̄ − d (x̄ · x) / ‖d‖) / (‖d‖ + 1e-8)`. The rest is done by
 //! [`crate::kernel::net_vjp`], [`crate::learned::adafac_mlp::tensor_vjp`] and [`crate::learned::adafac_mlp::factored_vjp`].
 
-use super::features::{clip, unclipped, Celo2Features};
-use super::step::{matrix, Celo2Kernel, MAX_GRAD};
+use super::features::Celo2Features;
+use super::step::{clip_all, matrix, Celo2Kernel, MAX_GRAD};
 use super::{Orthogonalize, EPSILON, SMALL};
-use crate::features::factored::{Factored, SQUARE_EPSILON};
-use crate::kernel::net_vjp::{NetVjp, BLOCK};
+use crate::features::factored::SQUARE_EPSILON;
+use crate::kernel::net_vjp::BLOCK;
 use crate::kernel::newton_schulz_vjp::Iterates;
+use crate::learned::adafac_mlp::accumulators::{cut, Accumulators, Means, Visit};
 use crate::learned::adafac_mlp::average::{loaded, mul_add, sums, Average};
-use crate::learned::adafac_mlp::factored::{dot, mean_square, table_lens, FactoredTensor, Table, Walk};
-use crate::learned::adafac_mlp::factored_vjp::{AllFeatures, MeansVjp};
-use crate::learned::adafac_mlp::features::store_row;
-use crate::learned::adafac_mlp::step::average;
-use crate::learned::adafac_mlp::tensor_vjp::{cut, TensorVjp};
+use crate::learned::adafac_mlp::backward::{Backward, Wanted};
+use crate::learned::adafac_mlp::factored::{dot, mean_square, FactoredTensor};
+use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
+use crate::learned::adafac_mlp::features::{store_row, VectorTensor};
+use crate::learned::adafac_mlp::tensor_vjp::TensorVjp;
 use outerloop_core::simd::{load, store, with_scratch};
 use outerloop_core::{Entry, Key, OptState, UpdateAdjoint, UpdateVjp};
 use pulp::{Simd, WithSimd};
@@ -33,74 +34,40 @@ impl UpdateVjp<f32> for Celo2Kernel {
         theta: &mut [f32],
     ) -> UpdateAdjoint<f32> {
         let rule = self.twin.rule();
-        let counts = self.counts();
-        let (decays, features) = (counts[2], self.net.layers[0].inputs);
-        let tables = table_lens(&before.layout, decays, decays);
         let learned = before.layout.entries().iter().filter(|e| !rule.uses_adam(e)).map(|e| matrix(&e.shape));
         let matrices = learned.map(|extents| match rule.orthogonalize {
             Orthogonalize::Off => [0, 0],
             Orthogonalize::NewtonSchulz(n) => [extents[0] * extents[1], Iterates::scratch(extents, n)],
         });
         let [matrix, iterates] = matrices.fold([0, 0], |a, b| [a[0].max(b[0]), a[1].max(b[1])]);
-        let lens = [
-            NetVjp::scratch(&self.net).iter().sum(),
-            TensorVjp::scratch(counts, features, &before.layout),
-            TensorVjp::expanded_len(counts),
-            tables[0],
-            tables[1],
-            // More than three arrays of a table.
-            tables[0].max(tables[1]),
-            grad.len(),
-            self.block_len(),
-            matrix,
-            iterates,
-            self.places.len(),
-            before.slots.iter().map(|slot| slot.data.len()).sum(),
-        ];
-        let mut adjoint = UpdateAdjoint { state: after.clone(), grad: vec![0.0; grad.len()], loss: 0.0 };
-        adjoint.state.step = before.step;
+        // The network's step is added, not subtracted.
+        let (net, mults) = (&self.net, [rule.exp_mult, -1.0]);
+        let wanted = Wanted { net, mults, rates: &self.rates, rms_epsilon: SMALL as f32, before };
+        let passes = wanted.scratch().iter().sum();
+        let lens = [passes, grad.len(), self.block_len(), matrix, iterates, self.places.len()];
+        let mut adjoint = wanted.adjoint(after);
         with_scratch(lens.iter().sum(), |mut scratch| {
-            let mut next = |i: usize| cut(&mut scratch, lens[i]);
-            // The network's step is added, not subtracted.
-            let net = NetVjp::new(&self.net, [rule.exp_mult, -1.0], before.step, next(0));
-            let UpdateAdjoint { state, grad: grad_adjoint, .. } = &mut adjoint;
-            let adjoints = (state, &mut grad_adjoint[..]);
-            let tensors = TensorVjp::new(&self.rates, features, before, adjoints, next(1));
-            let [expanded, row_table, col_table, sums] = [2, 3, 4, 5].map(&mut next);
-            let [clipped, block, direction, iterates, weights, mut accumulators] =
-                [6, 7, 8, 9, 10, 11].map(next);
+            let [passes, clipped, block, direction, iterates, weights] =
+                lens.map(|len| cut(&mut scratch, len));
+            let (accumulators, backward) = wanted.passes(clip_all(grad, clipped), &mut adjoint, passes);
             weights.fill(0.0);
-            let slots = [0, 1, 2, 3].map(|i| {
-                let old = &before.slots[i].data;
-                let slot = cut(&mut accumulators, old.len());
-                slot.copy_from_slice(old);
-                slot
-            });
-            let tables = [row_table, col_table];
             let lr = rule.learning_rate(before.step, before.num_steps);
-            let passes = Passes { kernel: self, lr, net, tensors, block, direction, iterates };
-            let vjp = Vjp { passes, slots, raw: grad, grad: clipped, expanded, tables, sums, weights };
-            self.path.run(vjp);
+            let passes = Passes { kernel: self, lr, backward, block, direction, iterates };
+            self.path.run(Vjp { accumulators, passes, weights });
             for (place, adjoint) in self.places.iter().zip(&*weights) {
                 theta[*place] += *adjoint;
             }
         });
+        for (adjoint, _) in adjoint.grad.iter_mut().zip(grad).filter(|(_, g)| g.abs() > MAX_GRAD) {
+            *adjoint = 0.0;
+        }
         adjoint
     }
 }
 
 struct Vjp<'a> {
+    accumulators: Accumulators<'a>,
     passes: Passes<'a>,
-    /// The accumulators; become those after the update.
-    slots: [&'a mut [f32]; 4],
-    /// The gradient, and the clipped one.
-    raw: &'a [f32],
-    grad: &'a mut [f32],
-    expanded: &'a mut [f32],
-    /// Scratch of [`Table`]s.
-    tables: [&'a mut [f32]; 2],
-    /// Scratch of [`MeansVjp`].
-    sums: &'a mut [f32],
     /// The adjoint of the network's weights, at [`Celo2Kernel::places`].
     weights: &'a mut [f32],
 }
@@ -108,81 +75,32 @@ struct Vjp<'a> {
 impl WithSimd for Vjp<'_> {
     type Output = ();
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, s: S) {
-        for (to, g) in self.grad.chunks_mut(S::F32_LANES).zip(self.raw.chunks(S::F32_LANES)) {
-            store(s, to, clip(s, load(s, g), MAX_GRAD));
-        }
-        let rates = &self.passes.kernel.rates;
-        let [momentum, rms, ..] = &mut self.slots;
-        average::<S, false>(s, momentum, self.grad, &rates[0]);
-        average::<S, true>(s, rms, self.grad, &rates[1]);
-        self.passes.net.start(s);
-        self.passes.tensors.rate_sums.clear(s);
-        let layout = &self.passes.tensors.before.layout;
-        let mut starts = [0, 0];
-        for entry in layout.entries().iter().filter(|e| e.numel() > 0) {
-            self.tensor(s, entry, &mut starts);
-        }
-        self.passes.net.add_theta(s, self.weights);
-        let adjoints = self.passes.tensors.grad.chunks_mut(S::F32_LANES);
-        for (adjoint, g) in adjoints.zip(self.raw.chunks(S::F32_LANES)) {
-            let inside = unclipped(s, load(s, g), MAX_GRAD, load(s, adjoint));
-            store(s, adjoint, inside);
-        }
+    fn with_simd<S: Simd>(self, s: S) {
+        let Vjp { accumulators, mut passes, weights } = self;
+        passes.backward.start(s);
+        accumulators.run(s, &passes.backward.tensors.before.layout, &mut passes);
+        passes.backward.net.add_theta(s, weights);
     }
 }
 
-impl Vjp<'_> {
-    /// One tensor; `starts`: where its row and column accumulators lie.
+impl Visit for Passes<'_> {
     #[inline(always)]
-    fn tensor<S: Simd>(&mut self, s: S, entry: &Entry, starts: &mut [usize; 2]) {
-        let passes = &mut self.passes;
-        let kernel = passes.kernel;
-        let (counts, rates) = (kernel.counts(), &kernel.rates[2]);
-        let range = entry.range();
-        let factored = Factored::new(&entry.shape);
-        let lens = factored.lens();
-        let at = [0, 1].map(|i| starts[i]..starts[i] + counts[2] * lens[i]);
-        *starts = [at[0].end, at[1].end];
-        let [momentum, rms, row, col] = &mut self.slots;
-        let (row, col) = (&mut row[at[0].clone()], &mut col[at[1].clone()]);
-        let (grad, momentum, rms) = (&*self.grad, &**momentum, &**rms);
-        let Some(axes) = factored.axes() else {
-            passes.adam(s, grad, [momentum, rms], &range, Some(at[0].clone()));
-            return;
-        };
-        let [row_table, col_table] = &mut self.tables;
-        let tables = [(lens[0], row_table), (lens[1], col_table)];
-        let tables = tables.map(|(len, scratch)| Table::new(len, counts[2], counts[2], scratch));
-        let (walk, expanded, rms_epsilon) = (Walk::new(axes), &mut *self.expanded, SMALL as f32);
-        let tensor = FactoredTensor {
-            range: range.clone(),
-            counts,
-            grad,
-            momentum,
-            rms,
-            rms_epsilon,
-            tables,
-            walk,
-            expanded,
-        };
-        let tensor = AllFeatures::new(s, tensor, axes, rates, [&mut *row, &mut *col]);
-        let mut tensor = Celo2Features(tensor);
-        let is_learned = !kernel.twin.rule().uses_adam(entry);
-        if is_learned {
-            passes.matrices(s, &mut tensor, &range, matrix(&entry.shape));
+    fn vector<S: Simd>(&mut self, s: S, tensor: VectorTensor<'_>, moments: Range<usize>) {
+        let averages = [tensor.momentum, tensor.rms];
+        self.adam(s, tensor.grad, averages, &tensor.range, Some(moments));
+    }
+
+    #[inline(always)]
+    fn factored<S: Simd>(&mut self, s: S, entry: &Entry, tensor: FactoredTensor<'_>, means: Means<'_>) {
+        let (grad, averages, range) = (tensor.grad, [tensor.momentum, tensor.rms], tensor.range.clone());
+        let mut tensor = Celo2Features(AllFeatures::new(tensor, &means));
+        if self.kernel.twin.rule().uses_adam(entry) {
+            self.adam(s, grad, averages, &range, None);
+            self.backward.means::<S, false>(s, &mut tensor.0, &means);
         } else {
-            passes.adam(s, grad, [momentum, rms], &range, None);
+            self.matrices(s, &mut tensor, &range, matrix(&entry.shape));
+            self.backward.means::<S, true>(s, &mut tensor.0, &means);
         }
-        for (i, (slot, at)) in [row, col].into_iter().zip(at).enumerate() {
-            let means = MeansVjp::new(&mut passes.tensors, i, at, slot, self.sums);
-            if is_learned {
-                tensor.0.pull_back_means::<S, true>(s, i, axes, means);
-            } else {
-                tensor.0.pull_back_means::<S, false>(s, i, axes, means);
-            }
-        }
-        tensor.0.add_to_gradient(s, &mut passes.tensors.grad[range]);
     }
 }
 
@@ -191,8 +109,7 @@ struct Passes<'a> {
     kernel: &'a Celo2Kernel,
     /// Of this update.
     lr: f64,
-    net: NetVjp<'a>,
-    tensors: TensorVjp<'a>,
+    backward: Backward<'a>,
     /// Scratch of [`Celo2Kernel::directions`].
     block: &'a mut [f32],
     /// Of one matrix.
@@ -216,19 +133,19 @@ impl Passes<'_> {
         for start in (0..range.len()).step_by(numel) {
             let part = start..start + numel;
             let walk = tensor.0.walk();
-            self.tensors.normalizers(s, tensor, range, part.clone(), EPSILON);
+            self.backward.tensors.normalizers(s, tensor, range, part.clone(), EPSILON);
             tensor.0.set_walk(walk);
-            let TensorVjp { before, scales, step, .. } = &mut self.tensors;
+            let TensorVjp { before, scales, step, .. } = &mut self.backward.tensors;
             let params = &before.params[range.clone()][..part.end];
             let step = &mut step[part.clone()];
             self.kernel.directions(s, tensor, (params, start), scales, self.block, step);
             tensor.0.set_walk(walk);
             self.pull_back_step(s, extents, start, range.start + start);
-            self.tensors.network(s, &mut self.net, tensor, range, part.clone());
+            self.backward.tensors.network(s, &mut self.backward.net, tensor, range, part.clone());
             tensor.0.set_walk(walk);
-            let params = &mut self.tensors.state.params[range.start + start..][..numel];
+            let params = &mut self.backward.tensors.state.params[range.start + start..][..numel];
             scale(s, (1.0 - self.lr * decay) as f32, params);
-            self.tensors.elements(s, tensor, range, part, 0..0);
+            self.backward.tensors.elements(s, tensor, range, part, 0..0);
         }
     }
 
@@ -237,8 +154,8 @@ impl Passes<'_> {
     #[inline(always)]
     fn pull_back_step<S: Simd>(&mut self, s: S, extents: [usize; 2], start: usize, at: usize) {
         let numel = extents[0] * extents[1];
-        let params = &self.tensors.state.params[at..at + numel];
-        let d = &mut self.tensors.step[start..start + numel];
+        let params = &self.backward.tensors.state.params[at..at + numel];
+        let d = &mut self.backward.tensors.step[start..start + numel];
         let Orthogonalize::NewtonSchulz(iterations) = self.kernel.twin.rule().orthogonalize else {
             normalize(s, self.lr, params, d);
             return;
@@ -272,7 +189,7 @@ impl Passes<'_> {
         range: &Range<usize>,
         moments: Option<Range<usize>>,
     ) {
-        let (kernel, before) = (self.kernel, self.tensors.before);
+        let (kernel, before) = (self.kernel, self.backward.tensors.before);
         let rule = kernel.twin.rule();
         let lr = rule.adam_lr_mult * self.lr;
         let [m_scale, v_scale] = rule.adam_corrections(before.step).map(|c| s.splat_f32s(c as f32));
@@ -286,7 +203,7 @@ impl Passes<'_> {
             let at = start..range.end.min(start + BLOCK * S::F32_LANES);
             let m = loaded::<S, BLOCK>(s, &momentum[at.clone()]);
             let v = loaded::<S, BLOCK>(s, &rms[last * total..][at.clone()]);
-            let to_params = &mut self.tensors.state.params[at.clone()];
+            let to_params = &mut self.backward.tensors.state.params[at.clone()];
             let mut params = loaded::<S, BLOCK>(s, to_params);
             let (mut to_m, mut to_v) = (none, none);
             for i in 0..BLOCK {
@@ -310,20 +227,20 @@ impl Passes<'_> {
             for k in 0..kernel.rates[0].len() {
                 let more = if k == 0 { &to_m } else { &none };
                 let place = k * total + at.start..k * total + at.end;
-                self.average(s, [0, k], place, more, &g, &mut to_g);
+                self.average(s, [0, k], place, more, (&g, &mut to_g));
             }
             for k in 0..=last {
                 let more = if k == last { &to_v } else { &none };
                 let place = k * total + at.start..k * total + at.end;
-                self.average(s, [1, k], place, more, &square, &mut to_square);
+                self.average(s, [1, k], place, more, (&square, &mut to_square));
             }
             for k in 0..kernel.rates[2].len() {
                 let Some(moments) = &moments else { break };
                 let first = moments.start + k * range.len() + start - range.start;
-                self.average(s, [2, k], first..first + at.len(), &none, &shifted, &mut to_square);
+                self.average(s, [2, k], first..first + at.len(), &none, (&shifted, &mut to_square));
             }
             let adjoint = mul_add(s, &sums::<S, BLOCK>(s, &g, &g), &to_square, &to_g);
-            store_row(s, &adjoint, &mut self.tensors.grad[at]);
+            store_row(s, &adjoint, &mut self.backward.tensors.grad[at]);
         }
     }
 
@@ -336,10 +253,9 @@ impl Passes<'_> {
         [slot, k]: [usize; 2],
         place: Range<usize>,
         more: &[S::f32s; BLOCK],
-        value: &[S::f32s; BLOCK],
-        value_adjoint: &mut [S::f32s; BLOCK],
+        (value, value_adjoint): (&[S::f32s; BLOCK], &mut [S::f32s; BLOCK]),
     ) {
-        let TensorVjp { before, state, .. } = &mut self.tensors;
+        let TensorVjp { before, state, .. } = &mut self.backward.tensors;
         let mut average = Average {
             rate: self.kernel.rates[slot][k],
             old: &before.slots[slot].data[place.clone()],
