@@ -77,7 +77,8 @@ impl CifarSet {
         let train_paths = self.train.iter().map(|name| place.need(name)).collect::<Result<Vec<_>>>()?;
         let test_path = place.need(self.test)?;
         let test_bytes = unpacked(&test_path)?;
-        let mut train = Images::default();
+        let (mut train, mut test) = (Images::default(), Images::default());
+        self.append(&test_path, &test_bytes, &mut test)?;
         for path in train_paths {
             let bytes = unpacked(&path)?;
             self.append(&path, &bytes, &mut train)?;
@@ -90,8 +91,6 @@ impl CifarSet {
                 return Err(Error::format(&path, why));
             }
         }
-        let mut test = Images::default();
-        self.append(&test_path, &test_bytes, &mut test)?;
         let data = |(images, labels): Images| ImageData::new(self.name, images, labels, SHAPE, self.classes);
         Ok((data(train)?, data(test)?))
     }
