@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 const INNER: [&str; 3] = ["raw", "gzip", "data"];
 /// Folders in folders that are looked into; a link to a folder above must not be followed for ever.
 const DEPTH: usize = 4;
-/// How the names of archives end.
-const ARCHIVES: [&str; 9] =
-    [".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar"];
+/// How the names of archives end, and of files that other tools than gzip compressed.
+const ARCHIVES: [&str; 12] = [
+    ".zip", ".7z", ".rar", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".bz2", ".xz",
+    ".zst",
+];
 
 /// A data set's folder.
 #[derive(Clone, Copy)]
@@ -54,28 +56,19 @@ pub(super) fn folders(root: &Path, names: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(named.map(|(_, path)| path).collect())
 }
 
+/// The name of an archive without its ending.
+fn stem(name: &str) -> Option<String> {
+    let name = name.to_lowercase();
+    ARCHIVES.iter().find_map(|end| name.strip_suffix(end).map(str::to_string))
+}
+
 impl Place<'_> {
     /// The file of this name, plain before `.gz`, in any spelling: in the folder, or in a folder
     /// inside that is called like the data set, like the file, or as one of [`INNER`].
     pub(super) fn find(&self, name: &str) -> Result<Option<PathBuf>> {
-        self.search(self.folder, &[name, &format!("{name}.gz")], DEPTH)
-    }
-
-    fn search(&self, folder: &Path, names: &[&str; 2], depth: usize) -> Result<Option<PathBuf>> {
-        let entries = entries(folder)?;
-        for wanted in names {
-            let mut files = entries.iter().filter(|(n, path)| is_one_of(n, &[*wanted]) && path.is_file());
-            if let Some((_, path)) = files.next() {
-                return Ok(Some(path.clone()));
-            }
-        }
-        let inner = |n: &str| is_one_of(n, names) || is_one_of(n, &INNER) || is_one_of(n, self.names);
-        for (_, path) in entries.iter().filter(|(n, path)| depth > 0 && inner(n) && path.is_dir()) {
-            if let Some(path) = self.search(path, names, depth - 1)? {
-                return Ok(Some(path));
-            }
-        }
-        Ok(None)
+        let files = self.files(name)?;
+        let find = |wanted: &str| files.iter().find(|(n, _)| is_one_of(n, &[wanted]));
+        Ok(find(name).or_else(|| find(&packed(name))).map(|(_, path)| path.clone()))
     }
 
     /// [`Self::find`], or an error that says what to do.
@@ -83,25 +76,43 @@ impl Place<'_> {
         if let Some(path) = self.find(name)? {
             return Ok(path);
         }
-        let archive = self.archive()?.map(|path| format!("; unpack {}", path.display()));
-        let why = format!("not found, nor {name}.gz{}", archive.unwrap_or_default());
+        let archive = self.archive(name)?.map(|path| format!("; unpack {}", path.display()));
+        let why = format!("not found, nor {}{}", packed(name), archive.unwrap_or_default());
         Err(Error::io(self.folder.join(name), io::Error::new(ErrorKind::NotFound, why)))
     }
 
-    /// An archive in the folder, or beside it under the data set's name.
-    fn archive(&self) -> Result<Option<PathBuf>> {
-        let stem = |name: &str| {
-            let name = name.to_lowercase();
-            ARCHIVES.iter().find_map(|end| name.strip_suffix(end).map(str::to_string))
-        };
-        let inside = entries(self.folder)?.into_iter().find(|(name, _)| stem(name).is_some());
-        let beside = match (inside, self.folder.parent()) {
-            (None, Some(parent)) => {
-                let named = |name: &str| stem(name).is_some_and(|s| is_one_of(&s, self.names));
-                entries(parent)?.into_iter().find(|(name, _)| named(name))
-            }
-            (inside, _) => inside,
-        };
-        Ok(beside.map(|(_, path)| path))
+    /// An archive of the file, or any in the folder, or one beside it under the data set's name.
+    fn archive(&self, name: &str) -> Result<Option<PathBuf>> {
+        let files = self.files(name)?;
+        let beside = self.folder.parent().map_or(Ok(Vec::new()), entries)?;
+        let called = |n: &str, names: &[&str]| stem(n).is_some_and(|s| is_one_of(&s, names));
+        let own = files.iter().find(|(n, _)| called(n, &[name]));
+        let found = own
+            .or_else(|| files.iter().find(|(n, _)| stem(n).is_some()))
+            .or_else(|| beside.iter().find(|(n, _)| called(n, self.names)));
+        Ok(found.map(|(_, path)| path.clone()))
     }
+
+    /// All files where the one of this name may be, the folder's own first.
+    fn files(&self, name: &str) -> Result<Vec<(String, PathBuf)>> {
+        let packed = packed(name);
+        let names = [&[name, &packed], &INNER[..], self.names].concat();
+        let mut files = Vec::new();
+        walk(self.folder, &names, DEPTH, &mut files)?;
+        Ok(files)
+    }
+}
+
+fn packed(name: &str) -> String {
+    format!("{name}.gz")
+}
+
+/// Appends the files of a folder, then those of the folders of these names inside.
+fn walk(folder: &Path, names: &[&str], depth: usize, files: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    let (folders, here): (Vec<_>, Vec<_>) = entries(folder)?.into_iter().partition(|(_, path)| path.is_dir());
+    files.extend(here.into_iter().filter(|(_, path)| path.is_file()));
+    for (_, path) in folders.iter().filter(|(name, _)| depth > 0 && is_one_of(name, names)) {
+        walk(path, names, depth - 1, files)?;
+    }
+    Ok(())
 }

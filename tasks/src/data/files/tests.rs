@@ -293,13 +293,18 @@ fn a_link_to_the_folder_itself_ends() {
 fn an_archive_that_is_still_packed_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = |files: ImageFiles| files.load(Some(dir.path())).unwrap_err().to_string();
-    write(dir.path(), &[("EMNIST/raw/x", vec![]), ("EMNIST/gzip.zip", vec![]), ("FashionMNIST.zip", vec![])]);
+    write(dir.path(), &[("EMNIST/raw/gzip.zip", vec![]), ("FashionMNIST.zip", vec![])]);
     write(dir.path(), &[("cifar-10-binary.tar.gz", vec![]), ("mnist.txt", vec![])]);
-    let unpack = format!("; unpack {}", dir.path().join("EMNIST/gzip.zip").display());
+    let unpack = format!("; unpack {}", dir.path().join("EMNIST/raw/gzip.zip").display());
     assert!(error(ImageFiles::Emnist(EmnistSplit::Digits)).ends_with(&unpack));
     assert!(error(ImageFiles::FashionMnist).ends_with("FashionMNIST.zip"));
     assert!(error(ImageFiles::Cifar10).ends_with("cifar-10-binary.tar.gz"));
     assert!(error(ImageFiles::Mnist).ends_with("not found, nor train-images-idx3-ubyte.gz"));
+    for name in ["train-images-idx3-ubyte.xz", "train-images.idx3-ubyte.zip"] {
+        write(&dir.path().join("mnist"), &[("t10k-images-idx3-ubyte.zip", vec![]), (name, vec![])]);
+        assert!(error(ImageFiles::Mnist).ends_with(name), "{}", error(ImageFiles::Mnist));
+        fs::remove_file(dir.path().join("mnist").join(name)).unwrap();
+    }
 }
 
 #[test]
