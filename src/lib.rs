@@ -47,7 +47,7 @@ pub mod prelude {
         FullEs, FullGrad, GradientEstimator, GradientLearner, InitialOffset, LearnerState, MetaLoss,
         TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
     };
-    pub use outerloop_tasks::data::{digits, ImageData, ImageFiles, Splits};
+    pub use outerloop_tasks::data::{digits, Cifar100Labels, EmnistSplit, ImageData, ImageFiles, Splits};
     pub use outerloop_tasks::image::{ImageMlp, ImageMlpFamily, MlpConfig, MlpTask};
     pub use outerloop_tasks::quadratics::{FixedDimQuadraticFamily, QuadraticTask};
 }

@@ -22,7 +22,9 @@ pub const MULO_DECAYS: [(&str, &[f32]); 3] = [
 /// | PyLO `VeLOMLP`: `input_weights_` `[sets, out, in]`, `hidden_weights_.{i}`, `output_weights_`, `input_bias_`, ...; `VeLORNN`: `lstm.linear`, `mix_layer1`, `mix_layer2`, `final_mix_layer`, `rnn_to_controls`, `step_size`, `lstm_init_state.{0,1}` | [`crate::Velo`] |
 /// | PyLO `CELO2MLP`: `w0.{j}` `[in, out]`, `b0`, `dense_w.{i}`, `dense_b.{i}`; and `.../w0__{j}`, `.../w{i}`, `.../b{i}` under any module name | [`crate::Celo2`] |
 ///
-/// Every array must be used, except `VeLOMLP`'s last mixed weights, which are no part of theta.
+/// `module.` and `_orig_mod.` in a name, left there by torch's `DataParallel` and `compile` around the
+/// whole or a part, do not count. Every array must be used, except `VeLOMLP`'s last mixed weights,
+/// which are no part of theta.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Import {
     arrays: BTreeMap<String, Array>,
@@ -57,7 +59,7 @@ pub fn import(path: impl AsRef<Path>, lopt: &dyn LearnedOptimizer<f32>) -> Resul
 }
 
 impl Import {
-    /// Adds the arrays of a safetensors file, F32 or F64.
+    /// Adds the arrays of a safetensors file: F64, F32, F16 or BF16, rounded to f32.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no such file or holds an array
@@ -66,22 +68,16 @@ impl Import {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
         let wrong = |why: String| Error::format(path, why);
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| wrong(e.to_string()))?;
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|e| wrong(format!("not a whole safetensors file: {e}")))?;
         for (name, tensor) in tensors.iter() {
-            let bytes = tensor.data();
-            let data = match tensor.dtype() {
-                Dtype::F32 => {
-                    bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect()
-                }
-                Dtype::F64 => {
-                    let eight = |c: &[u8]| [c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]];
-                    bytes.chunks_exact(8).map(|c| f64::from_le_bytes(eight(c)) as f32).collect()
-                }
-                other => return Err(wrong(format!("array `{name}`: expected F32 or F64, got {other:?}"))),
-            };
+            let data = numbers(tensor.dtype(), tensor.data()).ok_or_else(|| {
+                wrong(format!("array `{name}`: expected F64, F32, F16 or BF16, got {:?}", tensor.dtype()))
+            })?;
+            let name = unwrapped(name);
             let array = Array { shape: tensor.shape().to_vec(), data };
-            if self.arrays.insert(name.to_string(), array).is_some() {
-                return Err(wrong(format!("array `{name}` is in another file too")));
+            if self.arrays.insert(name.clone(), array).is_some() {
+                return Err(wrong(format!("array `{name}` comes a second time")));
             }
         }
         Ok(self)
@@ -163,6 +159,39 @@ impl Import {
             _ => theta.extend_from_slice(&array.data),
         }
         Ok(())
+    }
+}
+
+/// The name without the parts that torch's wrappers of modules add.
+fn unwrapped(name: &str) -> String {
+    let parts = name.split('.').filter(|part| !matches!(*part, "module" | "_orig_mod"));
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// Little-endian floats of a dtype as f32, if it is one of floats.
+fn numbers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    fn each<const N: usize>(bytes: &[u8], number: fn([u8; N]) -> f32) -> Option<Vec<f32>> {
+        bytes.chunks_exact(N).map(|c| c.try_into().ok().map(number)).collect()
+    }
+    match dtype {
+        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
+        Dtype::F32 => each(bytes, f32::from_le_bytes),
+        Dtype::F16 => each(bytes, |b| half(u16::from_le_bytes(b))),
+        // The upper half of an f32.
+        Dtype::BF16 => each(bytes, |[low, high]| f32::from_le_bytes([0, 0, low, high])),
+        _ => None,
+    }
+}
+
+/// The number that IEEE 754's binary16 stores as `bits`: sign, 5 bits of exponent, 10 of fraction.
+fn half(bits: u16) -> f32 {
+    let sign = if bits >> 15 == 0 { 1.0 } else { -1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    sign * match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
     }
 }
 
@@ -417,6 +446,76 @@ mod tests {
         let rest = ["ff_mod_stack/~/b0", "ff_mod_stack/~/w1", "ff_mod_stack/~/b1", "ff_mod_stack/~/w2"];
         let rest = [rest[0], rest[1], rest[2], rest[3], "ff_mod_stack/~/b2"];
         assert_eq!(load("haiku", arrays("ff_mod_stack/~/w0__", rest)), torch);
+    }
+
+    /// A file of one array per name and dtype, with these bytes.
+    fn write_bytes(path: &Path, arrays: &[(&str, Dtype, &[u8])]) {
+        let views = arrays.iter().map(|(name, dtype, bytes)| {
+            let len = 8 * bytes.len() / dtype.bitsize();
+            (name.to_string(), TensorView::new(*dtype, vec![len], bytes).unwrap())
+        });
+        fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn half_precision_is_read_exactly() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("halves");
+        let bytes = |bits: &[u16]| bits.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>();
+        // IEEE 754: 1, -2, the nearest to 1/3, largest, smallest normal, smallest, -0, infinite, NaN.
+        let f16 = bytes(&[0x3c00, 0xc000, 0x3555, 0x7bff, 0x0400, 0x0001, 0x8000, 0xfc00, 0x7e01]);
+        let bf16 = bytes(&[0x3f80, 0xc000, 0x3eab, 0x7f7f, 0x0080, 0x0001, 0x8000, 0xff80, 0x7fc1]);
+        let f64: Vec<u8> = [0.1f64, -1e300].iter().flat_map(|x| x.to_le_bytes()).collect();
+        write_bytes(&path, &[("h", Dtype::F16, &f16), ("b", Dtype::BF16, &bf16), ("d", Dtype::F64, &f64)]);
+        let arrays = Import::default().file(&path).unwrap().arrays;
+        let bits = |name: &str| arrays[name].data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let want =
+            [1.0f32, -2.0, 0.333_251_95, 65504.0, 6.103_515_6e-5, 5.960_464_5e-8, -0.0, f32::NEG_INFINITY];
+        assert_eq!(bits("h")[..8], want.map(f32::to_bits));
+        let want = [1.0f32, -2.0, 0.333_984_38, 3.389_531_4e38, 1.175_494_4e-38, 9.183_55e-41, -0.0];
+        assert_eq!(bits("b")[..7], want.map(f32::to_bits));
+        assert!(arrays["h"].data[8].is_nan() && arrays["b"].data[8].is_nan());
+        assert_eq!(arrays["d"].data, [0.1, f32::NEG_INFINITY]);
+        write_bytes(&path, &[("i", Dtype::I64, &[0; 8])]);
+        let error = Import::default().file(&path).unwrap_err().to_string();
+        assert!(error.ends_with("array `i`: expected F64, F32, F16 or BF16, got I64"), "{error}");
+        fs::write(&path, b"\x87\xa5state").unwrap();
+        let error = Import::default().file(&path).unwrap_err().to_string();
+        assert!(error.contains("not a whole safetensors file"), "{error}");
+    }
+
+    #[test]
+    fn names_are_read_without_torchs_wrappers() {
+        let dir = tempfile::tempdir().unwrap();
+        let lopt = AdafacMlp { hidden_size: 32, ..AdafacMlp::default() };
+        let load = |file: &str, rename: &dyn Fn(&str) -> String| {
+            let names = META_MLP.map(|(name, shape)| (rename(name), shape));
+            let arrays: Vec<(&str, &[usize])> = names.iter().map(|(n, s)| (&n[..], *s)).collect();
+            Import::default().file(write(&dir, file, &arrays))
+        };
+        let theta = |import: Import| {
+            MULO_DECAYS
+                .iter()
+                .fold(import, |i, (name, decays)| i.with(name, decays))
+                .theta_for(&lopt)
+                .unwrap()
+        };
+        let want = theta(load("plain", &str::to_string).unwrap());
+        for (i, prefix) in
+            ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."]
+                .iter()
+                .enumerate()
+        {
+            let import = load(&format!("wrapped{i}"), &|name| format!("{prefix}{name}")).unwrap();
+            assert_eq!(theta(import), want, "{prefix}");
+        }
+        // A part that was compiled on its own.
+        let inside = load("inside", &|name| name.replace("network.", "network._orig_mod.")).unwrap();
+        assert_eq!(theta(inside), want);
+        // The wrapped and the bare module in one file.
+        let twice = write(&dir, "twice", &[("module.a", &[1]), ("a", &[1])]);
+        let error = Import::default().file(twice).unwrap_err().to_string();
+        assert!(error.ends_with("array `a` comes a second time"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Gradients at parameters of some steps ago, as an asynchronous worker would send them.
 
 use super::{Augmentation, Wrapped, Wrapper};
-use outerloop_core::{BatchKey, Evaluator, FlatTask, Float, Key};
+use outerloop_core::{FlatTask, Float, Key};
 use std::sync::Arc;
 
 /// Training step `t` sees loss and gradient at the parameters of step `max(0, t − delay)`, on the batch
@@ -26,48 +26,32 @@ impl<E: Float> Augmentation<E> for DelayedGradients {
     }
 }
 
-impl DelayedGradients {
-    /// Numbers that the history of `params` parameters needs: next place, places filled, the places.
-    fn history_len(self, params: usize) -> usize {
-        2 + self.delay as usize * params
-    }
-}
-
-impl<E: Float> Wrapper<E> for DelayedGradients {
-    fn state(&self, params: usize) -> Vec<E> {
-        vec![E::of(0.0); self.history_len(params)]
-    }
-    fn evaluator(&self, inner: Box<dyn Evaluator<E>>) -> Box<dyn Evaluator<E>> {
-        Box::new(Delayed { inner, config: *self })
-    }
-}
-
-struct Delayed<E> {
-    inner: Box<dyn Evaluator<E>>,
-    config: DelayedGradients,
-}
-
 /// A place in the ring, stored as a float; at most `delay`, so exact in f32 up to 2^24.
 fn index<E: Float>(x: E) -> usize {
     x.f64() as usize
 }
 
-impl<E: Float> Delayed<E> {
+impl<E: Float> Wrapper<E> for DelayedGradients {
+    /// The history: next place, places filled, the places.
+    fn state_len(&self, params: usize) -> usize {
+        2 + self.delay as usize * params
+    }
+
     /// The parameters that step `t` sees, from the present ones and the history.
-    fn seen<'a>(&self, params: &'a [E], history: &'a [E]) -> &'a [E] {
+    fn seen<'a>(&self, params: &'a [E], history: &'a [E], _: &'a mut Vec<E>) -> &'a [E] {
         let (head, places) = history.split_at(2);
         let (next, filled) = (index(head[0]), index(head[1]));
         let place = |i: usize| &places[i * params.len()..(i + 1) * params.len()];
         match filled {
             0 => params,
-            n if n < self.config.delay as usize => place(0),
+            n if n < self.delay as usize => place(0),
             _ => place(next),
         }
     }
 
     /// Puts the present parameters where the oldest were.
-    fn remember(&self, params: &[E], history: &mut [E]) {
-        let delay = self.config.delay as usize;
+    fn advance(&self, params: &[E], history: &mut [E]) {
+        let delay = self.delay as usize;
         if delay == 0 {
             return;
         }
@@ -76,38 +60,5 @@ impl<E: Float> Delayed<E> {
         places[next * params.len()..(next + 1) * params.len()].copy_from_slice(params);
         head[0] = E::of(((next + 1) % delay) as f64);
         head[1] = E::of((filled + 1).min(delay) as f64);
-    }
-
-    /// Where the task's own state ends.
-    fn split(&self, params: &[E], state: &[E]) -> usize {
-        state.len() - self.config.history_len(params.len())
-    }
-}
-
-impl<E: Float> Evaluator<E> for Delayed<E> {
-    fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E {
-        let (state, history) = state.split_at(self.split(params, state));
-        let seen = self.seen(params, history);
-        self.inner.loss(seen, state, at)
-    }
-    fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
-        let (state, history) = state.split_at_mut(self.split(params, state));
-        let seen = self.seen(params, history);
-        let loss = self.inner.loss_and_grad(seen, state, at, grad);
-        self.remember(params, history);
-        loss
-    }
-    fn loss_grad_hvp(
-        &mut self,
-        params: &[E],
-        state: &[E],
-        at: BatchKey,
-        v: &[E],
-        grad: &mut [E],
-        hvp: &mut [E],
-    ) -> E {
-        let (state, history) = state.split_at(self.split(params, state));
-        let seen = self.seen(params, history);
-        self.inner.loss_grad_hvp(seen, state, at, v, grad, hvp)
     }
 }

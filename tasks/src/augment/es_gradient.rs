@@ -28,10 +28,11 @@ impl EsGradient {
     /// Perturbations of standard deviation `std > 0`; at least one pair.
     pub fn new(std: f64, pairs: u32) -> Result<Self> {
         if !(std.is_finite() && std > 0.0) {
-            return Err(Error::invalid("es gradient: std", "must be positive and finite"));
+            let why = format!("must be positive and finite, got {std}");
+            return Err(Error::invalid("es gradient: std", why));
         }
         if pairs == 0 {
-            return Err(Error::invalid("es gradient: pairs", "must be at least 1"));
+            return Err(Error::invalid("es gradient: pairs", "must be at least 1, got 0"));
         }
         Ok(EsGradient { std, pairs })
     }

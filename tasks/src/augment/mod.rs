@@ -17,6 +17,7 @@
 //!
 //! Reference: `learned_optimization/tasks/task_augmentation.py` and `es_wrapper.py`.
 
+mod around;
 mod delayed_gradients;
 mod es_gradient;
 mod modify_gradient;
@@ -35,6 +36,7 @@ pub use reduced_batchsize::{KeepRows, ReducedBatchsize, ReducedBatchsizeFamily};
 pub use reparam_weights::{ReparamLevel, ReparamWeights};
 pub use subsample_directions::SubsampleDirections;
 
+use around::Wrapper;
 use outerloop_core::{Evaluator, FlatFamily, FlatTask, Float, Key, Layout, Params};
 use std::sync::Arc;
 
@@ -76,21 +78,7 @@ impl<E: Float> FlatFamily<E> for AugmentedFamily<E> {
     }
 }
 
-/// What an augmentation changes about a task; the rest is passed through by [`Wrapped`].
-trait Wrapper<E: Float>: Send + Sync {
-    /// Changes initial parameters.
-    fn init(&self, params: &mut [E]) {
-        let _ = params;
-    }
-    /// Model state behind the task's own, for `params` parameters.
-    fn state(&self, params: usize) -> Vec<E> {
-        let _ = params;
-        Vec::new()
-    }
-    /// An evaluator around the task's.
-    fn evaluator(&self, inner: Box<dyn Evaluator<E>>) -> Box<dyn Evaluator<E>>;
-}
-
+/// A task with what an augmentation changes about it.
 struct Wrapped<E: Float, W> {
     task: Arc<dyn FlatTask<E>>,
     augmentation: String,
@@ -111,7 +99,8 @@ impl<E: Float, W: Wrapper<E>> FlatTask<E> for Wrapped<E, W> {
     }
     fn init_state(&self) -> Vec<E> {
         let mut state = self.task.init_state();
-        state.extend(self.wrapper.state(self.task.layout().len()));
+        let own = self.wrapper.state_len(self.task.layout().len());
+        state.resize(state.len() + own, E::of(0.0));
         state
     }
     fn evaluator(&self) -> Box<dyn Evaluator<E>> {

@@ -1,7 +1,7 @@
 //! Gradients changed on their way to the optimizer.
 
 use super::{Augmentation, Wrapped, Wrapper};
-use outerloop_core::{BatchKey, Evaluator, FlatTask, Float, Key};
+use outerloop_core::{BatchKey, FlatTask, Float, Key};
 use std::sync::Arc;
 
 /// A function of the gradient, and its derivative.
@@ -28,53 +28,21 @@ impl<E: Float, G: GradientMap<E>> Augmentation<E> for ModifyGradient<G> {
 }
 
 impl<E: Float, G: GradientMap<E>> Wrapper<E> for ModifyGradient<G> {
-    fn evaluator(&self, inner: Box<dyn Evaluator<E>>) -> Box<dyn Evaluator<E>> {
-        let map = self.0.clone();
-        Box::new(Modified { inner, map, state: Vec::new(), grad: Vec::new(), v: Vec::new() })
+    fn gradient(&self, grad: &mut [E], at: BatchKey) {
+        self.0.apply(grad, key(at));
     }
-}
-
-struct Modified<E, G> {
-    inner: Box<dyn Evaluator<E>>,
-    map: G,
-    state: Vec<E>,
-    grad: Vec<E>,
-    v: Vec<E>,
+    fn is_linear(&self) -> bool {
+        false
+    }
+    fn pull_back<'a>(&self, grad: &[E], at: BatchKey, v: &'a [E], room: &'a mut Vec<E>) -> &'a [E] {
+        room.resize(v.len(), E::of(0.0));
+        self.0.pull_back(grad, key(at), v, room);
+        room
+    }
 }
 
 fn key(at: BatchKey) -> Key {
     at.noise().named("gradient map")
-}
-
-impl<E: Float, G: GradientMap<E>> Evaluator<E> for Modified<E, G> {
-    fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E {
-        self.inner.loss(params, state, at)
-    }
-    fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
-        let loss = self.inner.loss_and_grad(params, state, at, grad);
-        self.map.apply(grad, key(at));
-        loss
-    }
-    fn loss_grad_hvp(
-        &mut self,
-        params: &[E],
-        state: &[E],
-        at: BatchKey,
-        v: &[E],
-        grad: &mut [E],
-        hvp: &mut [E],
-    ) -> E {
-        // G = m(∇L): G'ᵀ v = H m'(∇L)ᵀ v
-        self.state.clear();
-        self.state.extend_from_slice(state);
-        self.grad.resize(params.len(), E::of(0.0));
-        self.v.resize(params.len(), E::of(0.0));
-        self.inner.loss_and_grad(params, &mut self.state, at, &mut self.grad);
-        self.map.pull_back(&self.grad, key(at), v, &mut self.v);
-        let loss = self.inner.loss_grad_hvp(params, state, at, &self.v, grad, hvp);
-        self.map.apply(grad, key(at));
-        loss
-    }
 }
 
 /// `a · b`

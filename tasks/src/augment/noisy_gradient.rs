@@ -14,7 +14,8 @@ impl NoisyGradient {
     /// Noise of `ratio` times the gradient's norm; finite, not negative.
     pub fn new(ratio: f64) -> Result<Self> {
         if !(ratio.is_finite() && ratio >= 0.0) {
-            return Err(Error::invalid("noisy gradient: ratio", "must be finite and not negative"));
+            let why = format!("must be finite and not negative, got {ratio}");
+            return Err(Error::invalid("noisy gradient: ratio", why));
         }
         Ok(NoisyGradient { ratio })
     }

@@ -36,7 +36,8 @@ fn check_fraction(fraction: f64) -> Result<()> {
     if fraction > 0.0 && fraction <= 1.0 {
         return Ok(());
     }
-    Err(Error::invalid("reduced batch size: fraction", "must be above 0 and at most 1"))
+    let why = format!("must be above 0 and at most 1, got {fraction}");
+    Err(Error::invalid("reduced batch size: fraction", why))
 }
 
 impl<T> ReducedBatchsize<T> {

@@ -1,7 +1,7 @@
 //! Stored parameters that are the task's divided by random scales.
 
 use super::{Augmentation, Wrapped, Wrapper};
-use outerloop_core::{BatchKey, Error, Evaluator, FlatTask, Float, Key, Layout, Result};
+use outerloop_core::{BatchKey, Error, FlatTask, Float, Key, Layout, Result};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -31,7 +31,8 @@ impl ReparamWeights {
     /// Scales log-uniform in `range` (reference: 0.01 to 100), which must be positive and finite.
     pub fn new(level: ReparamLevel, range: RangeInclusive<f64>) -> Result<Self> {
         if !(0.0 < *range.start() && range.start() <= range.end() && range.end().is_finite()) {
-            return Err(Error::invalid("reparam weights: range", "must be positive and finite"));
+            let why = format!("must be positive and finite, got {range:?}");
+            return Err(Error::invalid("reparam weights: range", why));
         }
         Ok(ReparamWeights { level, range })
     }
@@ -39,8 +40,9 @@ impl ReparamWeights {
     /// The task with the given scales, one per parameter.
     pub fn with_scales<E: Float>(task: Arc<dyn FlatTask<E>>, scales: Vec<E>) -> Result<Arc<dyn FlatTask<E>>> {
         task.layout().check_len("reparam weights: scales", scales.len())?;
-        if !scales.iter().all(|s| s.f64() > 0.0 && s.f64().is_finite()) {
-            return Err(Error::invalid("reparam weights: scales", "must be positive and finite"));
+        if let Some(s) = scales.iter().map(|s| s.f64()).find(|s| !(*s > 0.0 && s.is_finite())) {
+            let why = format!("must be positive and finite, got {s}");
+            return Err(Error::invalid("reparam weights: scales", why));
         }
         Ok(Self::wrap(task, scales))
     }
@@ -74,62 +76,36 @@ impl<E: Float> Augmentation<E> for ReparamWeights {
     }
 }
 
+#[derive(Clone)]
 struct Scales<E>(Arc<[E]>);
+
+impl<E: Float> Scales<E> {
+    /// `s ⊙ x`
+    fn scaled<'a>(&self, x: &[E], room: &'a mut Vec<E>) -> &'a [E] {
+        room.clear();
+        room.extend(x.iter().zip(&*self.0).map(|(x, s)| *x * *s));
+        room
+    }
+    /// `x ← s ⊙ x`
+    fn scale(&self, x: &mut [E]) {
+        x.iter_mut().zip(&*self.0).for_each(|(x, s)| *x *= *s);
+    }
+}
 
 impl<E: Float> Wrapper<E> for Scales<E> {
     fn init(&self, params: &mut [E]) {
         params.iter_mut().zip(&*self.0).for_each(|(p, s)| *p /= *s);
     }
-    fn evaluator(&self, inner: Box<dyn Evaluator<E>>) -> Box<dyn Evaluator<E>> {
-        Box::new(Scaled { inner, scales: self.0.clone(), params: Vec::new(), v: Vec::new() })
+    fn seen<'a>(&self, params: &'a [E], _: &'a [E], room: &'a mut Vec<E>) -> &'a [E] {
+        self.scaled(params, room)
     }
-}
-
-struct Scaled<E> {
-    inner: Box<dyn Evaluator<E>>,
-    scales: Arc<[E]>,
-    params: Vec<E>,
-    v: Vec<E>,
-}
-
-/// `out = s ⊙ x`
-fn scaled<E: Float>(scales: &[E], x: &[E], out: &mut Vec<E>) {
-    out.clear();
-    out.extend(x.iter().zip(scales).map(|(x, s)| *x * *s));
-}
-
-impl<E: Float> Scaled<E> {
-    /// `x ← s ⊙ x`
-    fn scale(&self, x: &mut [E]) {
-        x.iter_mut().zip(&*self.scales).for_each(|(x, s)| *x *= *s);
-    }
-}
-
-impl<E: Float> Evaluator<E> for Scaled<E> {
-    fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E {
-        scaled(&self.scales, params, &mut self.params);
-        self.inner.loss(&self.params, state, at)
-    }
-    fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
-        scaled(&self.scales, params, &mut self.params);
-        let loss = self.inner.loss_and_grad(&self.params, state, at, grad);
+    fn gradient(&self, grad: &mut [E], _: BatchKey) {
         self.scale(grad);
-        loss
     }
-    fn loss_grad_hvp(
-        &mut self,
-        params: &[E],
-        state: &[E],
-        at: BatchKey,
-        v: &[E],
-        grad: &mut [E],
-        hvp: &mut [E],
-    ) -> E {
-        scaled(&self.scales, params, &mut self.params);
-        scaled(&self.scales, v, &mut self.v);
-        let loss = self.inner.loss_grad_hvp(&self.params, state, at, &self.v, grad, hvp);
-        self.scale(grad);
+    fn pull_back<'a>(&self, _: &[E], _: BatchKey, v: &'a [E], room: &'a mut Vec<E>) -> &'a [E] {
+        self.scaled(v, room)
+    }
+    fn product(&self, hvp: &mut [E]) {
         self.scale(hvp);
-        loss
     }
 }

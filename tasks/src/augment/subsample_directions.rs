@@ -30,7 +30,10 @@ impl SubsampleDirections {
     }
     fn with(directions: u32, projection: Projection) -> Result<Self> {
         if directions == 0 {
-            return Err(Error::invalid("subsample directions", "there must be at least one direction"));
+            return Err(Error::invalid(
+                "subsample directions",
+                "there must be at least one direction, got 0",
+            ));
         }
         Ok(SubsampleDirections { directions, projection })
     }

@@ -8,7 +8,8 @@
 //! | [`ImageBatch`] | one batch as a tensor with its labels |
 //! | [`Permutation`] | shuffling without state |
 //! | [`digits`] | the embedded 8 x 8 digits |
-//! | [`ImageFiles`] | MNIST, Fashion-MNIST and CIFAR-10 from disk |
+//! | [`ImageFiles`] | MNIST, Fashion-MNIST, EMNIST, CIFAR-10 and CIFAR-100 from disk |
+//! | [`read_idx_folder`] | other images in MNIST's format |
 
 mod batch;
 mod digits;
@@ -19,7 +20,7 @@ mod splits;
 
 pub use batch::ImageBatch;
 pub use digits::digits;
-pub use files::{ImageFiles, DATA_VARIABLE};
+pub use files::{read_idx_folder, Cifar100Labels, EmnistSplit, ImageFiles, DATA_VARIABLE};
 pub use permutation::Permutation;
 pub use splits::Splits;
 
@@ -56,17 +57,13 @@ impl ImageData {
     ) -> Result<Self> {
         let (name, images, labels) = (name.into(), images.into(), labels.into());
         if labels.is_empty() || height * width * channels == 0 {
-            return Err(Error::invalid(
-                format!("{name}: images"),
-                "there must be at least one pixel and image",
-            ));
+            let got = format!("got {} images of {height} x {width} x {channels}", labels.len());
+            let why = format!("there must be at least one image, of at least one pixel, {got}");
+            return Err(Error::invalid(format!("{name}: images"), why));
         }
         if u32::try_from(labels.len()).is_err() {
-            return Err(Error::mismatch(
-                format!("{name}: number of images"),
-                "at most 2^32 - 1",
-                labels.len(),
-            ));
+            let (what, got) = (format!("{name}: number of images"), labels.len().to_string());
+            return Err(Error::Mismatch { what, expected: "at most 2^32 - 1".into(), got });
         }
         let expected = [labels.len(), height, width, channels];
         if expected.iter().product::<usize>() != images.len() {

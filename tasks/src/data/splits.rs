@@ -38,37 +38,46 @@ fn shuffled(range: std::ops::Range<usize>) -> Vec<u32> {
     range.clone().map(|i| range.start as u32 + p.index((i - range.start) as u32)).collect()
 }
 
+/// Images of which a tenth is one.
+const LEAST_FOR_TRAINING: usize = 10;
+/// Images of which a fifth for the test leaves [`LEAST_FOR_TRAINING`].
+const LEAST: usize = 12;
+
+fn check_enough(what: &str, data: &ImageData, least: usize) -> Result<()> {
+    if data.len() >= least {
+        return Ok(());
+    }
+    let what = format!("{}: {what}", data.name);
+    Err(Error::Mismatch { what, expected: format!("at least {least}"), got: data.len().to_string() })
+}
+
 impl Splits {
     /// One set of images cut by a fixed key: 20 % test; of the rest 80 % train, 10 % inner valid,
-    /// 10 % outer valid. At least 10 images.
+    /// 10 % outer valid. At least 12 images.
     pub fn new(data: ImageData) -> Result<Self> {
+        check_enough("images to split", &data, LEAST)?;
         let order = shuffled(0..data.len());
         let (test, rest) = order.split_at(data.len() / 5);
-        Self::from_parts(data, rest, test)
+        Ok(Self::from_parts(data, rest, test))
     }
 
     /// Images that come with their own test set: `train` is cut by a fixed key into 80 % train,
     /// 10 % inner valid and 10 % outer valid. At least 10 images for training.
     pub fn with_test(train: &ImageData, test: &ImageData) -> Result<Self> {
+        check_enough("training images to split", train, LEAST_FOR_TRAINING)?;
         let data = train.followed_by(test)?;
         let n = train.len();
         let test: Vec<u32> = (n as u32..data.len() as u32).collect();
-        Self::from_parts(data, &shuffled(0..n), &test)
+        Ok(Self::from_parts(data, &shuffled(0..n), &test))
     }
 
-    fn from_parts(data: ImageData, rest: &[u32], test: &[u32]) -> Result<Self> {
+    /// `rest` in three parts, the last two of at least one image each.
+    fn from_parts(data: ImageData, rest: &[u32], test: &[u32]) -> Self {
         let tenth = rest.len() / 10;
-        if tenth == 0 || test.is_empty() {
-            return Err(Error::mismatch(
-                format!("{}: images to split", data.name),
-                "at least 13",
-                data.len(),
-            ));
-        }
         let (train, valid) = rest.split_at(rest.len() - 2 * tenth);
         let (inner, outer) = valid.split_at(tenth);
         let parts = [train, inner, outer, test].map(|p| Part::Shuffled(p.into()));
-        Ok(Splits { data, parts })
+        Splits { data, parts }
     }
 
     /// Every split is all images (in another order, since batches depend on the split too).
@@ -83,10 +92,9 @@ impl Splits {
         let size = batches[0].first().map_or(0, Vec::len);
         for (split, list) in Split::ALL.iter().zip(&batches) {
             if list.is_empty() || size == 0 {
-                return Err(Error::invalid(
-                    format!("listed batches of {split:?}"),
-                    "there must be at least one image",
-                ));
+                let got = format!("got {} batches of {size} images", list.len());
+                let why = format!("there must be at least one image, {got}");
+                return Err(Error::invalid(format!("listed batches of {split:?}"), why));
             }
             for batch in list {
                 if batch.len() != size {
@@ -136,7 +144,7 @@ impl Splits {
     /// Errors unless batches of `size` can be made.
     pub fn check_batch_size(&self, size: usize) -> Result<()> {
         if size == 0 {
-            return Err(Error::invalid("batch size", "must be at least 1"));
+            return Err(Error::invalid("batch size", "must be at least 1, got 0"));
         }
         match &self.parts[0] {
             Part::Listed(list) if list[0].len() != size => {
@@ -298,7 +306,18 @@ mod tests {
             let images = stream(&s, split, 2, 9, 0);
             assert!(images.iter().all(|&i| (s.data().image(i as usize)[0] == 1.0) == is_test));
         }
-        assert!(Splits::new(image(0.0, 9)).is_err());
+    }
+
+    #[test]
+    fn splits_say_how_many_images_they_need() {
+        let images = |n: usize| ImageData::new("x", vec![0.5; n], vec![0; n], [1, 1, 1], 1).unwrap();
+        let lens = |s: Splits| Split::ALL.map(|p| s.len(p));
+        assert_eq!(lens(Splits::new(images(12)).unwrap()), [8, 1, 1, 2]);
+        assert_eq!(lens(Splits::with_test(&images(10), &images(1)).unwrap()), [8, 1, 1, 1]);
+        let text = |r: Result<Splits>| r.unwrap_err().to_string();
+        assert_eq!(text(Splits::new(images(11))), "x: images to split: expected at least 12, got 11");
+        let error = text(Splits::with_test(&images(9), &images(100)));
+        assert_eq!(error, "x: training images to split: expected at least 10, got 9");
     }
 
     #[test]

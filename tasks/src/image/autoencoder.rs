@@ -2,17 +2,17 @@
 
 use super::family::{check_ranges, log_uniform, one_of};
 use super::fused::FusedNet;
-use super::layers::{dense, initial, Nonlinearity};
-use super::{check_init_scale, check_widths, joined};
-use crate::data::{ImageBatch, Splits};
+use super::joined;
+use super::layers::{dense, push_layer, Nonlinearity};
+use super::task::{ImageModel, ImageTask};
+use crate::data::{ImageBatch, ImageData, Splits};
 use dfdx::prelude::PutTape;
 use outerloop_core::ops::{self, Activation, Head};
 use outerloop_core::tensor::{Backend, DynParams, Mode, Rank0, Tensor};
-use outerloop_core::{in_f32, BatchKey, Evaluator, Float, Key, Layout, Result, Task, TaskFamily};
+use outerloop_core::{in_f32, Evaluator, Float, Key, Layout, Result, TaskFamily};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 
 /// Architecture and batch size of an [`AutoencoderTask`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,83 +45,56 @@ impl Default for AutoencoderConfig {
 /// Layer `i` has `w{i}` `[inputs, outputs]` and `b{i}` `[outputs]`. Initial weights: normal truncated at
 /// 2 sigma, sigma `init_scale / sqrt(inputs)`; biases 0. For meta-training the loss is clipped to
 /// `[0, 1]`; NaN stays NaN.
-#[derive(Clone, Debug)]
-pub struct AutoencoderTask {
-    data: Splits,
-    config: AutoencoderConfig,
-    layout: Arc<Layout>,
-}
+pub type AutoencoderTask = ImageTask<AutoencoderConfig>;
 
-impl AutoencoderTask {
-    /// A task on the given data.
-    pub fn new(data: Splits, config: AutoencoderConfig) -> Result<Self> {
-        data.check_batch_size(config.batch_size)?;
-        check_widths("autoencoder: hidden", &config.hidden)?;
-        check_init_scale("autoencoder", config.init_scale)?;
-        let mut layout = Layout::default();
-        let mut inputs = data.data().features();
-        for (i, outputs) in config.hidden.iter().copied().chain([inputs]).enumerate() {
-            layout.push(format!("w{i}"), [inputs, outputs]);
-            layout.push(format!("b{i}"), [outputs]);
-            inputs = outputs;
-        }
-        Ok(AutoencoderTask { data, config, layout: Arc::new(layout) })
-    }
-
-    /// The configuration.
-    pub fn config(&self) -> &AutoencoderConfig {
-        &self.config
-    }
-    /// The data.
-    pub fn data(&self) -> &Splits {
-        &self.data
-    }
-}
-
-impl<E: Float, B: Backend<E>> Task<E, B> for AutoencoderTask {
-    type Params = DynParams<E, B>;
-    type Batch = ImageBatch<usize, E, B>;
+impl ImageModel for AutoencoderConfig {
+    const WIDTHS: &'static str = "autoencoder: hidden";
 
     fn name(&self) -> String {
-        let c = &self.config;
-        format!("{}_autoencoder{}_{}", self.data.data().name, joined(&c.hidden), c.nonlinearity.name())
+        format!("autoencoder{}_{}", joined(&self.hidden), self.nonlinearity.name())
+    }
+    fn widths(&self) -> &[usize] {
+        &self.hidden
+    }
+    fn init_scale(&self) -> f64 {
+        self.init_scale
+    }
+    fn batch_size(&self) -> usize {
+        self.batch_size
     }
 
-    fn init(&self, dev: &B, key: Key) -> Self::Params {
-        initial(dev, &self.layout, self.config.init_scale, key)
+    fn layout(&self, data: &ImageData) -> Layout {
+        let mut layout = Layout::default();
+        let mut inputs = data.features();
+        for (i, outputs) in self.hidden.iter().copied().chain([inputs]).enumerate() {
+            push_layer(&mut layout, i, [inputs, outputs]);
+            inputs = outputs;
+        }
+        layout
     }
 
-    fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
-        self.data.batch(dev, at, self.config.batch_size, self.data.data().features())
-    }
-
-    fn refill(&self, _: &B, at: BatchKey, batch: &mut Self::Batch) {
-        self.data.refill(at, batch);
-    }
-
-    fn loss<M: Mode<E, B>>(
+    fn loss<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
-        params: &Self::Params,
-        batch: &Self::Batch,
+        _: &ImageData,
+        params: &DynParams<E, B>,
+        _: &mut [E],
+        batch: &ImageBatch<usize, E, B>,
         m: M,
     ) -> Tensor<Rank0, E, B, M> {
-        let hidden = &self.config.hidden;
         let mut x = batch.images.clone().put_tape(m); // [N, F]
-        for (i, &outputs) in hidden.iter().enumerate() {
-            x = self.config.nonlinearity.after(|act| dense(params, 2 * i, x, outputs, act));
+        for (i, &outputs) in self.hidden.iter().enumerate() {
+            x = self.nonlinearity.after(|act| dense(params, 2 * i, x, outputs, act));
         }
-        let y = dense(params, 2 * hidden.len(), x, batch.features(), Activation::Sigmoid); // [N, F]
+        let y = dense(params, 2 * self.hidden.len(), x, batch.features(), Activation::Sigmoid); // [N, F]
         ops::mse(y, &batch.images)
     }
 
-    fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
-        let AutoencoderConfig { hidden, nonlinearity, batch_size, .. } = &self.config;
-        let features = self.data.data().features();
-        let map = || nonlinearity.elementwise();
-        in_f32(|| FusedNet::new(&self.data, *batch_size, hidden, features, map(), Head::Reconstruction))
+    fn evaluator<E: Float>(&self, data: &Splits) -> Option<Box<dyn Evaluator<E>>> {
+        let (features, map) = (data.data().features(), || self.nonlinearity.elementwise());
+        in_f32(|| FusedNet::new(data, self.batch_size, &self.hidden, features, map(), Head::Reconstruction))
     }
 
-    fn normalizer(&self, loss: f64) -> f64 {
+    fn normalizer(&self, _: &ImageData, loss: f64) -> f64 {
         loss.clamp(0.0, 1.0)
     }
 }

@@ -58,15 +58,17 @@ pub(super) fn check_ranges(
     init_scale: &RangeInclusive<f64>,
     lists: &[usize],
 ) -> Result<()> {
-    let bad = |what: &str, why: &str| Err(Error::invalid(format!("{family} family: {what}"), why));
+    let bad = |what: &str, why: String| Err(Error::invalid(format!("{family} family: {what}"), why));
     if positive.iter().any(|r| r.is_empty() || *r.start() == 0) {
-        return bad("width, batch_size", "must be ranges from at least 1");
+        return bad("width, batch_size", format!("must be ranges from at least 1, got {positive:?}"));
     }
-    if layers.is_empty() || init_scale.is_empty() || *init_scale.start() < 0.0 {
-        return bad("layers, init_scale", "must be ranges from at least 0");
+    let finite = *init_scale.start() >= 0.0 && init_scale.end().is_finite();
+    if layers.is_empty() || init_scale.is_empty() || !finite {
+        let why = format!("must be finite ranges from at least 0, got {layers:?}, {init_scale:?}");
+        return bad("layers, init_scale", why);
     }
     if lists.contains(&0) {
-        return bad("lists", "each must have at least one entry");
+        return bad("lists", format!("each must have at least one entry, got lengths {lists:?}"));
     }
     Ok(())
 }

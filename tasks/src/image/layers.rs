@@ -134,6 +134,13 @@ pub(super) fn dense<E: Float, B: Backend<E>, M: Mode<E, B>>(
     ops::linear(x, &params.get(index, (inputs, outputs)), &params.get(index + 1, (outputs,)), act)
 }
 
+/// Adds the parameters of layer `i`: weights `w{i}` of the given shape, outputs last, and biases
+/// `b{i}` `[outputs]`.
+pub(super) fn push_layer<const D: usize>(layout: &mut Layout, i: usize, shape: [usize; D]) {
+    layout.push(format!("w{i}"), shape);
+    layout.push(format!("b{i}"), [shape[D - 1]]);
+}
+
 /// Initial parameters: weights (names that begin with `w`) normal with standard deviation
 /// `scale / sqrt(fan_in)`, truncated at twice that, as haiku does; names that begin with `scale` 1;
 /// others 0.

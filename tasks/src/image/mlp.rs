@@ -1,15 +1,15 @@
 //! MLPs whose shapes are known at run time only.
 
 use super::fused::FusedNet;
-use super::layers::{dense, initial, one_hot_mse, Nonlinearity, Rows};
-use super::{check_init_scale, check_widths, joined, normalize_cross_entropy, normalize_mse};
-use crate::data::{ImageBatch, Splits};
+use super::layers::{dense, one_hot_mse, push_layer, Nonlinearity, Rows};
+use super::task::{ImageModel, ImageTask};
+use super::{joined, normalize_cross_entropy, normalize_mse};
+use crate::data::{ImageBatch, ImageData, Splits};
 use dfdx::prelude::PutTape;
 use outerloop_core::ops::{batch_norm, layer_norm, softmax_cross_entropy, Activation, Head};
 use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, Rank0, Tensor};
-use outerloop_core::{in_f32, BatchKey, Evaluator, Float, Key, Layout, Result, Task};
+use outerloop_core::{in_f32, Evaluator, Float, Layout};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 /// Decay of batch norm's running averages: haiku's usual value.
 const AVERAGE_DECAY: f64 = 0.9;
@@ -75,13 +75,8 @@ impl Default for MlpConfig {
 /// `init_scale / sqrt(inputs)`; biases and offsets 0, scales 1.
 ///
 /// With batch norm the model state is the number of batches seen, then per hidden layer the moving
-/// sums of means and variances; read it with [`Self::batch_norm_averages`].
-#[derive(Clone, Debug)]
-pub struct MlpTask {
-    data: Splits,
-    config: MlpConfig,
-    layout: Arc<Layout>,
-}
+/// sums of means and variances; read it with [`MlpTask::batch_norm_averages`].
+pub type MlpTask = ImageTask<MlpConfig>;
 
 /// Batch norm's running averages of one layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,35 +88,6 @@ pub struct BatchNormAverages<E> {
 }
 
 impl MlpTask {
-    /// A task on the given data.
-    pub fn new(data: Splits, config: MlpConfig) -> Result<Self> {
-        data.check_batch_size(config.batch_size)?;
-        check_widths("mlp: hidden", &config.hidden)?;
-        check_init_scale("mlp", config.init_scale)?;
-        let mut layout = Layout::default();
-        let mut inputs = data.data().features();
-        let widths = config.hidden.iter().copied().chain([data.data().classes]);
-        for (i, outputs) in widths.enumerate() {
-            layout.push(format!("w{i}"), [inputs, outputs]);
-            layout.push(format!("b{i}"), [outputs]);
-            if config.norm != Norm::None && i < config.hidden.len() {
-                layout.push(format!("scale{i}"), [outputs]);
-                layout.push(format!("offset{i}"), [outputs]);
-            }
-            inputs = outputs;
-        }
-        Ok(MlpTask { data, config, layout: Arc::new(layout) })
-    }
-
-    /// The configuration.
-    pub fn config(&self) -> &MlpConfig {
-        &self.config
-    }
-    /// The data.
-    pub fn data(&self) -> &Splits {
-        &self.data
-    }
-
     /// Batch norm's averages per hidden layer, from the model state: exponential moving averages
     /// with decay 0.9, debiased by `1 − 0.9^batches`. Before the first batch they are NaN.
     pub fn batch_norm_averages<E: Float>(&self, state: &[E]) -> Vec<BatchNormAverages<E>> {
@@ -132,18 +98,21 @@ impl MlpTask {
             sums = tail;
             head.iter().map(|s| *s / weight).collect()
         };
-        self.config.hidden.iter().map(|&n| BatchNormAverages { mean: take(n), var: take(n) }).collect()
+        self.config().hidden.iter().map(|&n| BatchNormAverages { mean: take(n), var: take(n) }).collect()
     }
+}
 
+impl MlpConfig {
     /// The logits `[N, classes]`; updates the averages if there is a state.
     fn logits<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
         params: &DynParams<E, B>,
-        batch: &ImageBatch<usize, E, B>,
         state: &mut [E],
+        batch: &ImageBatch<usize, E, B>,
+        classes: usize,
         m: M,
     ) -> Rows<E, B, M> {
-        let MlpConfig { hidden, nonlinearity, norm, .. } = &self.config;
+        let MlpConfig { hidden, nonlinearity, norm, .. } = self;
         let mut averages = match state {
             [] => None,
             [batches, sums @ ..] => {
@@ -182,83 +151,83 @@ impl MlpTask {
             });
             index += 4;
         }
-        dense(params, index, x, self.data.data().classes, Activation::Identity)
+        dense(params, index, x, classes, Activation::Identity)
     }
 }
 
-impl<E: Float, B: Backend<E>> Task<E, B> for MlpTask {
-    type Params = DynParams<E, B>;
-    type Batch = ImageBatch<usize, E, B>;
+impl ImageModel for MlpConfig {
+    const WIDTHS: &'static str = "mlp: hidden";
 
     fn name(&self) -> String {
-        let c = &self.config;
-        let norm = match c.norm {
+        let norm = match self.norm {
             Norm::None => "",
             Norm::Layer => "_layernorm",
             Norm::Batch => "_batchnorm",
         };
-        let loss = if c.loss == ImageLoss::MeanSquaredError { "_mse" } else { "" };
-        format!("{}_mlp{}_{}{norm}{loss}", self.data.data().name, joined(&c.hidden), c.nonlinearity.name())
+        let loss = if self.loss == ImageLoss::MeanSquaredError { "_mse" } else { "" };
+        format!("mlp{}_{}{norm}{loss}", joined(&self.hidden), self.nonlinearity.name())
+    }
+    fn widths(&self) -> &[usize] {
+        &self.hidden
+    }
+    fn init_scale(&self) -> f64 {
+        self.init_scale
+    }
+    fn batch_size(&self) -> usize {
+        self.batch_size
     }
 
-    fn init(&self, dev: &B, key: Key) -> Self::Params {
-        initial(dev, &self.layout, self.config.init_scale, key)
-    }
-
-    fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
-        self.data.batch(dev, at, self.config.batch_size, self.data.data().features())
-    }
-
-    fn refill(&self, _: &B, at: BatchKey, batch: &mut Self::Batch) {
-        self.data.refill(at, batch);
-    }
-
-    fn loss<M: Mode<E, B>>(
-        &self,
-        params: &Self::Params,
-        batch: &Self::Batch,
-        m: M,
-    ) -> Tensor<Rank0, E, B, M> {
-        self.loss_with_state(params, &mut [], batch, m)
-    }
-
-    fn init_state(&self) -> Vec<E> {
-        match self.config.norm {
-            Norm::Batch => vec![E::of(0.0); 1 + 2 * self.config.hidden.iter().sum::<usize>()],
-            Norm::None | Norm::Layer => Vec::new(),
+    fn layout(&self, data: &ImageData) -> Layout {
+        let mut layout = Layout::default();
+        let mut inputs = data.features();
+        for (i, outputs) in self.hidden.iter().copied().chain([data.classes]).enumerate() {
+            push_layer(&mut layout, i, [inputs, outputs]);
+            if self.norm != Norm::None && i < self.hidden.len() {
+                layout.push(format!("scale{i}"), [outputs]);
+                layout.push(format!("offset{i}"), [outputs]);
+            }
+            inputs = outputs;
         }
+        layout
     }
 
-    fn loss_with_state<M: Mode<E, B>>(
+    fn loss<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
-        params: &Self::Params,
+        data: &ImageData,
+        params: &DynParams<E, B>,
         state: &mut [E],
-        batch: &Self::Batch,
+        batch: &ImageBatch<usize, E, B>,
         m: M,
     ) -> Tensor<Rank0, E, B, M> {
-        let logits = self.logits(params, batch, state, m);
-        match self.config.loss {
+        let logits = self.logits(params, state, batch, data.classes, m);
+        match self.loss {
             ImageLoss::CrossEntropy => softmax_cross_entropy(logits, &batch.labels),
             ImageLoss::MeanSquaredError => one_hot_mse(logits, &batch.labels),
         }
     }
 
-    fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
-        let MlpConfig { hidden, nonlinearity, norm, loss, batch_size, .. } = &self.config;
-        if *norm != Norm::None {
+    fn init_state<E: Float>(&self) -> Vec<E> {
+        match self.norm {
+            Norm::Batch => vec![E::of(0.0); 1 + 2 * self.hidden.iter().sum::<usize>()],
+            Norm::None | Norm::Layer => Vec::new(),
+        }
+    }
+
+    fn evaluator<E: Float>(&self, data: &Splits) -> Option<Box<dyn Evaluator<E>>> {
+        if self.norm != Norm::None {
             return None;
         }
-        let head = match loss {
+        let head = match self.loss {
             ImageLoss::CrossEntropy => Head::CrossEntropy,
             ImageLoss::MeanSquaredError => Head::SquaredError,
         };
-        let classes = self.data.data().classes;
-        in_f32(|| FusedNet::new(&self.data, *batch_size, hidden, classes, nonlinearity.elementwise(), head))
+        let (classes, map) = (data.data().classes, || self.nonlinearity.elementwise());
+        in_f32(|| FusedNet::new(data, self.batch_size, &self.hidden, classes, map(), head))
     }
 
-    fn normalizer(&self, loss: f64) -> f64 {
-        match self.config.loss {
-            ImageLoss::CrossEntropy => normalize_cross_entropy(loss, self.data.data().classes),
+    fn normalizer(&self, data: &ImageData, loss: f64) -> f64 {
+        match self.loss {
+            ImageLoss::CrossEntropy => normalize_cross_entropy(loss, data.classes),
             ImageLoss::MeanSquaredError => normalize_mse(loss),
         }
     }

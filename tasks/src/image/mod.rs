@@ -2,6 +2,7 @@
 //!
 //! | item | shapes | use |
 //! |---|---|---|
+//! | [`ImageTask`] | from an [`ImageModel`] | what the following are instances of, and own models may be |
 //! | [`ImageMlp`] | checked at compile time | the tutorial's 64-32-10 task, and as a pattern for own tasks |
 //! | [`MlpTask`] | from an [`MlpConfig`] | any widths, depth, activation, norm and loss |
 //! | [`ImageMlpFamily`] | sampled | a distribution over [`MlpTask`]s |
@@ -18,6 +19,7 @@ mod family;
 mod fused;
 mod layers;
 mod mlp;
+mod task;
 mod typed;
 
 pub use autoencoder::{AutoencoderConfig, AutoencoderFamily, AutoencoderTask};
@@ -26,25 +28,8 @@ pub use family::ImageMlpFamily;
 pub(crate) use family::{log_uniform, one_of};
 pub use layers::Nonlinearity;
 pub use mlp::{BatchNormAverages, ImageLoss, MlpConfig, MlpTask, Norm};
+pub use task::{ImageModel, ImageTask};
 pub use typed::{ImageMlp, MlpParams};
-
-use outerloop_core::{Error, Result};
-
-/// Errors if a layer has no outputs.
-fn check_widths(what: &str, widths: &[usize]) -> Result<()> {
-    if widths.contains(&0) {
-        return Err(Error::invalid(what, "every width must be at least 1"));
-    }
-    Ok(())
-}
-
-/// Errors unless a factor on initial weights makes sense.
-fn check_init_scale(task: &str, scale: f64) -> Result<()> {
-    if scale.is_finite() && scale >= 0.0 {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("{task}: init_scale"), "must be finite and not negative"))
-}
 
 /// The name's part for layer widths, `32x16`.
 fn joined(widths: &[usize]) -> String {

@@ -107,7 +107,7 @@ impl QuadraticConfig {
     fn task(&self, key: Key) -> Result<NoisyQuadraticTask> {
         let QuadraticConfig { dim, condition, noise } = *self;
         if dim == 0 || !(condition >= 1.0 && condition.is_finite() && noise >= 0.0 && noise.is_finite()) {
-            let why = "dim and condition must be at least 1, noise not negative";
+            let why = "dim and condition must be at least 1, noise not negative, all finite";
             return Err(Error::invalid(format!("{self:?}"), why));
         }
         let mut center = vec![0.0; dim];

@@ -7,7 +7,7 @@ use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{Error, FlatFamily, FlatTask, Float, Key, Result};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{fmt::Debug, sync::Arc};
 
 /// Draws until one is not held out; the default ranges need two on average.
 const MAX_DRAWS: u64 = 10_000;
@@ -99,41 +99,43 @@ enum Kind {
 impl Training {
     /// Errors if a range is empty or out of bounds, or if nothing but held-out tasks is left.
     pub fn check(&self) -> Result<()> {
-        let bad = |what: &str, why: &str| Err(Error::invalid(format!("training mixture: {what}"), why));
+        let refuse = |what: &str, why: String| Err(Error::invalid(format!("training mixture: {what}"), why));
+        let bad = |what: &str, range: &str, got: &dyn Debug| refuse(what, format!("{range}, got {got:?}"));
         let weights = self.weights().map(|(_, w)| w);
         if !weights.iter().all(|w| *w >= 0.0 && w.is_finite()) || weights.iter().sum::<f64>() <= 0.0 {
-            return bad("weights", "must not be negative, and one of them positive");
+            return bad("weights", "must be finite, not negative, and one of them positive", &weights);
         }
         let counts = [self.width, self.batch_size, self.dimension];
         if counts.iter().any(|[low, high]| *low == 0 || low > high) {
-            return bad("width, batch_size, dimension", "must be ranges from at least 1");
+            return bad("width, batch_size, dimension", "must be ranges from at least 1", &counts);
         }
-        if [self.layers, self.autoencoder_layers].iter().any(|[low, high]| low > high) {
-            return bad("layers, autoencoder_layers", "must not be empty");
+        let layers = [self.layers, self.autoencoder_layers];
+        if layers.iter().any(|[low, high]| low > high) {
+            return bad("layers, autoencoder_layers", "must not be empty", &layers);
         }
         let positive = |[low, high]: [f64; 2], least: f64| least <= low && low <= high && high.is_finite();
         if !positive(self.init_scale, f64::MIN_POSITIVE) || !positive(self.condition, 1.0) {
-            return bad("init_scale, condition", "must be ranges above 0, and from at least 1");
+            let got = [self.init_scale, self.condition];
+            return bad("init_scale, condition", "must be finite ranges above 0, and from at least 1", &got);
         }
         if !positive([self.reparam_spread; 2], 1.0) {
-            return bad("reparam_spread", "must be at least 1");
+            return bad("reparam_spread", "must be finite and at least 1", &self.reparam_spread);
         }
-        if ![self.quadratic_noise, self.gradient_noise].iter().all(|n| *n >= 0.0 && n.is_finite()) {
-            return bad("quadratic_noise, gradient_noise", "must not be negative");
+        let noises = [self.quadratic_noise, self.gradient_noise];
+        if !noises.iter().all(|n| *n >= 0.0 && n.is_finite()) {
+            return bad("quadratic_noise, gradient_noise", "must be finite and not negative", &noises);
         }
         let fractions = [self.squared_error_fraction, self.reparam_fraction, self.noise_fraction];
         if !fractions.iter().all(|f| (0.0..=1.0).contains(f)) {
-            return bad(
-                "squared_error_fraction, reparam_fraction, noise_fraction",
-                "must be between 0 and 1",
-            );
+            let what = "squared_error_fraction, reparam_fraction, noise_fraction";
+            return bad(what, "must be between 0 and 1", &fractions);
         }
         if self.nonlinearities.is_empty() {
-            return bad("nonlinearities", "must have at least one entry");
+            return refuse("nonlinearities", "must have at least one entry, got none".into());
         }
         for (kind, weight) in self.weights() {
             if weight > 0.0 && self.accepted(kind, Key::new(0)).is_none() {
-                return bad(&format!("{kind:?}"), "all of it is held out");
+                return refuse(&format!("{kind:?}"), "all of it is held out".into());
             }
         }
         Ok(())

@@ -318,7 +318,10 @@ fn batch_norm_keeps_debiased_running_averages() {
 #[test]
 fn configurations_that_cannot_work_are_refused() {
     let make = |config| MlpTask::new(Splits::digits(), config).map(drop).unwrap_err().to_string();
-    assert_eq!(make(MlpConfig { batch_size: 0, ..MlpConfig::default() }), "batch size: must be at least 1");
+    assert_eq!(
+        make(MlpConfig { batch_size: 0, ..MlpConfig::default() }),
+        "batch size: must be at least 1, got 0"
+    );
     assert!(make(MlpConfig { hidden: vec![3, 0], ..MlpConfig::default() }).contains("at least 1"));
     assert!(make(MlpConfig { init_scale: f64::NAN, ..MlpConfig::default() }).contains("init_scale"));
     let wrong = ImageMlp::<63, 4, 10>::new(Splits::digits(), 8, outerloop_core::ops::Activation::Tanh);
