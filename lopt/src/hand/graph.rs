@@ -128,8 +128,8 @@ impl<E: Float> Graph<E> {
         (inputs.map(|v| &self.values[v.0][..]), n)
     }
 
-    /// [`Self::map`] with its derivative. Compiled once for all functions, which
-    /// are called per element: only the plain form has to be fast.
+    /// [`Self::map`] with its derivative. Compiled once for all functions, which are called per element: only the
+    /// plain form has to be fast.
     fn record<const N: usize>(
         &mut self,
         inputs: [Var; N],

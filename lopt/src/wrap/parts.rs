@@ -4,7 +4,7 @@
 use super::{named_slots, part_slots, prefix, GroupRule, Part};
 use crate::hand::vjp_of;
 use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
-use std::{ops::Range, sync::Arc};
+use std::{iter::once, ops::Range, sync::Arc};
 
 /// Optimizers whose steps from the same parameters are summed, or, with a rule, each for its group of tensors.
 pub(super) struct Parts<E: Float> {
@@ -50,7 +50,7 @@ impl<E: Float> Parts<E> {
     fn views(&self, layout: &Arc<Layout>) -> impl Iterator<Item = (String, &Part<E>, View)> {
         let views: Vec<View> = match &self.rule {
             None => {
-                let all = || View { layout: layout.clone(), ranges: vec![0..layout.len()] };
+                let all = || View { layout: layout.clone(), ranges: once(0..layout.len()).collect() };
                 self.parts.iter().map(|_| all()).collect()
             }
             Some(rule) => rule.split(layout).map(|(layout, ranges)| View { layout, ranges }).collect(),

@@ -64,10 +64,7 @@ impl<T: Tensor, const V: usize> WithSimd for Load<'_, T, V> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
         let Load { tensor, params, start, x, units } = self;
-        let units = match units {
-            Some(units) => Some(S::as_mut_simd_f32s(units).0),
-            None => None,
-        };
+        let units = units.map(|units| S::as_mut_simd_f32s(units).0);
         tensor.load::<S, V>(s, params, start, S::as_mut_simd_f32s(x).0, units);
     }
 }
