@@ -103,7 +103,7 @@ fn table(contest: &Contest, results: &Results, report: &Report) {
 
 /// Three digits or more, in eleven columns.
 fn short(loss: f32) -> String {
-    if (1e-3..1e5).contains(&loss) {
+    if (1e-3..1e5).contains(&loss.abs()) {
         format!("{loss:.5}")
     } else {
         format!("{loss:.2e}")
@@ -136,7 +136,7 @@ pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> 
             (p.0, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
         })
         .collect();
-    let y_scale = Scale::log_if_positive(points.iter().map(|p| p.1));
+    let y_scale = Scale::for_values(points.iter().map(|p| p.1));
     let raw = Series { style: Style::Points, ..Series::line("per outer step", points) };
     let scale = match config.objective.scale {
         LossScale::Linear => "normalized training loss",

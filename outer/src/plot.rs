@@ -1,4 +1,4 @@
-//! Pictures of a run: lines with bands on linear or logarithmic axes, as SVG or PNG.
+//! Pictures of a run: lines with bands on linear, logarithmic or symmetric-logarithmic axes, as SVG or PNG.
 
 mod axis;
 mod draw;
@@ -15,21 +15,67 @@ use outerloop_core::{atomic::write_atomic, Error, Result};
 use std::path::Path;
 
 /// How an axis maps numbers to places.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Scale {
     /// Equal differences, equal distances.
     #[default]
     Linear,
     /// Equal ratios, equal distances; values that are not positive have no place.
     Log,
+    /// Symmetric logarithm: linear from minus to plus this threshold (positive), where a decade beyond it is
+    /// as long as the way from 0 to it; logarithmic outside, on both sides.
+    SymLog(f64),
 }
 
+/// A positive value outside would overflow on the way to its place.
+const EXTREMES: std::ops::RangeInclusive<f64> = 1e-300..=1e300;
+/// Values that are not all positive are shown on a linear axis while the largest is at most so many times
+/// the median size.
+const LINEAR_UP_TO: f64 = 100.0;
+
 impl Scale {
-    /// Logarithmic if all finite values have a place there, otherwise linear.
-    pub fn log_if_positive(values: impl IntoIterator<Item = f64>) -> Self {
-        match values.into_iter().all(|v| v > 0.0 || !v.is_finite()) {
-            true => Scale::Log,
-            false => Scale::Linear,
+    /// The scale on which all finite values are seen: logarithmic if all are positive; otherwise linear, or
+    /// symmetric-logarithmic where the largest would hide the others.
+    pub fn for_values(values: impl IntoIterator<Item = f64>) -> Self {
+        let values: Vec<f64> = values.into_iter().filter(|v| v.is_finite()).collect();
+        if values.iter().all(|v| *v > 0.0) {
+            return Scale::Log;
+        }
+        let mut sizes: Vec<f64> = values.iter().map(|v| v.abs()).filter(|v| EXTREMES.contains(v)).collect();
+        sizes.sort_by(f64::total_cmp);
+        match (sizes.get(sizes.len() / 2), sizes.last()) {
+            (Some(median), Some(most)) if *most > LINEAR_UP_TO * median => {
+                Scale::SymLog(10f64.powf(median.log10().floor()))
+            }
+            _ => Scale::Linear,
+        }
+    }
+
+    /// Whether a value can be shown at all.
+    fn has_place(self, x: f64) -> bool {
+        match self {
+            Scale::Log => EXTREMES.contains(&x),
+            Scale::Linear | Scale::SymLog(_) => x.abs() <= *EXTREMES.end(),
+        }
+    }
+
+    /// A number in which equal differences are equal distances.
+    fn place(self, x: f64) -> f64 {
+        match self {
+            Scale::Linear => x,
+            Scale::Log => x.log10(),
+            Scale::SymLog(c) if x.abs() <= c => x / c,
+            Scale::SymLog(c) => (1.0 + x.abs().log10() - c.log10()).copysign(x),
+        }
+    }
+
+    /// The value at a place.
+    fn value(self, place: f64) -> f64 {
+        match self {
+            Scale::Linear => place,
+            Scale::Log => 10f64.powf(place),
+            Scale::SymLog(c) if place.abs() <= 1.0 => c * place,
+            Scale::SymLog(c) => 10f64.powf(place.abs() - 1.0 + c.log10()).copysign(place),
         }
     }
 }
@@ -165,7 +211,8 @@ impl Plot {
     ///
     /// # Errors
     /// [`Error::FeatureDisabled`] for `png` without the feature of that name; [`Error::Unknown`] for
-    /// another extension; [`Error::Invalid`] for a `y_range` that is empty or does not fit its scale.
+    /// another extension; [`Error::Invalid`] for a `y_range` that is empty or does not fit its scale, and for a
+    /// threshold of [`Scale::SymLog`] that is not from 1e-300 to 1e300.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
@@ -199,8 +246,13 @@ impl Plot {
 
     /// The axes that hold all visible points and bands.
     fn axes(&self) -> Result<(Axis, Axis)> {
+        for scale in [self.x_scale, self.y_scale] {
+            if matches!(scale, Scale::SymLog(threshold) if !EXTREMES.contains(&threshold)) {
+                return Err(Error::invalid("scale", format!("expected a positive threshold, got {scale:?}")));
+            }
+        }
         if let Some((low, high)) = self.y_range {
-            let fits = trace::has_place(low, self.y_scale) && trace::has_place(high, self.y_scale);
+            let fits = self.y_scale.has_place(low) && self.y_scale.has_place(high);
             if !fits || low >= high {
                 let why = format!("expected low < high on a {:?} scale, got {low}, {high}", self.y_scale);
                 return Err(Error::invalid("y_range", why));
@@ -213,14 +265,14 @@ impl Plot {
         }
         // On a logarithmic axis mean − std comes near zero: a band's low end adds a decade at most.
         let lowest = match self.y_scale {
-            Scale::Linear => f64::NEG_INFINITY,
+            Scale::Linear | Scale::SymLog(_) => f64::NEG_INFINITY,
             Scale::Log => 0.1 * ys.iter().copied().fold(f64::INFINITY, f64::min),
         };
         for &(x, low, high) in self.series.iter().flat_map(|s| s.band.iter().flatten()) {
-            if trace::has_place(x, self.x_scale) && trace::has_place(high, self.y_scale) {
+            if self.x_scale.has_place(x) && self.y_scale.has_place(high) {
                 xs.push(x);
                 ys.push(high);
-                ys.extend((trace::has_place(low, self.y_scale) && low >= lowest).then_some(low));
+                ys.extend((self.y_scale.has_place(low) && low >= lowest).then_some(low));
             }
         }
         let y = match self.y_range {
@@ -232,7 +284,7 @@ impl Plot {
 
     fn shows(&self, (x, y): (f64, f64)) -> bool {
         let inside = self.y_range.is_none_or(|(low, high)| low <= y && y <= high);
-        trace::has_place(x, self.x_scale) && trace::has_place(y, self.y_scale) && inside
+        self.x_scale.has_place(x) && self.y_scale.has_place(y) && inside
     }
 }
 

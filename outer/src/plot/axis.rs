@@ -2,7 +2,7 @@
 
 use super::Scale;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Most labelled ticks.
 const TICKS: usize = 9;
@@ -24,27 +24,26 @@ impl Axis {
     /// From `low` to `high`, which have a place on the scale and differ.
     pub fn exact(scale: Scale, low: f64, high: f64) -> Self {
         let even = |(step, ticks): (f64, Vec<f64>)| (ticks.clone(), ticks, Some(step));
-        let (major, all, step) = match scale {
-            Scale::Linear => even(linear_ticks(low, high)),
-            Scale::Log => match log_ticks(low, high) {
-                Some((major, all)) => (major, all, None),
-                // Within a decade.
-                None => even(linear_ticks(low, high)),
-            },
+        let powers = match scale {
+            Scale::Linear => None,
+            Scale::Log => log_ticks(low, high),
+            Scale::SymLog(threshold) => symlog_ticks(threshold, low, high),
         };
+        // Too few powers of ten, as within a decade: even steps.
+        let (major, all, step) =
+            powers.map_or_else(|| even(linear_ticks(low, high)), |(major, all)| (major, all, None));
         Axis { scale, low, high, major, all, step }
     }
 
     /// Around all values, with a margin of 3 %; a unit range where there are none.
     pub fn around(scale: Scale, values: &[f64]) -> Self {
-        let place = |x: f64| if scale == Scale::Log { x.log10() } else { x };
-        let value = |p: f64| if scale == Scale::Log { 10f64.powf(p) } else { p };
-        let low = values.iter().copied().map(place).reduce(f64::min).unwrap_or(0.0);
-        let high = values.iter().copied().map(place).reduce(f64::max).unwrap_or(1.0);
+        let places = || values.iter().map(|x| scale.place(*x));
+        let low = places().reduce(f64::min).unwrap_or(0.0);
+        let high = places().reduce(f64::max).unwrap_or(1.0);
         let margin = match 0.03 * (high - low) {
             // One value only: what is near it, in the units of the number itself.
             m if m <= 1e-9 * low.abs().max(high.abs()) => {
-                if scale == Scale::Log || low == 0.0 {
+                if scale != Scale::Linear || low == 0.0 {
                     0.5
                 } else {
                     0.5 * low.abs()
@@ -52,7 +51,9 @@ impl Axis {
             }
             m => m,
         };
-        Self::exact(scale, value(low - margin), value(high + margin))
+        // At most a decade: 3 % of 600 decades would overflow.
+        let margin = if scale == Scale::Linear { margin } else { margin.min(1.0) };
+        Self::exact(scale, scale.value(low - margin), scale.value(high + margin))
     }
 
     pub fn low(&self) -> f64 {
@@ -61,10 +62,8 @@ impl Axis {
 
     /// Where a value lies: 0 at the low end, 1 at the high end.
     fn place(&self, x: f64) -> f64 {
-        match self.scale {
-            Scale::Linear => (x - self.low) / (self.high - self.low),
-            Scale::Log => (x / self.low).ln() / (self.high / self.low).ln(),
-        }
+        let [x, low, high] = [x, self.low, self.high].map(|v| self.scale.place(v));
+        (x - low) / (high - low)
     }
 
     /// The text of a tick: enough digits to tell it from its neighbours, powers of ten for very large
@@ -73,7 +72,7 @@ impl Axis {
         // Equal steps share their decimals and their power of ten.
         let (gap, size) = match self.step {
             Some(step) => (step, self.low.abs().max(self.high.abs())),
-            None => (x, x),
+            None => (x.abs(), x.abs()),
         };
         let x = if x.abs() < 1e-9 * gap { 0.0 } else { x };
         let minus = |text: String| text.replace('-', "−");
@@ -90,6 +89,7 @@ impl Axis {
         let power = superscript(exponent as i32);
         match format!("{:.digits$}", x / unit).as_str() {
             "1" => format!("10{power}"),
+            "-1" => format!("−10{power}"),
             mantissa => format!("{}·10{power}", minus(mantissa.into())),
         }
     }
@@ -121,28 +121,53 @@ fn linear_ticks(low: f64, high: f64) -> (f64, Vec<f64>) {
     (step, (0..=count.min(2 * TICKS)).map(|i| (first + i as f64) * step).collect())
 }
 
+/// Powers of ten from `low` to `high`, as exponents.
+fn powers(low: f64, high: f64) -> RangeInclusive<i32> {
+    // Rounding puts a power of ten itself a little beside its exponent.
+    (low.log10() - 1e-12).ceil() as i32..=(high.log10() + 1e-12).floor() as i32
+}
+
+/// Every so many exponents, so that there are at most `most` of them.
+fn every(exponents: RangeInclusive<i32>, most: usize) -> Vec<f64> {
+    let stride = exponents.clone().count().div_ceil(most).max(1) as i32;
+    exponents.filter(|p| p % stride == 0).map(|p| 10f64.powi(p)).collect()
+}
+
 /// Labelled and all ticks: powers of ten, with 2 and 5 between them where there is room. `None` where
 /// too few of them lie in the range.
 fn log_ticks(low: f64, high: f64) -> Option<(Vec<f64>, Vec<f64>)> {
-    let powers = low.log10().ceil() as i32..=high.log10().floor() as i32;
+    let powers = powers(low, high);
     let inside = |mantissas: &[f64]| -> Vec<f64> {
         (powers.start() - 1..=*powers.end())
             .flat_map(|p| mantissas.iter().map(move |m| m * 10f64.powi(p)))
             .filter(|x| (low * (1.0 - 1e-12)..=high * (1.0 + 1e-12)).contains(x))
             .collect()
     };
-    let count = powers.clone().count();
-    let fine = inside(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
-    let coarse = inside(&[1.0, 2.0, 5.0]);
-    if count > TICKS {
-        let stride = count.div_ceil(TICKS) as i32;
-        let major: Vec<_> = powers.filter(|p| p % stride == 0).map(|p| 10f64.powi(p)).collect();
-        Some((major.clone(), major))
-    } else if count >= 4 {
-        Some((inside(&[1.0]), if count > 6 { inside(&[1.0]) } else { fine }))
-    } else {
-        (coarse.len() >= 4).then_some((coarse, fine))
+    let fine = || inside(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+    match powers.clone().count() {
+        count if count > 6 => {
+            let major = every(powers, TICKS);
+            Some((major.clone(), major))
+        }
+        count if count >= 4 => Some((inside(&[1.0]), fine())),
+        _ => {
+            let coarse = inside(&[1.0, 2.0, 5.0]);
+            (coarse.len() >= 4).then(|| (coarse, fine()))
+        }
     }
+}
+
+/// Labelled and all ticks: 0, and powers of ten from the threshold on, on both sides. `None` where too few
+/// of them lie in the range.
+fn symlog_ticks(threshold: f64, low: f64, high: f64) -> Option<(Vec<f64>, Vec<f64>)> {
+    let side = |from: f64, to: f64| match to >= threshold {
+        true => every(powers(from.max(threshold), to), TICKS / 2),
+        false => Vec::new(),
+    };
+    let below = side(-high, -low).into_iter().rev().map(|x| -x);
+    let zero = (low <= 0.0 && 0.0 <= high).then_some(0.0);
+    let major: Vec<f64> = below.chain(zero).chain(side(low, high)).collect();
+    (major.len() >= 3).then(|| (major.clone(), major))
 }
 
 impl ValueFormatter<f64> for Axis {
@@ -198,6 +223,40 @@ mod tests {
         assert_eq!(l(1e-5, 1e1), "10⁻⁵ 10⁻⁴ 0.001 0.01 0.1 1 10");
         assert_eq!(l(0.31, 0.62), "0.35 0.40 0.45 0.50 0.55 0.60");
         assert_eq!(l(1e-30, 1.0), "10⁻²⁸ 10⁻²⁴ 10⁻²⁰ 10⁻¹⁶ 10⁻¹² 10⁻⁸ 10⁻⁴ 1");
+    }
+
+    #[test]
+    fn symlog_labels() {
+        let l = |c, low, high| labels(Scale::SymLog(c), low, high).join(" ");
+        assert_eq!(l(1.0, -20.0, 1e6), "−10 −1 0 1 100 10000 10⁶");
+        assert_eq!(l(1e5, -1e7, 2e6), "−10⁷ −10⁶ −10⁵ 0 10⁵ 10⁶");
+        assert_eq!(l(1e-3, 0.0, 1.0), "0 0.001 0.01 0.1 1");
+        // Within the threshold it is a linear axis.
+        assert_eq!(l(10.0, -1.0, 1.0), "−1.0 −0.5 0 0.5 1.0");
+    }
+
+    #[test]
+    fn places_and_values_are_inverse_and_rise() {
+        for scale in [Scale::Linear, Scale::SymLog(0.1), Scale::SymLog(1e-7)] {
+            let values = [-1e300, -3.0, -0.1, -1e-8, 0.0, 1e-8, 0.05, 0.1, 7.0, 1e300];
+            for v in values {
+                assert!((scale.value(scale.place(v)) - v).abs() <= 1e-11 * v.abs(), "{scale:?} {v}");
+            }
+            assert!(values.windows(2).all(|w| scale.place(w[0]) < scale.place(w[1])), "{scale:?}");
+        }
+    }
+
+    #[test]
+    fn all_decades_have_few_ticks() {
+        for scale in [Scale::Log, Scale::SymLog(1e-300)] {
+            for values in [[1e-5, 1e300], [1e-300, 1e300], [1e-300, 1e-290]] {
+                let axis = Axis::around(scale, &values);
+                assert!(axis.low.is_finite() && axis.high.is_finite(), "{axis:?}");
+                assert!((3..=2 * TICKS).contains(&axis.major.len()) && axis.all.len() <= 60, "{axis:?}");
+                let places = values.map(|v| axis.place(v));
+                assert!(0.0 < places[0] && places[0] < places[1] && places[1] < 1.0, "{places:?}");
+            }
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ fn plots() -> Vec<(&'static str, Plot)> {
         ("linear", Plot { series: series.clone(), ..base.clone() }),
         ("log", log.clone()),
         ("log_log", Plot { x_scale: Scale::Log, ..log.clone() }),
+        ("symlog", Plot { y_scale: Scale::SymLog(0.01), ..log.clone() }),
         ("one_decade", Plot { series: vec![Series::line("a", narrow)], ..log.clone() }),
         ("ranged", Plot { y_range: Some((0.5, 1.0)), ..log.clone() }),
         ("empty", Plot { series: vec![Series::line("none", vec![(f64::NAN, 1.0)])], ..base.clone() }),
@@ -113,8 +114,30 @@ fn gallery() {
 }
 
 #[test]
-fn logarithms_are_for_positive_values() {
-    assert_eq!(Scale::log_if_positive([1e-9, 3.0, f64::NAN, f64::INFINITY]), Scale::Log);
-    assert_eq!(Scale::log_if_positive([1.0, -8.5]), Scale::Linear);
-    assert_eq!(Scale::log_if_positive([1.0, 0.0]), Scale::Linear);
+fn the_scale_follows_the_values() {
+    assert_eq!(Scale::for_values([1e-9, 3.0, f64::NAN, f64::INFINITY]), Scale::Log);
+    assert_eq!(Scale::for_values([1.0, -8.5]), Scale::Linear);
+    assert_eq!(Scale::for_values([1.0, 0.0]), Scale::Linear);
+    assert_eq!(Scale::for_values([0.0, 0.0]), Scale::Linear);
+    assert_eq!(Scale::for_values([1e9, 30.0, 40.0, 50.0, -20.0]), Scale::SymLog(10.0));
+    assert_eq!(Scale::for_values([1.0, 2e-4, 1e-6, 1e-9, 0.0]), Scale::SymLog(1e-4));
+}
+
+#[test]
+fn thresholds_are_positive() {
+    for threshold in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let plot = Plot { y_scale: Scale::SymLog(threshold), ..Plot::default() };
+        assert!(matches!(plot.svg(), Err(Error::Invalid { .. })), "{threshold}");
+    }
+}
+
+/// Once it asked for more than 100 GB.
+#[test]
+fn a_wide_logarithmic_axis_is_drawn() {
+    let points = vec![(0.0, 1e-5), (1.0, 1e300)];
+    let plot = Plot { y_scale: Scale::Log, series: vec![Series::line("loss", points)], ..Plot::default() };
+    let at = coordinates(&plot.svg().unwrap());
+    // The line comes last, from the lower left to the upper right: the whole range is in the picture.
+    let line = &at[at.len() - 4..];
+    assert!(line[2] - line[0] > 500.0 && line[1] - line[3] > 300.0, "{at:?}");
 }

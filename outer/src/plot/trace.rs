@@ -1,14 +1,9 @@
 //! What of a series can be drawn: pieces without gaps, thinned to what the eye can see.
 
-use super::{Plot, Scale, Series};
+use super::{Plot, Series};
 
 /// Most points of a series that are drawn.
 const MOST: usize = 1000;
-
-/// Whether a value can be shown at all. (Beyond 1e300 the length of an axis would overflow.)
-pub(super) fn has_place(x: f64, scale: Scale) -> bool {
-    x.abs() <= 1e300 && (scale == Scale::Linear || x > 0.0)
-}
 
 /// Runs of consecutive `Some`.
 fn pieces<T>(items: impl Iterator<Item = Option<T>>) -> Vec<Vec<T>> {
@@ -47,8 +42,8 @@ pub(super) fn band(plot: &Plot, series: &Series, floor: f64) -> Vec<Vec<(f64, f6
     let ceiling = plot.y_range.map_or(f64::INFINITY, |(_, high)| high);
     let shown = |&(x, low, high): &(f64, f64, f64)| {
         // A low end without a place on a logarithmic axis reaches down to the axis.
-        let low = if has_place(low, plot.y_scale) { low.max(floor) } else { floor };
-        let whole = has_place(x, plot.x_scale) && has_place(high, plot.y_scale) && !low.is_nan();
+        let low = if plot.y_scale.has_place(low) { low.max(floor) } else { floor };
+        let whole = plot.x_scale.has_place(x) && plot.y_scale.has_place(high) && !low.is_nan();
         (whole && high >= floor && low <= ceiling).then_some((x, low, high.min(ceiling)))
     };
     let points = series.band.as_deref().unwrap_or_default();
@@ -61,6 +56,7 @@ pub(super) fn band(plot: &Plot, series: &Series, floor: f64) -> Vec<Vec<(f64, f6
 
 #[cfg(test)]
 mod tests {
+    use super::super::Scale;
     use super::*;
 
     fn log_plot() -> Plot {
