@@ -78,7 +78,8 @@ fn run(options: &Options) -> Result<()> {
         .map(|(task, envelope)| {
             let score = &task[0];
             let worst = std::f64::consts::E * envelope[0];
-            score.sweep.iter().map(|&loss| (loss.min(worst) / score.loss).ln()).collect()
+            let best = score.loss.min(worst);
+            score.sweep.iter().map(|&loss| (loss.min(worst) / best).ln()).collect()
         })
         .collect();
     let mut reached = vec![f64::INFINITY; excess.len()];

@@ -25,6 +25,15 @@ pub(super) fn colors(contest: &Contest) -> Vec<usize> {
     colors
 }
 
+/// The axis of final losses of runs that began at `start`: rates that end far above are off the picture.
+fn sweep_axis<I: Iterator<Item = f64>>(losses: impl Fn() -> I, start: f64) -> (Scale, Option<(f64, f64)>) {
+    let best = losses().fold(f64::INFINITY, f64::min);
+    let way = start - best;
+    let range = if best > 0.0 { (0.7 * best, 3.0 * start) } else { (best - 0.1 * way, start + way) };
+    let scale = Scale::for_values(losses().filter(|l| *l <= range.1));
+    (scale, (range.1.is_finite() && range.0 < range.1).then_some(range))
+}
+
 /// All that the pictures are drawn from.
 pub(super) struct Charts<'a> {
     pub contest: &'a Contest,
@@ -63,13 +72,16 @@ impl Charts<'_> {
             let band = curve.iter().map(|p| (p.0 as f64, p.2, p.3)).collect();
             Series::line("", points).with_band(band).with_color(self.colors[i])
         };
+        let series: Vec<Series> = self.shown(task).into_iter().rev().map(of).collect();
+        let bands = series.iter().flat_map(|s| s.band.iter().flatten());
         let plot = Plot {
             x_label: "step".into(),
             y_label: "training loss".into(),
-            y_scale: Scale::Log,
+            // The means lie within their bands.
+            y_scale: Scale::for_values(bands.flat_map(|(_, low, high)| [*low, *high])),
             size: SMALL,
             legend: Legend::None,
-            series: self.shown(task).into_iter().rev().map(of).collect(),
+            series,
             ..Plot::default()
         };
         plot.svg()
@@ -85,7 +97,9 @@ impl Charts<'_> {
             .flat_map(|&i| self.contest.contestants[i].variants.iter().map(|v| v.position))
             .collect();
         let low = positions.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = positions.iter().copied().fold(0.0, f64::max);
+        let high = positions.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // A flat line over a single rate has a length, too.
+        let (low, high) = if low < high { (low, high) } else { (0.5 * low, 2.0 * high) };
         let series = all.into_iter().map(|i| {
             let (c, score) = (&self.contest.contestants[i], &self.scores.tasks[task][i]);
             let points = if rates(i) {
@@ -96,17 +110,14 @@ impl Charts<'_> {
             Series::line("", points).with_color(self.colors[i])
         });
         let series: Vec<Series> = series.collect();
-        let start = self.scores.envelopes[task][0];
-        let losses = series.iter().flat_map(|s| s.points.iter().map(|p| p.1)).filter(|l| *l > 0.0);
-        let best = losses.fold(f64::INFINITY, f64::min);
-        let range = (0.7 * best, 3.0 * start);
+        let losses = || series.iter().flat_map(|s| s.points.iter().map(|p| p.1));
+        let (y_scale, y_range) = sweep_axis(losses, self.scores.envelopes[task][0]);
         let plot = Plot {
             x_label: "learning rate".into(),
             y_label: "final training loss".into(),
-            x_scale: Scale::Log,
-            y_scale: Scale::Log,
-            // Rates that end far above the start are off the picture.
-            y_range: (range.0 > 0.0 && range.1.is_finite() && range.0 < range.1).then_some(range),
+            x_scale: Scale::for_values(positions),
+            y_scale,
+            y_range,
             size: SMALL,
             legend: Legend::None,
             series,

@@ -6,6 +6,7 @@ use crate::progress::Progress;
 use crate::workers::Workers;
 use outerloop_core::{Error, FlatFamily, Key, Optimizer, Result, Split};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A task with its name, or a family of which every seed draws one.
@@ -68,15 +69,19 @@ impl Contestant {
         Contestant { name: name.into(), role, sweep: Sweep::None, variants: vec![variant] }
     }
 
-    /// A hand-designed optimizer swept over learning rates.
+    /// A hand-designed optimizer swept over learning rates, which must differ. Their labels have the fewest
+    /// digits that tell them apart.
     pub fn swept(
         name: impl Into<String>,
         learning_rates: &[f64],
         make: impl Fn(f64) -> Box<dyn Optimizer>,
     ) -> Self {
-        let variants = learning_rates
-            .iter()
-            .map(|&lr| Variant { label: format!("{lr:.0e}"), position: lr, optimizer: make(lr) })
+        let labels = |digits: usize| learning_rates.iter().map(move |lr| format!("{lr:.digits$e}"));
+        // 17 digits tell any two numbers apart.
+        let digits = (0..16).find(|d| distinct(labels(*d))).unwrap_or(16);
+        let variants = labels(digits)
+            .zip(learning_rates)
+            .map(|(label, &lr)| Variant { label, position: lr, optimizer: make(lr) })
             .collect();
         Contestant { name: name.into(), role: Role::Baseline, sweep: Sweep::LearningRate, variants }
     }
@@ -96,6 +101,12 @@ impl Contestant {
             _ => self.name.clone(),
         }
     }
+}
+
+/// Whether no item comes twice.
+fn distinct<T: Ord>(items: impl Iterator<Item = T>) -> bool {
+    let mut seen = BTreeSet::new();
+    items.into_iter().all(|item| seen.insert(item))
 }
 
 /// Lengths and seeds.
@@ -204,21 +215,21 @@ impl Contest {
         if self.reference >= self.contestants.len() {
             return bad("the reference must be one of the contestants");
         }
-        if c.num_steps == 0 || c.seeds == 0 || c.reference_factor == 0 {
-            return bad("num_steps, seeds and reference_factor must be at least 1");
+        if [c.num_steps, c.seeds, c.reference_factor, c.eval_batches].contains(&0) {
+            return bad("num_steps, seeds, reference_factor and eval_batches must be at least 1");
         }
         let longest = self.longest();
         if c.other_horizons.iter().any(|&h| h == 0 || h > longest) {
             return bad(&format!("other horizons must be 1 to {longest}: the reference runs no longer"));
         }
-        let distinct = |names: Vec<&String>| {
-            let n = names.len();
-            names.into_iter().collect::<std::collections::BTreeSet<_>>().len() == n
-        };
-        if !distinct(self.tasks.iter().map(|t| &t.name).collect())
-            || !distinct(self.contestants.iter().map(|c| &c.name).collect())
+        if !distinct(self.tasks.iter().map(|t| &t.name))
+            || !distinct(self.contestants.iter().map(|c| &c.name))
         {
             return bad("names of tasks and of contestants must differ");
+        }
+        let variants = |c: &Contestant| (0..c.variants.len()).map(|v| c.variant_name(v)).collect::<Vec<_>>();
+        if !distinct(self.contestants.iter().flat_map(variants)) {
+            return bad("the variants of all contestants must differ in their names: no learning rate twice");
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
 //! Two contestants' losses at a horizon, compared.
 
-use super::metrics::{loss_ratio, mean, steps_to, Steps};
-use super::scores::LOSS_FLOOR;
+use super::metrics::{mean, steps_to, RatioScale, Steps};
 use super::statistics::{interquartile_mean, median, Bootstrap, Draw, Interval};
 
 /// A contestant's losses at a horizon beside the reference's.
 pub(super) struct Duel<'a> {
     /// Of the reference, `[task][step]`.
     pub envelopes: &'a [Vec<f64>],
+    /// `[task]`
+    pub scales: &'a [RatioScale],
     /// Updates.
     pub horizon: u64,
     /// `[task][seed]`
@@ -20,11 +21,12 @@ fn pick(values: &[f64], seeds: &[usize]) -> f64 {
     mean(seeds.iter().map(|&s| values[s]))
 }
 
-/// Fraction of the tasks where `a` is lower than `b`, equal counting half.
+/// Fraction of the tasks where `a` is lower than `b`, equal counting half; a failure never wins.
 pub(super) fn win_rate(a: &[Vec<f64>], b: &[Vec<f64>], draw: &Draw) -> f64 {
     mean(draw.iter().map(|(task, seeds)| {
         let (a, b) = (pick(&a[*task], seeds), pick(&b[*task], seeds));
         match a.total_cmp(&b) {
+            _ if !a.is_finite() => 0.0,
             _ if a == b => 0.5,
             std::cmp::Ordering::Less => 1.0,
             _ => 0.0,
@@ -43,8 +45,7 @@ impl Duel<'_> {
 
     pub fn ratio(&self, task: usize, loss: f64) -> f64 {
         let all = 0..self.reference[task].len();
-        let reference = pick(&self.reference[task], &all.collect::<Vec<_>>());
-        loss_ratio(loss, reference, LOSS_FLOOR * self.envelopes[task][0])
+        self.scales[task].ratio(loss, pick(&self.reference[task], &all.collect::<Vec<_>>()))
     }
 
     fn per_run(&self, draw: &Draw, f: impl Fn(usize, f64) -> f64) -> f64 {

@@ -5,6 +5,7 @@ mod text;
 
 use super::charts::{self, Charts};
 use super::contest::Role;
+use super::metrics::ZERO_MARGIN;
 use super::report::Report;
 use super::scores::TaskScore;
 use super::statistics::median;
@@ -66,6 +67,10 @@ impl Page<'_> {
     fn score(&self, task: usize, contestant: usize) -> &TaskScore {
         &self.report.scores.tasks[task][contestant]
     }
+    /// Whether a contestant's final training loss is lower than the reference's, as in the win rate.
+    fn wins(&self, task: usize, contestant: usize) -> bool {
+        self.score(task, contestant).loss < self.score(task, self.report.contest.reference).loss
+    }
     /// A line as it is drawn in the pictures.
     fn swatch(&self, contestant: usize) -> String {
         let ([r, g, b], style) = palette(self.charts.colors[contestant]);
@@ -106,7 +111,7 @@ impl Page<'_> {
         let tasks = self.report.contest.tasks.len();
         for i in learned {
             let s = self.report.scores.contestants[i];
-            let wins = (0..tasks).filter(|&t| self.score(t, i).ratio < 1.0).count();
+            let wins = (0..tasks).filter(|&t| self.wins(t, i)).count();
             let cards = [
                 (
                     format!("{wins} of {tasks}"),
@@ -131,7 +136,7 @@ impl Page<'_> {
             self.push(format!("<p><strong>Where it loses.</strong> {losses}</p>\n"));
         }
         self.push(source(
-            "summary.csv (win_rate, speedup_median, loss_ratio_iqm, failures), scores.csv (loss_ratio), \
+            "summary.csv (win_rate, speedup_median, loss_ratio_iqm, failures), scores.csv (train_loss, loss_ratio), \
              horizons.csv. Intervals: 95 %, bootstrap over tasks and seeds",
         ));
     }
@@ -141,8 +146,8 @@ impl Page<'_> {
         let tasks = 0..self.report.contest.tasks.len();
         let mut behind: Vec<(f64, String)> = tasks
             .clone()
+            .filter(|&t| !self.wins(t, i))
             .map(|t| (self.score(t, i).ratio, self.task(t)))
-            .filter(|(ratio, _)| *ratio >= 1.0)
             .collect();
         behind.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut text = if behind.is_empty() {
@@ -211,6 +216,9 @@ impl Page<'_> {
             .collect();
         let text = table(&header, &rows);
         self.push(text);
+        for remark in self.report.remarks() {
+            self.push(format!("<p><strong>Note.</strong> {}</p>\n", escape(&remark)));
+        }
         self.push(source("summary.csv, one row per optimizer and column; 95 % intervals in low and high"));
     }
 
@@ -234,7 +242,7 @@ impl Page<'_> {
                     let s = self.score(t, i);
                     let more = if s.speedup_is_bound { "&gt; " } else { "" };
                     let loss = number(s.loss);
-                    let loss = if s.ratio < 1.0 { format!("<strong>{loss}</strong>") } else { loss };
+                    let loss = if self.wins(t, i) { format!("<strong>{loss}</strong>") } else { loss };
                     let speedup = format!("{more}{} ×", number(s.speedup));
                     format!("{loss}<br><small>{speedup}<br>valid {}</small>", number(s.validation))
                 };
@@ -338,11 +346,13 @@ impl Page<'_> {
              over its sweep at every step, then the running minimum, over {} steps; the speed-up is the \
              number of steps at which it reaches an optimizer's final loss (linear interpolation) over {}. \
              If it never does, the speed-up is a lower bound (&gt;). Normalized final loss: over that of \
-             {reference}'s best rate at the horizon, both floored at 10⁻¹⁰ of the initial loss. IQM: mean \
+             {reference}'s best rate at the horizon, both floored at 10⁻¹⁰ of the initial loss; where a loss is \
+             negative, distances from a zero {} % below the lowest one (scores.csv, loss_ratio_zero). IQM: mean \
              without the lowest and highest quarter of all runs. Intervals: percentiles of {} resamplings of \
              tasks, and of seeds within tasks.",
             c.num_steps * c.reference_factor,
             c.num_steps,
+            100.0 * ZERO_MARGIN,
             c.resamples
         );
         self.section("Method", &text);

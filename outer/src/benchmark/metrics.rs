@@ -74,7 +74,7 @@ impl Steps {
 }
 
 /// The first place where a falling curve (an [`envelope`]; entry `t` is the loss after `t` steps)
-/// reaches `loss`. 0 if it starts there, or if `loss` is not finite.
+/// reaches `loss`. 0 if it starts there, or if `loss` is not finite: a failure is reached at once.
 pub fn steps_to(curve: &[f64], loss: f64) -> Steps {
     if !loss.is_finite() {
         return Steps::At(0.0);
@@ -91,13 +91,46 @@ pub fn steps_to(curve: &[f64], loss: f64) -> Steps {
     }
 }
 
-/// `loss / reference`, both floored at `floor > 0`, below which losses differ by rounding only;
-/// infinite for a failure.
-pub fn loss_ratio(loss: f64, reference: f64, floor: f64) -> f64 {
-    if !loss.is_finite() {
-        return f64::INFINITY;
+/// Losses below this multiple of the initial one count as equal to it: they differ by f32 rounding.
+pub const LOSS_FLOOR: f64 = 1e-10;
+/// Where losses are not all positive, the zero of ratios lies below the lowest one by this part of the
+/// distance from the start to it.
+pub const ZERO_MARGIN: f64 = 0.01;
+
+/// On which scale the losses of one task are divided by each other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RatioScale {
+    /// What counts as a loss of 0.
+    pub zero: f64,
+    /// The least distance from `zero`, below which losses differ by rounding only; positive.
+    pub floor: f64,
+}
+
+impl RatioScale {
+    /// For a task that starts at the loss `start` and whose `lowest` loss of all runs is this: losses as they
+    /// are, unless one is negative (a likelihood's, a bound's) or the start is 0. Then the ratios are of
+    /// distances from a zero that lies [`ZERO_MARGIN`] below the lowest loss.
+    pub fn new(start: f64, lowest: f64) -> Self {
+        let zero = if (lowest >= 0.0 && start > 0.0) || !lowest.is_finite() {
+            0.0
+        } else {
+            // Where nobody comes below the start, the size of the losses is the only unit there is.
+            let units = [start - lowest, lowest.abs(), 1.0];
+            lowest - ZERO_MARGIN * units.into_iter().find(|u| *u > 0.0 && u.is_finite()).unwrap_or(1.0)
+        };
+        let floor = LOSS_FLOOR * (start - zero);
+        RatioScale { zero, floor: if floor.is_finite() { floor } else { LOSS_FLOOR } }
     }
-    loss.max(floor) / reference.max(floor)
+
+    /// Distance of `loss` over that of `reference`, both at least the floor. A failed loss is infinitely worse
+    /// than any, a failed reference infinitely worse than any finite loss: ratio 0.
+    pub fn ratio(&self, loss: f64, reference: f64) -> f64 {
+        match (loss.is_finite(), reference.is_finite()) {
+            (false, _) => f64::INFINITY,
+            (true, false) => 0.0,
+            _ => (loss - self.zero).max(self.floor) / (reference - self.zero).max(self.floor),
+        }
+    }
 }
 
 /// One optimizer's performance profile: the fraction of tasks on which it needs at most `tau` times
@@ -178,11 +211,30 @@ mod tests {
 
     #[test]
     fn ratios_have_a_floor_and_failures_are_infinite() {
-        assert_eq!(loss_ratio(1.0, 2.0, 1e-10), 0.5);
-        assert_eq!(loss_ratio(0.0, 0.0, 1e-10), 1.0);
-        assert_eq!(loss_ratio(1.0, 0.0, 0.25), 4.0);
-        assert_eq!(loss_ratio(INF, 2.0, 1e-10), INF);
-        assert_eq!(loss_ratio(f64::NAN, 2.0, 1e-10), INF);
+        let ratio = |loss, reference| RatioScale::new(10.0, 0.0).ratio(loss, reference);
+        assert_eq!(ratio(1.0, 2.0), 0.5);
+        assert_eq!(ratio(0.0, 0.0), 1.0);
+        assert!((ratio(1.0, 0.0) - 1e9).abs() < 1.0);
+        assert_eq!([ratio(INF, 2.0), ratio(f64::NAN, 2.0), ratio(INF, INF)], [INF; 3]);
+        assert_eq!(ratio(1.0, INF), 0.0);
+    }
+
+    #[test]
+    fn losses_below_zero_are_distances_from_below_the_lowest() {
+        let scale = RatioScale::new(80.0, -20.0);
+        assert_eq!(scale, RatioScale { zero: -21.0, floor: LOSS_FLOOR * 101.0 });
+        assert_eq!(scale.ratio(-20.0, 79.0), 0.01);
+        assert_eq!(scale.ratio(-10.0, -10.0), 1.0);
+        // Positive losses are as they are.
+        assert_eq!(RatioScale::new(80.0, 1e-3).zero, 0.0);
+        assert_eq!(RatioScale::new(1.0, 0.0).zero, 0.0);
+        // Nobody comes below the start, or nobody gets anywhere.
+        for (start, lowest) in [(-2.0, -2.0), (0.0, 0.0), (INF, INF), (INF, -3.0), (INF, 2.0)] {
+            let scale = RatioScale::new(start, lowest);
+            assert!(scale.floor > 0.0 && scale.zero.is_finite(), "{scale:?}");
+            assert_eq!(scale.ratio(-1.0, -1.0), 1.0);
+            assert!(scale.ratio(4.0, 3.0) > 1.0, "{scale:?}");
+        }
     }
 
     #[test]

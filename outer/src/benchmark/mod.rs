@@ -3,7 +3,7 @@
 //! | item | owns |
 //! |---|---|
 //! | [`Contest`] | tasks, contestants, horizon and seeds; [`Contest::run`] trains everything |
-//! | [`metrics`] | smoothing, envelopes, speed-ups, performance profiles |
+//! | [`metrics`] | smoothing, envelopes, speed-ups, ratios, performance profiles |
 //! | [`statistics`] | interquartile means, stratified bootstrap |
 //! | [`Scores`] | the comparison with the swept reference, per task and in sum |
 //! | [`time_steps`] | wall-clock time per step: the only numbers that do not repeat |
@@ -15,11 +15,16 @@
 //! sweep, usually Adam's, is the reference; it runs several times longer than the others, so that it
 //! can be asked how many steps it needs for their loss.
 //!
+//! A run with a non-finite loss has failed: it wins nothing, reaches no target and has an infinite ratio.
+//! Where losses are not all positive, ratios are of distances from a zero below the lowest loss
+//! ([`metrics::RatioScale`]), so that they agree with the win rate.
+//!
 //! A training loss is smoothed (EMA 0.95). Conventions and their sources stand with each metric.
 
 mod charts;
 mod contest;
 mod duel;
+mod files;
 mod html;
 pub mod metrics;
 mod receipt;
@@ -32,7 +37,7 @@ mod timing;
 pub use contest::{Contest, ContestConfig, ContestTask, Contestant, Results, Role, Run, Sweep, Variant};
 pub use receipt::Receipt;
 pub use report::Report;
-pub use scores::{ContestantScore, HorizonScore, Scores, TaskScore, LOSS_FLOOR, MAX_TAU, TARGET_FRACTION};
+pub use scores::{ContestantScore, HorizonScore, Scores, TaskScore, MAX_TAU, TARGET_FRACTION};
 pub use timing::{time_steps, StepTime};
 
 #[cfg(test)]

@@ -1,18 +1,15 @@
-//! The report as files: CSV, JSON, one HTML page.
+//! The report: a benchmark's results with their scores, as tables and as text.
 
 use super::contest::{Contest, Results};
-use super::html;
-use super::receipt::{hash, Receipt};
+use super::metrics::ZERO_MARGIN;
+use super::receipt::Receipt;
 use super::scores::Scores;
 use super::statistics::Interval;
 use super::tables::{self, Table};
 use super::timing::StepTime;
-use outerloop_core::{atomic::write_atomic, Error, Result};
-use serde::Serialize;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 
-/// A benchmark's results, ready to be written.
+/// A benchmark's results, ready to be written by [`Report::save`].
 ///
 /// | file | holds |
 /// |---|---|
@@ -36,33 +33,6 @@ pub struct Report<'a> {
     pub times: Vec<Vec<StepTime>>,
     /// What is needed to repeat it.
     pub receipt: Receipt,
-}
-
-/// `report.json`.
-#[derive(Serialize)]
-struct Json<'a> {
-    receipt: &'a Receipt,
-    results_hash: String,
-    config: &'a super::ContestConfig,
-    reference: &'a str,
-    tasks: Vec<&'a str>,
-    contestants: Vec<JsonContestant<'a>>,
-    scores: JsonScores<'a>,
-}
-
-#[derive(Serialize)]
-struct JsonContestant<'a> {
-    name: &'a str,
-    role: super::Role,
-    sweep: super::Sweep,
-    variants: Vec<&'a str>,
-}
-
-#[derive(Serialize)]
-struct JsonScores<'a> {
-    contestants: &'a [super::ContestantScore],
-    horizons: &'a [super::HorizonScore],
-    tasks: &'a [Vec<super::TaskScore>],
 }
 
 impl<'a> Report<'a> {
@@ -115,50 +85,38 @@ impl<'a> Report<'a> {
                 s.failures
             );
         }
+        for remark in self.remarks() {
+            let _ = writeln!(text, "{remark}");
+        }
         text
     }
 
-    fn json(&self, results_hash: String) -> Result<String> {
-        let variants = |c: &'a super::Contestant| c.variants.iter().map(|v| v.label.as_str()).collect();
-        let contestants = self.contest.contestants.iter().map(|c| JsonContestant {
-            name: &c.name,
-            role: c.role,
-            sweep: c.sweep,
-            variants: variants(c),
-        });
-        let json = Json {
-            receipt: &self.receipt,
-            results_hash,
-            config: &self.contest.config,
-            reference: &self.contest.contestants[self.contest.reference].name,
-            tasks: self.contest.tasks.iter().map(|t| t.name.as_str()).collect(),
-            contestants: contestants.collect(),
-            scores: JsonScores {
-                contestants: &self.scores.contestants,
-                horizons: &self.scores.horizons,
-                tasks: &self.scores.tasks,
-            },
+    /// What must be known to read the numbers: where the reference failed, and where ratios are not of the
+    /// losses as they are.
+    pub fn remarks(&self) -> Vec<String> {
+        let reference = self.contest.reference;
+        let name = &self.contest.contestants[reference].name;
+        let tasks = |which: &dyn Fn(usize) -> bool| {
+            let all = (0..self.contest.tasks.len()).filter(|t| which(*t));
+            all.map(|t| self.contest.tasks[t].name.as_str()).collect::<Vec<_>>().join(", ")
         };
-        serde_json::to_string_pretty(&json).map_err(|e| Error::invalid("report.json", e.to_string()))
-    }
-
-    /// Writes everything into `dir`, which must exist, each file atomically; returns the page's path.
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<PathBuf> {
-        let dir = dir.as_ref();
-        let write = |name: &str, text: &str| write_atomic(dir.join(name), text.as_bytes());
-        let mut all = String::new();
-        for table in self.tables() {
-            let csv = table.csv()?;
-            write(table.name, &csv)?;
-            all.push_str(&csv);
+        let mut remarks = Vec::new();
+        let failed = tasks(&|t| !self.scores.tasks[t][reference].loss.is_finite());
+        if !failed.is_empty() {
+            remarks.push(format!(
+                "Every setting of {name} has a failed run on {failed}: there whoever does not fail wins with ratio 0, \
+                 its speed-up is measured against what {name} reached before, and the profile's target is the \
+                 best of all optimizers."
+            ));
         }
-        let results_hash = hash(all.as_bytes());
-        if !self.times.is_empty() {
-            let timing = tables::timing(self.contest, &self.times);
-            write(timing.name, &timing.csv()?)?;
+        let shifted = tasks(&|t| self.scores.tasks[t][reference].ratio_zero != 0.0);
+        if !shifted.is_empty() {
+            remarks.push(format!(
+                "Losses reach zero or below on {shifted}: there the ratio is of distances from a zero that lies \
+                 {} % below the lowest loss, relative to the way from the start to it.",
+                100.0 * ZERO_MARGIN
+            ));
         }
-        write("report.json", &self.json(results_hash.clone())?)?;
-        write("report.html", &html::page(self, &results_hash)?)?;
-        Ok(dir.join("report.html"))
+        remarks
     }
 }

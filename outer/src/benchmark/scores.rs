@@ -3,14 +3,13 @@
 use super::contest::{Contest, Results, Role, Run};
 use super::duel::{win_rate, Duel};
 use super::metrics::{
-    envelope, mean, mean_curve, performance_profile, profile_score, smoothed, steps_to, Steps,
+    envelope, mean, mean_curve, performance_profile, profile_score, smoothed, steps_to, RatioScale, Steps,
 };
 use super::statistics::{Bootstrap, Interval};
 use serde::{Deserialize, Serialize};
 
-/// Losses below this multiple of the initial one count as equal to it: they differ by f32 rounding.
-pub const LOSS_FLOOR: f64 = 1e-10;
-/// The target of performance profiles: what the swept reference reaches after this part of the horizon.
+/// The target of performance profiles: what the swept reference reaches after this part of the horizon, or,
+/// where it failed, the best of all contestants.
 pub const TARGET_FRACTION: f64 = 0.75;
 /// Performance profiles and their scores end here.
 pub const MAX_TAU: f64 = 4.0;
@@ -28,14 +27,16 @@ pub struct TaskScore {
     pub loss: f64,
     /// Validation loss of the best variant at the horizon, mean over seeds.
     pub validation: f64,
-    /// Normalized final loss: over that of the best-of-sweep reference.
+    /// Normalized final loss: over that of the best-of-sweep reference, see [`RatioScale`].
     pub ratio: f64,
+    /// What counts as a loss of 0 in the ratio: 0 unless losses of this task are negative.
+    pub ratio_zero: f64,
     /// Steps that the reference's envelope needs for `loss`, over the horizon.
     pub speedup: f64,
     /// Whether the reference never gets there, so that `speedup` is a lower bound.
     pub speedup_is_bound: bool,
     /// Steps to the performance profile's target, by the best variant for that; infinite if not
-    /// reached within the horizon.
+    /// reached within the horizon, or if the run failed by then.
     pub steps_to_target: f64,
 }
 
@@ -43,7 +44,7 @@ pub struct TaskScore {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContestantScore {
     /// Fraction of tasks with a lower mean final training loss than the best-of-sweep reference; equal
-    /// counts half.
+    /// counts half, a failure nothing.
     pub win_rate: Interval,
     /// The same for the validation loss at the horizon.
     pub validation_win_rate: Interval,
@@ -118,6 +119,16 @@ impl Summary {
     fn at(&self, step: u64) -> Vec<f64> {
         self.curves.iter().map(|c| c[step as usize]).collect()
     }
+
+    /// The lowest loss that a seed ever had.
+    fn lowest(&self) -> f64 {
+        self.curves.iter().flatten().copied().fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// The best of the variants at every step.
+fn envelope_of<'a>(variants: impl IntoIterator<Item = &'a Summary>) -> Vec<f64> {
+    envelope(&variants.into_iter().map(|s| &s.mean[..]).collect::<Vec<_>>())
 }
 
 /// The variant with the lowest mean loss after `step` updates.
@@ -134,6 +145,8 @@ struct Judge<'a> {
     /// `[task][contestant][variant]`
     summaries: Vec<Vec<Vec<Summary>>>,
     envelopes: Vec<Vec<f64>>,
+    /// `[task]`
+    scales: Vec<RatioScale>,
     bootstrap: Bootstrap,
 }
 
@@ -146,17 +159,20 @@ impl<'a> Judge<'a> {
         let tasks = 0..contest.tasks.len();
         let summaries: Vec<Vec<Vec<Summary>>> =
             tasks.map(|task| (0..contest.contestants.len()).map(|c| variants(task, c)).collect()).collect();
-        let envelopes = summaries
-            .iter()
-            .map(|task| envelope(&task[contest.reference].iter().map(|s| &s.mean[..]).collect::<Vec<_>>()))
-            .collect();
+        let envelopes: Vec<Vec<f64>> =
+            summaries.iter().map(|task| envelope_of(&task[contest.reference])).collect();
+        let scale = |(task, envelope): (&Vec<Vec<Summary>>, &Vec<f64>)| {
+            let lowest = task.iter().flatten().map(Summary::lowest).fold(f64::INFINITY, f64::min);
+            RatioScale::new(envelope[0], lowest)
+        };
+        let scales = summaries.iter().zip(&envelopes).map(scale).collect();
         let bootstrap = Bootstrap {
             tasks: contest.tasks.len(),
             seeds: contest.config.seeds as usize,
             resamples: contest.config.resamples,
             key: contest.key.named("bootstrap"),
         };
-        Judge { contest, results, summaries, envelopes, bootstrap }
+        Judge { contest, results, summaries, envelopes, scales, bootstrap }
     }
 
     fn horizon(&self) -> u64 {
@@ -172,11 +188,24 @@ impl<'a> Judge<'a> {
     fn duel(&self, losses: Vec<Vec<f64>>, step: u64) -> Duel<'_> {
         let reference = self.summaries.iter().map(|task| &task[self.contest.reference]);
         let reference = reference.map(|variants| variants[best(variants, step)].at(step)).collect();
-        Duel { envelopes: &self.envelopes, horizon: step, losses, reference }
+        Duel { envelopes: &self.envelopes, scales: &self.scales, horizon: step, losses, reference }
     }
 
     fn at_horizon(&self, contestant: usize) -> Duel<'_> {
         self.duel(self.best(contestant).map(|s| s.at(self.horizon())).collect(), self.horizon())
+    }
+
+    /// See [`TARGET_FRACTION`].
+    fn target(&self, task: usize) -> f64 {
+        let at = (TARGET_FRACTION * self.horizon() as f64) as usize;
+        let survives = |s: &&Summary| s.mean[self.horizon() as usize].is_finite();
+        if self.summaries[task][self.contest.reference].iter().any(|s| survives(&s)) {
+            return self.envelopes[task][at];
+        }
+        envelope_of(self.summaries[task].iter().flatten().filter(survives))
+            .get(at)
+            .copied()
+            .unwrap_or(f64::INFINITY)
     }
 
     fn task(&self, task: usize, contestant: usize, duel: &Duel) -> TaskScore {
@@ -184,8 +213,11 @@ impl<'a> Judge<'a> {
         let best = best(variants, self.horizon());
         let loss = mean(duel.losses[task].iter().copied());
         let speedup = duel.speedup(task, loss);
-        let target = self.envelopes[task][(TARGET_FRACTION * horizon as f64) as usize];
-        let to_target = |s: &Summary| steps_to(&envelope(&[&s.mean[..=horizon]]), target).or_infinity();
+        let target = self.target(task);
+        let to_target = |s: &Summary| match s.mean[horizon].is_finite() && target.is_finite() {
+            true => steps_to(&envelope(&[&s.mean[..=horizon]]), target).or_infinity(),
+            false => f64::INFINITY,
+        };
         TaskScore {
             best,
             sweep: variants.iter().map(|s| s.mean[horizon]).collect(),
@@ -193,6 +225,7 @@ impl<'a> Judge<'a> {
             loss,
             validation: mean(variants[best].validation.iter().copied()),
             ratio: duel.ratio(task, loss),
+            ratio_zero: self.scales[task].zero,
             speedup: speedup.at_least(),
             speedup_is_bound: matches!(speedup, Steps::MoreThan(_)),
             steps_to_target: variants.iter().map(to_target).fold(f64::INFINITY, f64::min),

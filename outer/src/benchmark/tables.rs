@@ -117,6 +117,7 @@ pub fn scores(contest: &Contest, results: &Results, scores: &Scores) -> Table {
             "speedup_is_lower_bound",
             "steps_to_target",
             "state_bytes",
+            "loss_ratio_zero",
         ],
     );
     for (task, row) in scores.tasks.iter().enumerate() {
@@ -134,6 +135,7 @@ pub fn scores(contest: &Contest, results: &Results, scores: &Scores) -> Table {
                 u8::from(s.speedup_is_bound),
                 s.steps_to_target,
                 results.state_bytes[task][i],
+                s.ratio_zero,
             ]);
         }
     }

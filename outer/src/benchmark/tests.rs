@@ -2,7 +2,8 @@ use super::contest::Results;
 use super::*;
 use crate::eval::{Curve, EvalPoint};
 use crate::workers::Workers;
-use outerloop_core::{Key, SingleTask, Split};
+use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Tensor};
+use outerloop_core::{BatchKey, Float, Key, SingleTask, Split, Task};
 use outerloop_lopt::hand::{Adam, Sgd};
 use outerloop_tasks::quadratics::{NoisyMeanQuadraticTask, QuadraticTask};
 use std::sync::Arc;
@@ -120,13 +121,126 @@ fn scores_are_those_computed_by_hand() {
     near(learned.speedup.value, 1.375);
     near(learned.median_speedup.value, 0.75);
     assert_eq!(learned.failures, 1);
-    near(learned.profile_score, 1.0);
-    near(scores.contestants[0].profile_score, 2.0 / 3.0);
+    // It fails on the second task, though it reached the target before.
+    assert_eq!(failed.steps_to_target, f64::INFINITY);
+    near(learned.profile_score, 0.5);
+    near(scores.contestants[0].profile_score, (2.0 / 3.0 + 1.0) / 2.0);
     // The reference against itself.
     let own = &scores.contestants[0];
     assert_eq!((own.win_rate.value, own.failures), (0.5, 0));
     near(own.loss_ratio.value, 1.0);
     near(own.median_speedup.value, 1.0);
+}
+
+/// The curves of [`hand_made`] without its failure, moved by `by`.
+fn moved(by: f64) -> (Contest, Results) {
+    let (contest, mut results) = hand_made();
+    for run in &mut results.runs {
+        let values: &[f64] = if run.contestant == 0 { &[4.0, 3.0, 2.0, 1.5, 1.0] } else { &[4.0, 2.0, 1.5] };
+        run.curve.train = with_smoothed(&values.iter().map(|v| v + by).collect::<Vec<_>>());
+    }
+    (contest, results)
+}
+
+/// The lines and single points of the page's pictures in one section.
+fn drawn(report: &Report, section: &str) -> [usize; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let page = std::fs::read_to_string(report.save(dir.path()).unwrap()).unwrap();
+    let pictures = page.split(&format!("<h2>{section}")).nth(1).and_then(|rest| rest.split("<h2>").next());
+    // Axes and ticks are thinner.
+    ["stroke-width=\"2\"", "<circle"].map(|mark| pictures.unwrap().matches(mark).count())
+}
+
+#[test]
+fn a_lower_loss_is_a_win_in_the_whole_report_wherever_zero_lies() {
+    let (contest, results) = moved(0.0);
+    let positive = Scores::new(&contest, &results);
+    // Between the losses, below all but the start, above all, and at the start.
+    for by in [-1.75, -3.9, -20.0, -4.0, -100.0] {
+        let (contest, results) = moved(by);
+        let report = Report::new("moved", &contest, &results);
+        let scores = &report.scores;
+        for (task, row) in scores.tasks.iter().enumerate() {
+            for (c, score) in row.iter().enumerate() {
+                let want = &positive.tasks[task][c];
+                assert!((score.speedup - want.speedup).abs() < 1e-3, "{by}: {score:?}, {want:?}");
+                assert!(
+                    (score.steps_to_target - want.steps_to_target).abs() < 1e-3,
+                    "{by}: {score:?}, {want:?}"
+                );
+                // (1.5 − 1 + 0.01 · 3) / (2 − 1 + 0.01 · 3)
+                let ratio = [1.0, 0.53 / 1.03][c];
+                assert!((score.ratio - ratio).abs() < 1e-3, "{by}: {score:?}");
+                assert!((score.ratio_zero - (1.0 - 0.03 + by)).abs() < 1e-3 * by.abs(), "{by}: {score:?}");
+            }
+        }
+        let [reference, learned] = [0, 1].map(|c| scores.contestants[c]);
+        assert_eq!((learned.win_rate.value, reference.win_rate.value), (1.0, 0.5), "{by}");
+        assert!((reference.loss_ratio.value - 1.0).abs() < 1e-9, "{by}: {reference:?}");
+        assert!(report.text().contains("Losses reach zero or below on round, noisy <2>"), "{by}");
+        // Both contestants on both tasks; the one rate of the sweep is a point.
+        assert_eq!(drawn(&report, "Learning curves"), [4, 0], "{by}");
+        assert_eq!(drawn(&report, "Sweeps"), [2, 2], "{by}");
+    }
+    let (contest, results) = moved(0.0);
+    assert!(Report::new("positive", &contest, &results).remarks().is_empty());
+}
+
+#[test]
+fn a_failed_reference_scores_nothing_and_is_said() {
+    let (contest, mut results) = moved(0.0);
+    for run in results.runs.iter_mut().filter(|r| (r.task, r.contestant) == (1, 0)) {
+        run.curve.train[2..].fill(f32::NAN);
+    }
+    let report = Report::new("failed", &contest, &results);
+    let [reference, learned] = [0, 1].map(|c| &report.scores.tasks[1][c]);
+    let failed = (reference.loss, reference.ratio, reference.speedup, reference.steps_to_target);
+    assert_eq!(failed, (f64::INFINITY, f64::INFINITY, 0.0, f64::INFINITY));
+    // Lower than the 3 that the reference reached; the profile's target is the learned one's own 2.
+    assert_eq!((learned.ratio, learned.speedup, learned.speedup_is_bound), (0.0, 2.0, true));
+    assert!((learned.steps_to_target - 1.0).abs() < 1e-5, "{learned:?}");
+    let [reference, learned] = [0, 1].map(|c| report.scores.contestants[c]);
+    assert_eq!((reference.win_rate.value, reference.failures), (0.25, 2));
+    assert_eq!((learned.win_rate.value, learned.profile_score), (1.0, 1.0));
+    assert!(
+        report.text().contains("Every setting of Adam has a failed run on noisy <2>"),
+        "{}",
+        report.text()
+    );
+    assert_eq!(drawn(&report, "Learning curves"), [4, 0]);
+    assert_eq!(drawn(&report, "Sweeps"), [2, 1]);
+}
+
+#[test]
+fn where_all_fail_from_the_start_nobody_scores() {
+    let (contest, mut results) = hand_made();
+    for run in &mut results.runs {
+        run.curve.train.fill(f32::NAN);
+        run.curve.evals.iter_mut().for_each(|e| e.loss = f32::INFINITY);
+    }
+    let report = Report::new("nothing", &contest, &results);
+    for c in &report.scores.contestants {
+        assert_eq!((c.win_rate.value, c.validation_win_rate.value, c.profile_score), (0.0, 0.0, 0.0));
+        assert_eq!((c.loss_ratio.value, c.speedup.value, c.median_speedup.value), (f64::INFINITY, 0.0, 0.0));
+    }
+    assert_eq!(drawn(&report, "Learning curves"), [0, 0]);
+}
+
+#[test]
+fn labels_of_variants_tell_them_apart() {
+    let labels = |rates: &[f64]| -> Vec<String> {
+        let c = Contestant::swept("SGD", rates, |lr| Box::new(Sgd::new(lr)));
+        c.variants.into_iter().map(|v| v.label).collect()
+    };
+    assert_eq!(labels(&[1e-7, 3.16e-7, 1.0]), ["1e-7", "3e-7", "1e0"]);
+    assert_eq!(labels(&[1e-2, 1.4e-2, 0.3]), ["1.0e-2", "1.4e-2", "3.0e-1"]);
+    assert_eq!(labels(&[0.1, 0.1 + 1e-16])[1], "1.000000000000001e-1");
+    let sgd = |rates: &[f64]| Contestant::swept("SGD", rates, |lr| Box::new(Sgd::new(lr)));
+    let single = Contestant::single("SGD 1e-1", Role::Baseline, Box::new(Sgd::new(0.1)));
+    for contestants in [vec![sgd(&[0.1, 0.2, 0.1])], vec![sgd(&[0.1, 0.2]), single]] {
+        let error = Contest { contestants, ..contest() }.check().unwrap_err().to_string();
+        assert!(error.contains("variants"), "{error}");
+    }
 }
 
 #[test]
@@ -260,4 +374,66 @@ fn contests_without_sense_are_refused() {
     assert!(message(config(far)).contains("1 to 2000"));
     let twice = vec![tasks()[0].clone(), tasks()[0].clone()];
     assert!(message(Contest { tasks: twice, ..contest() }).contains("differ"));
+}
+
+/// `|x|² + b`
+struct Bowl(f64);
+
+impl<E: Float, B: Backend<E>> Task<E, B> for Bowl {
+    type Params = Tensor<Rank1<3>, E, B>;
+    type Batch = ();
+    fn name(&self) -> String {
+        "bowl".into()
+    }
+    fn init(&self, dev: &B, key: Key) -> Self::Params {
+        dev.normal(key)
+    }
+    fn batch(&self, _: &B, _: BatchKey) {}
+    fn loss<M: Mode<E, B>>(&self, p: &Self::Params, _: &(), m: M) -> Tensor<Rank0, E, B, M> {
+        use dfdx::prelude::*;
+        p.clone().put_tape(m).square().sum::<Rank0, _>() + E::of(self.0)
+    }
+}
+
+/// A good optimizer, one that diverges, and a reference with these rates, on a bowl around `b`.
+fn on_a_bowl(b: f64, rates: &[f64]) -> (Contest, Results) {
+    let contest = Contest {
+        config: ContestConfig {
+            num_steps: 20,
+            resamples: 20,
+            other_horizons: Vec::new(),
+            ..contest().config
+        },
+        tasks: vec![ContestTask { name: "bowl".into(), family: Arc::new(SingleTask::<f32>::new(Bowl(b))) }],
+        contestants: vec![
+            Contestant::single("good", Role::Learned, Box::new(Sgd::new(0.1))),
+            Contestant::single("bad", Role::Baseline, Box::new(Sgd::new(1e30))),
+            Contestant::swept("reference", rates, |lr| Box::new(Sgd::new(lr))),
+        ],
+        reference: 2,
+        key: Key::new(0),
+    };
+    let results = contest.run(&Workers::new(1).unwrap()).unwrap();
+    (contest, results)
+}
+
+#[test]
+fn runs_below_zero_are_scored_like_runs_above() {
+    let (contest, results) = on_a_bowl(-20.0, &[1e-3, 1e-2]);
+    let scores = Scores::new(&contest, &results);
+    assert_eq!(scores.contestants[0].win_rate.value, 1.0);
+    assert!(scores.tasks[0][0].ratio < 1.0, "{:?}", scores.tasks[0][0]);
+    let bad = &scores.contestants[1];
+    assert_eq!((bad.win_rate.value, bad.profile_score, bad.failures), (0.0, 0.0, 2));
+}
+
+/// One seed of the reference ends above zero, the mean below.
+#[test]
+fn the_references_own_ratio_is_one_where_losses_cross_zero() {
+    let (contest, results) = on_a_bowl(-1.45, &[0.1]);
+    let scores = Scores::new(&contest, &results);
+    let (losses, mean) = (&scores.tasks[0][2].losses, scores.tasks[0][2].loss);
+    assert!(losses.iter().any(|l| *l > 0.0) && mean < 0.0, "{losses:?}");
+    let ratio = scores.contestants[2].loss_ratio.value;
+    assert!((ratio - 1.0).abs() < 1e-12, "{ratio}");
 }

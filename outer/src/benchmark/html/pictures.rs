@@ -2,6 +2,7 @@
 
 use super::text::{escape, percent, source};
 use super::Page;
+use crate::benchmark::contest::Sweep;
 use crate::benchmark::scores::{MAX_TAU, TARGET_FRACTION};
 use outerloop_core::Result;
 
@@ -40,6 +41,10 @@ impl Page<'_> {
         })?;
         self.push(source("curves.csv, rows (task, contestant): mean, low, high over step"));
 
+        // Without rates there is no axis.
+        if self.report.contest.contestants.iter().all(|c| c.sweep != Sweep::LearningRate) {
+            return Ok(());
+        }
         self.section(
             "Sweeps",
             "Final training loss over the learning rate, mean over seeds. Flat lines: optimizers that are not swept \
@@ -68,7 +73,8 @@ impl Page<'_> {
 
         let text = format!(
             "Fraction of tasks on which an optimizer reaches the target within a factor of the fastest one's steps. \
-             Target: the loss of swept {} after {} of the horizon. The score in the table above is the mean height \
+             Target: the loss of swept {} after {} of the horizon; a run that fails by the horizon reaches none. \
+             The score in the table above is the mean height \
              from 1 to {MAX_TAU}.",
             self.reference(),
             percent(TARGET_FRACTION)
