@@ -120,7 +120,8 @@ pub fn awkward_params<E: Float>(key: Key) -> Params<E> {
 
 /// Checks an optimizer on [`awkward_params`]: `init` keeps the parameters and starts at step 0;
 /// `update` adds 1 to the step, keeps the slots' number, names and lengths, is deterministic, and
-/// survives a non-finite gradient without panic.
+/// survives a non-finite gradient without panic; `evaluation_params` starts at the parameters, stays finite
+/// and is deterministic.
 pub fn check_optimizer<E: Float>(opt: &dyn Optimizer<E>) -> Result<()> {
     let name = opt.name();
     let key = Key::new(5);
@@ -152,7 +153,15 @@ pub fn check_optimizer<E: Float>(opt: &dyn Optimizer<E>) -> Result<()> {
     if !same {
         return Err(broken(&name, "two runs with the same arguments differ"));
     }
-    if !a.params.iter().all(|p| num_traits::Float::is_finite(*p)) {
+    if bits(&opt.evaluation_params(&start)) != bits(&params.data) {
+        return Err(broken(&name, "before the first update, evaluation_params must be the parameters"));
+    }
+    let means = opt.evaluation_params(&a);
+    params.layout.check_len(&format!("{name}: evaluation_params"), means.len())?;
+    if bits(&means) != bits(&opt.evaluation_params(&b)) {
+        return Err(broken(&name, "evaluation_params of equal states differ"));
+    }
+    if !a.params.iter().chain(&*means).all(|p| num_traits::Float::is_finite(*p)) {
         return Err(broken(&name, "finite gradients gave non-finite parameters"));
     }
     let mut s = start.clone();

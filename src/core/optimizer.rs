@@ -2,6 +2,7 @@
 
 use crate::{Error, Float, Key, Layout, Params, Result};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A named buffer of an optimizer: momentum, an accumulator, a scalar (length 1).
@@ -89,7 +90,9 @@ impl<E: Float> OptState<E> {
 /// - `init` keeps the parameters bit for bit and starts at step 0;
 /// - `update` adds 1 to `step`, keeps the number and lengths of slots, and is a pure function of
 ///   its arguments: same inputs, same bits, on any thread;
-/// - a non-finite gradient may spoil the state but never panics.
+/// - a non-finite gradient may spoil the state but never panics;
+/// - `evaluation_params` are the initial parameters before the first update, and a pure function of the
+///   state.
 ///
 /// ```
 /// use outerloop_core::{Float, Key, OptState, Optimizer, Params};
@@ -125,6 +128,12 @@ pub trait Optimizer<E: Float = f32>: Send + Sync {
     /// # Panics
     /// If `grad` and `state.params` differ in length.
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key);
+
+    /// The parameters that the rule means, `[params]`: where to evaluate and what to keep of a run. By default
+    /// those where gradients are taken; rules that average their iterates mean the average.
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        Cow::Borrowed(&state.params)
+    }
 
     /// Tells the rule a validation loss at the current parameters. Ignored by default.
     fn observe_validation(&self, state: &mut OptState<E>, loss: E) {

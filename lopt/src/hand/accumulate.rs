@@ -1,6 +1,7 @@
 //! A wrapper that averages gradients over several calls.
 
 use outerloop_core::{Float, Key, OptState, Optimizer, Params, Slot, UpdateAdjoint, UpdateVjp};
+use std::borrow::Cow;
 
 /// Gradient accumulation: sums gradients and losses, and at every `num_average`-th call gives their
 /// means to another optimizer. Between those calls the parameters rest.
@@ -69,6 +70,11 @@ impl<E: Float> Optimizer<E> for Accumulate<E> {
         }
         state.slots.extend(sums);
         (state.step, state.num_steps) = (step + 1, num_steps);
+    }
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        let mut inner = state.clone();
+        self.split(&mut inner);
+        Cow::Owned(self.inner.evaluation_params(&inner).into_owned())
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         self.inner.update_vjp().map(|_| self as _)

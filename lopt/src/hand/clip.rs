@@ -2,6 +2,7 @@
 
 use super::elementwise::sum_f64;
 use outerloop_core::{Float, Key, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use std::borrow::Cow;
 
 /// Clips the gradient before another optimizer sees it.
 pub struct Clip<E: Float = f32> {
@@ -94,6 +95,9 @@ impl<E: Float> Optimizer<E> for Clip<E> {
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         self.inner.update(state, &self.rule.clip(grad), loss, key)
+    }
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        self.inner.evaluation_params(state)
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         self.inner.update_vjp().map(|_| self as _)

@@ -3,6 +3,7 @@
 use super::elementwise::sum_f64;
 use crate::wrap::{named_slots, part_state};
 use outerloop_core::{Float, Key, OptState, Optimizer, Params, Slot, UpdateAdjoint, UpdateVjp};
+use std::borrow::Cow;
 
 /// Both optimizers step from the same parameters; `p ← p + d |m|/|d|` with the steps d of
 /// `direction` and m of `magnitude`, 2-norms over all tensors. No step if `|d| = 0`.
@@ -70,6 +71,11 @@ impl<E: Float> Optimizer<E> for Graft<E> {
         state.params.iter_mut().zip(&steps[1]).for_each(|(p, d)| *p += *d * ratio);
         state.slots = Self::join(states);
         state.step += 1;
+    }
+    /// Those of `direction`.
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        let [_, direction] = Self::split(state);
+        Cow::Owned(self.direction.evaluation_params(&direction).into_owned())
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         self.magnitude.update_vjp().and(self.direction.update_vjp()).map(|_| self as _)

@@ -90,6 +90,12 @@ macro_rules! optimizer_of_rule {
             ) {
                 $crate::hand::$driver::update(self, state, grad)
             }
+            fn evaluation_params<'a>(
+                &self,
+                state: &'a outerloop_core::OptState<E>,
+            ) -> std::borrow::Cow<'a, [E]> {
+                $crate::hand::$kind::evaluation_params(self, state)
+            }
             fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
                 Some(self)
             }

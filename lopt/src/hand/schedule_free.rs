@@ -4,19 +4,21 @@ use super::{At, Elementwise, Initial};
 use crate::rule::dual::Scalar;
 use outerloop_core::{Float, OptState, Result};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// AdamW that averages iterates instead of decaying its rate. The parameters are y, where gradients
 /// are taken: `u = g/(√v̂ + ε) + λ y`, `z ← z − lrₜ u`, `x ← (1−c) x + c z`,
 /// `y = (1−β₁) z + β₁ x`, with `c = lrₜ²/Σ lrₛ²` and `lrₜ` rising linearly over the warm-up.
 ///
-/// x, the average, is what to evaluate: [`ScheduleFreeAdamW::average`].
+/// x, the average, is what to evaluate: [`ScheduleFreeAdamW::average`]. For β₁ = 0, where y is z, the slot `z`
+/// holds x.
 /// Reference: Defazio et al. 2024, arXiv:2405.15682, and its published code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ScheduleFreeAdamW {
     /// Default 0.0025.
     pub learning_rate: f64,
-    /// Weight of the average in y; default 0.9.
+    /// Weight of the average in y, from 0 (Polyak averaging) to 1 (primal averaging); default 0.9.
     pub beta1: f64,
     /// Default 0.999.
     pub beta2: f64,
@@ -42,14 +44,16 @@ impl Default for ScheduleFreeAdamW {
 }
 
 impl ScheduleFreeAdamW {
-    /// x, the averaged parameters, of a state: `(y − (1−β₁) z)/β₁`.
+    /// x, the averaged parameters, of a state: `z + (y − z)/β₁`.
     ///
     /// # Errors
     /// If the state is another optimizer's.
     pub fn average<E: Float>(&self, state: &OptState<E>) -> Result<Vec<E>> {
-        let of_z = E::of(1.0 - self.beta1);
         let z = state.slot("z")?;
-        Ok(state.params.iter().zip(z).map(|(y, z)| (*y - of_z * *z) / E::of(self.beta1)).collect())
+        if self.beta1 == 0.0 {
+            return Ok(z.to_vec());
+        }
+        Ok(state.params.iter().zip(z).map(|(y, z)| *z + (*y - *z) / E::of(self.beta1)).collect())
     }
 
     /// `lrₜ` and `c` at update number `t`.
@@ -95,7 +99,14 @@ impl Elementwise for ScheduleFreeAdamW {
     ) -> (S, [S; 2]) {
         let v = b2 * v + rest2 * g.square();
         let u = g / ((v * v_scale).sqrt() + eps) + decay * y;
+        if self.beta1 == 0.0 {
+            let y = y - lr * u;
+            return (y, [z + c * (y - z), v]);
+        }
         (y + c * (z - y) - y_rate * u, [z - lr * u, v])
+    }
+    fn evaluation_params<'a, E: Float>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        Cow::Owned(self.average(state).expect("a state that `init` made has the slot"))
     }
 }
 crate::elementwise_optimizer!(ScheduleFreeAdamW);
@@ -109,22 +120,29 @@ mod tests {
     /// The three sequences x, y, z of the paper, with x stored and no shortcut.
     #[test]
     fn equals_the_three_sequences() {
-        let opt = ScheduleFreeAdamW { weight_decay: 0.1, warmup_steps: 3, ..ScheduleFreeAdamW::default() };
-        let params = Params::new(Arc::new(Layout::new([("p", vec![1])])), vec![0.7f64]).unwrap();
-        let mut state = opt.init(&params, None, Key::new(0));
-        let (mut x, mut z, mut v, mut sum) = (0.7, 0.7, 0.0, 0.0);
-        for t in 1..=8 {
-            let y = (1.0 - 0.9) * z + 0.9 * x;
-            assert!((state.params[0] - y).abs() < 1e-14);
-            let g = (1.3 * t as f64).sin() + y;
-            v = 0.999 * v + (1.0 - 0.999) * g * g;
-            let lr = 0.0025 * (t as f64 / 3.0).min(1.0);
-            let v_hat: f64 = v / (1.0 - 0.999f64.powi(t));
-            z -= lr * (g / (v_hat.sqrt() + 1e-8) + 0.1 * y);
-            sum += lr * lr;
-            x += lr * lr / sum * (z - x);
-            opt.update(&mut state, &[g], 0.0, Key::new(0));
-            assert!((opt.average(&state).unwrap()[0] - x).abs() < 1e-14);
+        for beta1 in [0.0, 0.1, 0.9, 1.0] {
+            let opt = ScheduleFreeAdamW {
+                beta1,
+                weight_decay: 0.1,
+                warmup_steps: 3,
+                ..ScheduleFreeAdamW::default()
+            };
+            let params = Params::new(Arc::new(Layout::new([("p", vec![1])])), vec![0.7f64]).unwrap();
+            let mut state = opt.init(&params, None, Key::new(0));
+            let (mut x, mut z, mut v, mut sum) = (0.7, 0.7, 0.0, 0.0);
+            for t in 1..=8 {
+                let y = (1.0 - beta1) * z + beta1 * x;
+                assert!((state.params[0] - y).abs() < 1e-14);
+                let g = (1.3 * t as f64).sin() + y;
+                v = 0.999 * v + (1.0 - 0.999) * g * g;
+                let lr = 0.0025 * (t as f64 / 3.0).min(1.0);
+                let v_hat: f64 = v / (1.0 - 0.999f64.powi(t));
+                z -= lr * (g / (v_hat.sqrt() + 1e-8) + 0.1 * y);
+                sum += lr * lr;
+                x += lr * lr / sum * (z - x);
+                opt.update(&mut state, &[g], 0.0, Key::new(0));
+                assert!((Optimizer::evaluation_params(&opt, &state)[0] - x).abs() < 1e-14, "{beta1}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 use super::graph::{Graph, Var};
 use super::At;
 use outerloop_core::{Float, OptState, Params, Slot, UpdateAdjoint};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// An update rule for one tensor.
@@ -57,6 +58,11 @@ pub trait Tensorwise: Send + Sync {
         slots: &[Var],
         g: Var,
     ) -> (Var, Vec<Var>);
+
+    /// See [`Optimizer::evaluation_params`](outerloop_core::Optimizer::evaluation_params).
+    fn evaluation_params<'a, E: Float>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        Cow::Borrowed(&state.params)
+    }
 }
 
 /// A slot of zeros like the tensor.

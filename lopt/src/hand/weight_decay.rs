@@ -2,6 +2,7 @@
 
 use super::elementwise::sum_f64;
 use outerloop_core::{Float, Key, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use std::borrow::Cow;
 
 /// L2 regularization in front of another optimizer: `g ← g + λ p`, and the loss it sees gets the
 /// [`LossTerm`].
@@ -63,6 +64,9 @@ impl<E: Float> Optimizer<E> for WeightDecay<E> {
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         let (grad, loss) = self.regularized(&state.params, grad, loss);
         self.inner.update(state, &grad, loss, key)
+    }
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        self.inner.evaluation_params(state)
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         self.inner.update_vjp().map(|_| self as _)

@@ -295,6 +295,9 @@ impl<E: Float> Optimizer<E> for Shared<E> {
     fn observe_validation(&self, state: &mut outerloop_core::OptState<E>, loss: E) {
         self.0.observe_validation(state, loss)
     }
+    fn evaluation_params<'a>(&self, state: &'a outerloop_core::OptState<E>) -> std::borrow::Cow<'a, [E]> {
+        self.0.evaluation_params(state)
+    }
     fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
         self.0.update_vjp()
     }

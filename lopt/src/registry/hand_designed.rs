@@ -4,13 +4,14 @@ use super::hyper::{self, piecewise_linear, single_entry, Hyper};
 use super::unknown;
 use crate::hand::*;
 use crate::kernel::{is_f32, same};
+use crate::wrap::ParamsEma;
 use outerloop_core::{Error, Float, Optimizer, Result};
 use serde_json::{json, Value};
 
 type Boxed<E> = Box<dyn Optimizer<E>>;
 
 /// The class names that [`hand_designed`] knows.
-pub const HAND_DESIGNED: [&str; 27] = [
+pub const HAND_DESIGNED: [&str; 28] = [
     "AdaBelief",
     "AdaGrad",
     "Adafactor",
@@ -28,6 +29,7 @@ pub const HAND_DESIGNED: [&str; 27] = [
     "Muon",
     "NAdamW",
     "OptList",
+    "ParamsEma",
     "PiecewiseLinearAdam",
     "RAdam",
     "RMSProp",
@@ -225,6 +227,7 @@ fn build<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
             }
             Box::new(Accumulate::new(num_average, inner(&mut h, "inner")?))
         }
+        "ParamsEma" => Box::new(ParamsEma::new(h.num("decay", 0.999)?, inner(&mut h, "inner")?)?),
         "WeightDecayWrapper" => {
             let loss_term = if h.flag("add_to_loss", true)? { LossTerm::Reference } else { LossTerm::None };
             Box::new(WeightDecay::new(h.num("weight_decay", 0.0)?, loss_term, inner(&mut h, "inner")?))
@@ -249,7 +252,7 @@ pub fn example_hyperparameters(class: &str) -> Value {
     let adam = json!({"Adam": {"learning_rate": 1e-3}});
     match class {
         "GradientAccumulator" => json!({"inner": adam, "num_average": 4}),
-        "GradientClipOptimizer" | "WeightDecayWrapper" => json!({"inner": adam}),
+        "GradientClipOptimizer" | "ParamsEma" | "WeightDecayWrapper" => json!({"inner": adam}),
         "GraftedOptimizer" => json!({"magnitude": {"SGD": {}}, "direction": adam}),
         "OptList" => json!({"config": {"learning_rate": 1e-3}}),
         "PiecewiseLinearAdam" => json!({"times": [10.0, 40.0], "lrs": [1e-4, 1e-3]}),

@@ -121,6 +121,8 @@ mod tests {
         let message = |class: &str, hyper| hand_designed::<f32>(class, &hyper).err().unwrap().to_string();
         assert!(message("SGD", json!({"learning_rate": "big"})).contains("learning_rate"));
         assert!(message("RMSProp", json!({"nesterov": 1})).contains("nesterov"));
+        let ema = json!({"decay": 1.0, "inner": {"SGD": {}}});
+        assert!(message("ParamsEma", ema).contains("decay"));
         assert!(message("GradientClipOptimizer", json!({"grad_clip": 1.0})).contains("inner"));
         assert!(
             message("PiecewiseLinearAdam", json!({"times": [2.0, 1.0], "lrs": [1.0, 1.0]})).contains("rise")

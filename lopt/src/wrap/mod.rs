@@ -5,18 +5,21 @@
 //! | [`SumOptimizer`] | the sum of several optimizers' steps |
 //! | [`Grouped`] | every group of tensors has its own optimizer |
 //! | [`WidthScaled`] | steps of wide matrices shrink with their width (muP) |
+//! | [`ParamsEma`] | the inner optimizer's; its parameters are averaged for evaluation |
 //!
 //! [`Combined`] and [`LearnedWidthScaled`] are the same over learned optimizers: their theta is the
 //! parts' thetas one after the other. A hand-designed part enters as
 //! [`HandAsLearned`](crate::HandAsLearned). The parts' slots are named `0/momentum`, `1/momentum`, ...
 
 mod combined;
+mod ema;
 mod grouped;
 mod parts;
 mod sum;
 mod width;
 
 pub use combined::Combined;
+pub use ema::ParamsEma;
 pub use grouped::{GroupRule, Grouped};
 pub use sum::SumOptimizer;
 pub use width::{LearnedWidthScaled, WidthScaled};

@@ -4,7 +4,7 @@
 use super::{named_slots, part_slots, prefix, GroupRule, Part};
 use crate::hand::vjp_of;
 use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
-use std::{iter::once, ops::Range, sync::Arc};
+use std::{borrow::Cow, iter::once, ops::Range, sync::Arc};
 
 /// Optimizers whose steps from the same parameters are summed, or, with a rule, each for its group of tensors.
 pub(super) struct Parts<E: Float> {
@@ -98,6 +98,20 @@ impl<E: Float> Optimizer<E> for Parts<E> {
             state.slots.extend(named_slots(&prefix, own.slots));
         }
     }
+    /// In a sum `p + Σᵢ (eᵢ − p)` for the parts' `eᵢ`: as steps add up, so do distances from p.
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        let mut params = state.params.clone();
+        for (prefix, part, view) in self.views(&state.layout) {
+            let own = view.state(state, &prefix);
+            let means = part.opt.evaluation_params(&own);
+            if self.rule.is_some() {
+                view.scatter(&means, &mut params, |to, e| to.copy_from_slice(e));
+            } else {
+                add_differences(&mut params, &means, &state.params);
+            }
+        }
+        Cow::Owned(params)
+    }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         self.parts.iter().all(|p| p.opt.update_vjp().is_some()).then_some(self)
     }
@@ -180,6 +194,12 @@ macro_rules! optimizer_of_parts {
             }
             fn observe_validation(&self, state: &mut outerloop_core::OptState<E>, loss: E) {
                 self.0.observe_validation(state, loss)
+            }
+            fn evaluation_params<'a>(
+                &self,
+                state: &'a outerloop_core::OptState<E>,
+            ) -> std::borrow::Cow<'a, [E]> {
+                self.0.evaluation_params(state)
             }
             fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
                 self.0.update_vjp()

@@ -5,6 +5,7 @@ use crate::hand::vjp_of;
 use outerloop_core::{
     Entry, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp,
 };
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Scales the step of every matrix-like tensor by `base fan-in / fan-in`:
@@ -15,6 +16,9 @@ use std::sync::Arc;
 /// one axis grows, vectors, and tensors that the base lacks are not scaled: m = 1.
 /// Reference: muP's table for Adam (Yang et al. 2022, arXiv:2203.03466) as used for learned
 /// optimizers by muLO, Thérien et al. 2024, arXiv:2406.00153.
+///
+/// An inner optimizer that averages its iterates averages those of its own steps: put the average
+/// around instead, [`super::ParamsEma`].
 pub struct WidthScaled<E: Float = f32> {
     inner: Box<dyn Optimizer<E>>,
     base: Arc<Layout>,
@@ -66,6 +70,9 @@ impl<E: Float> Optimizer<E> for WidthScaled<E> {
     }
     fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
         self.inner.observe_validation(state, loss);
+    }
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        self.inner.evaluation_params(state)
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         self.inner.update_vjp().map(|_| self as _)

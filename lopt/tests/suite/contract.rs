@@ -4,7 +4,9 @@
 use outerloop_core::contract::{awkward_layout, check_learned_optimizer, check_optimizer, check_update_vjp};
 use outerloop_core::{Float, Key, Layout, LearnedOptimizer, Optimizer};
 use outerloop_lopt::hand::*;
-use outerloop_lopt::wrap::{Combined, GroupRule, Grouped, LearnedWidthScaled, SumOptimizer, WidthScaled};
+use outerloop_lopt::wrap::{
+    Combined, GroupRule, Grouped, LearnedWidthScaled, ParamsEma, SumOptimizer, WidthScaled,
+};
 use outerloop_lopt::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ fn hand_designed<E: Float>() -> Vec<Box<dyn Optimizer<E>>> {
         Box::new(AdaGrad::default()),
         Box::new(Lion { learning_rate: 0.01.into(), ..Lion::default() }),
         Box::new(ScheduleFreeAdamW { warmup_steps: 3, weight_decay: 0.1, ..ScheduleFreeAdamW::default() }),
+        Box::new(ScheduleFreeAdamW { beta1: 0.0, ..ScheduleFreeAdamW::default() }),
         Box::new(Lamb { weight_decay: 0.1, epsilon_root: 1e-8, ..Lamb::default() }),
         Box::new(Lars { weight_decay: 0.1, trust_coefficient: 0.1, ..Lars::default() }),
         Box::new(Lars { kind: MomentumKind::Nesterov, epsilon: 1e-3, ..Lars::default() }),
@@ -68,6 +71,11 @@ fn hand_designed<E: Float>() -> Vec<Box<dyn Optimizer<E>>> {
                 .unwrap(),
         ),
         Box::new(WidthScaled::new(adam(), wider())),
+        Box::new(ParamsEma::new(0.9, adam()).unwrap()),
+        Box::new(Accumulate::new(
+            2,
+            Box::new(ParamsEma::new(0.5, Box::new(ScheduleFreeAdamW::default())).unwrap()),
+        )),
     ]
 }
 

@@ -10,6 +10,7 @@ pub use vjp::vjp;
 use crate::kernel::{f32s_mut, Fused};
 use crate::rule::dual::Scalar;
 use outerloop_core::{Float, OptState, Params, Slot};
+use std::borrow::Cow;
 
 /// The place of an update in its run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +127,11 @@ pub trait Elementwise: Send + Sync {
         slots: Self::Slots<S>,
         g: S,
     ) -> (S, Self::Slots<S>);
+
+    /// See [`Optimizer::evaluation_params`](outerloop_core::Optimizer::evaluation_params).
+    fn evaluation_params<'a, E: Float>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        Cow::Borrowed(&state.params)
+    }
 }
 fn rounded<E: Float, R: Elementwise>(c: &R::Coeffs<f64>) -> R::Coeffs<E> {
     R::Coeffs::from_fn(|k| <E as Float>::of(c.as_ref()[k]))
