@@ -16,17 +16,17 @@ fn learning_rates() -> Vec<f64> {
     (-8..=1).map(|i| 10f64.powf(f64::from(i) / 2.0)).collect()
 }
 
-/// Trains fresh tasks with every contestant, prints the table and writes the report.
+/// Trains fresh tasks with every contestant, the learned one at theta after and before meta-training, prints
+/// the table and writes the report.
 pub fn compare(
     dir: &RunDir,
     config: &Config,
     lopt: &dyn LearnedOptimizer,
-    state: &LearnerState,
+    [theta, untrained]: [&[f32]; 2],
     workers: &Workers,
 ) -> Result<()> {
     let family = config.family()?;
-    let learned = lopt.opt_fn(state.chosen_theta());
-    let untrained = lopt.opt_fn(&lopt.init(state.key.named("theta")));
+    let (learned, untrained) = (lopt.opt_fn(theta), lopt.opt_fn(untrained));
     let rates = learning_rates();
     let contest = Contest {
         config: ContestConfig {
@@ -51,7 +51,7 @@ pub fn compare(
     };
     let results = contest.run(workers)?;
     let mut report = Report::new("Meta-trained against hand-designed optimizers", &contest, &results);
-    let theta: Vec<u8> = state.chosen_theta().iter().flat_map(|x| x.to_le_bytes()).collect();
+    let theta: Vec<u8> = theta.iter().flat_map(|x| x.to_le_bytes()).collect();
     report.receipt = Receipt::new()
         .with("kernels", kernel::path())
         .with("learned optimizer", lopt.architecture())

@@ -51,7 +51,8 @@ fn run(options: Options) -> Result<()> {
     }
     // What the optimizer has seen, for guard rails where it is used.
     let key = Key::new(config.seed).named("input ranges");
-    let opt = lopt.opt_fn(state.chosen_theta());
+    let theta = learner.chosen_theta(&state);
+    let opt = lopt.opt_fn(&theta);
     let seen = input_ranges(&*config.family()?, &*opt, config.max_length, RANGE_RUNS, key, &workers);
     let seen = serde_json::to_string(&seen).map_err(|e| Error::invalid("input ranges", e.to_string()))?;
     let provenance = BTreeMap::from([
@@ -60,7 +61,7 @@ fn run(options: Options) -> Result<()> {
         ("inner_steps".to_string(), inner_steps.to_string()),
         ("outerloop".to_string(), env!("CARGO_PKG_VERSION").to_string()),
     ]);
-    theta::save(dir.file("theta.safetensors"), &*lopt, state.chosen_theta(), provenance)?;
+    theta::save(dir.file("theta.safetensors"), &*lopt, &theta, provenance)?;
     println!(
         "{} outer steps, {inner_steps} inner steps in all; theta: {}",
         state.outer_step,
@@ -68,7 +69,8 @@ fn run(options: Options) -> Result<()> {
     );
 
     contest::meta_loss_plot(&dir, &best_dir.metrics(), &config)?;
-    contest::compare(&dir, &config, &*lopt, &state, &workers)
+    let untrained = lopt.init(state.key.named("theta"));
+    contest::compare(&dir, &config, &*lopt, [&theta, &untrained], &workers)
 }
 
 /// The run of one seed, in the run directory itself or, of several, in a directory in it; continues where

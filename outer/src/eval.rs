@@ -1,4 +1,7 @@
 //! Training curves of any optimizer on any task.
+//!
+//! Losses are measured at the parameters that the optimizer means
+//! ([`Optimizer::evaluation_params`]): for most those where it takes gradients, for some an average.
 
 use crate::episode::{fresh, train_step, EpisodeKeys};
 use crate::workers::{Worker, Workers};
@@ -27,8 +30,8 @@ impl Default for EvalConfig {
 /// One training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
-    /// Batch loss at the parameters before update `t`, for `t = 0, ..., num_steps - 1`, and once more after
-    /// the last update: `num_steps + 1` numbers, raw (not normalized).
+    /// Batch loss before update `t`, for `t = 0, ..., num_steps - 1`, and once more after the last update:
+    /// `num_steps + 1` numbers, raw (not normalized).
     pub train: Vec<f32>,
     /// Evaluations, in time order.
     pub evals: Vec<EvalPoint>,
@@ -71,18 +74,20 @@ pub fn training_curve(
         if step % config.eval_every.max(1) == 0 || step == config.num_steps {
             for &split in &config.splits {
                 let at = |i| BatchKey { split, step: i, key: keys.data.named("eval") };
-                let sum: f32 = (0..config.eval_batches)
-                    .map(|i| evaluator.loss(&t.opt.params, &t.model_state, at(i)))
-                    .sum();
+                let params = opt.evaluation_params(&t.opt);
+                let sum: f32 =
+                    (0..config.eval_batches).map(|i| evaluator.loss(&params, &t.model_state, at(i))).sum();
                 curve.evals.push(EvalPoint { step, split, loss: sum / config.eval_batches as f32 });
             }
         }
         let at = BatchKey::train(step, keys.data);
-        curve.train.push(if step < config.num_steps {
-            train_step(evaluator, opt, &mut t, at, keys.opt, grad)
-        } else {
-            evaluator.loss(&t.opt.params, &t.model_state, at)
-        });
+        let (params, is_last) = (opt.evaluation_params(&t.opt), step == config.num_steps);
+        // Where gradients are taken, the training step finds the loss anyway.
+        let is_apart = !std::ptr::eq(&*params, &t.opt.params[..]) && *params != t.opt.params;
+        let measured = (is_last || is_apart).then(|| evaluator.loss(&params, &t.model_state, at));
+        drop(params);
+        let trained = (!is_last).then(|| train_step(evaluator, opt, &mut t, at, keys.opt, grad));
+        curve.train.extend(measured.or(trained));
     }
     curve
 }
@@ -98,4 +103,60 @@ pub fn training_curves(
 ) -> Vec<Curve> {
     let mut keys: Vec<Key> = (0..seeds).map(|i| key.fold_in(i)).collect();
     workers.map(&mut keys, |worker, _, key| training_curve(family, opt, config, *key, worker))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use outerloop_core::SingleTask;
+    use outerloop_lopt::hand::{Adam, Clip, ClipRule, ScheduleFreeAdamW};
+    use outerloop_lopt::wrap::ParamsEma;
+    use outerloop_tasks::quadratics::QuadraticTask;
+
+    /// The losses of a run, on training and held-out data, at the parameters that `at` picks.
+    fn by_hand(opt: &dyn Optimizer, at: impl Fn(&outerloop_core::OptState) -> Vec<f32>) -> Vec<f32> {
+        let keys = EpisodeKeys::new(Key::new(0), 0);
+        let task = family().sample_task(keys.task);
+        let mut t = fresh(&*task, opt, keys, Some(STEPS));
+        let mut evaluator = task.evaluator();
+        let mut grad = vec![0.0; t.opt.params.len()];
+        (0..=STEPS)
+            .map(|step| {
+                let key = BatchKey::train(step, keys.data);
+                let loss = evaluator.loss(&at(&t.opt), &t.model_state, key);
+                train_step(&mut *evaluator, opt, &mut t, key, keys.opt, &mut grad);
+                loss
+            })
+            .collect()
+    }
+
+    const STEPS: u64 = 30;
+
+    fn family() -> SingleTask {
+        SingleTask::new(QuadraticTask::new(5))
+    }
+
+    #[test]
+    fn averaging_optimizers_are_measured_at_their_average() {
+        let free = ScheduleFreeAdamW { learning_rate: 0.3, ..ScheduleFreeAdamW::default() };
+        let x = |s: &outerloop_core::OptState| free.average(s).unwrap();
+        let ema = |s: &outerloop_core::OptState| s.slot("params_ema").unwrap().to_vec();
+        let clipped = Clip::new(ClipRule::Value(10.0), Box::new(free.clone()));
+        let averaged = ParamsEma::new(0.9, Box::new(Adam::new(0.3))).unwrap();
+        let config =
+            EvalConfig { num_steps: STEPS, eval_every: 1, eval_batches: 1, splits: vec![Split::Test] };
+        let check = |opt: &dyn Optimizer, want: Vec<f32>| {
+            let curve = training_curve(&family(), opt, &config, Key::new(0), &mut Worker::default());
+            assert_eq!(curve.train, want, "{}", opt.name());
+            // A quadratic has the same loss on all data.
+            let evals: Vec<f32> = curve.evals.iter().map(|e| e.loss).collect();
+            assert_eq!(evals, want, "{}", opt.name());
+        };
+        check(&free, by_hand(&free, x));
+        check(&clipped, by_hand(&clipped, x));
+        check(&averaged, by_hand(&averaged, ema));
+        let plain = Adam::new(0.3);
+        check(&plain, by_hand(&plain, |s| s.params.clone()));
+        assert_ne!(by_hand(&free, x), by_hand(&free, |s| s.params.clone()));
+    }
 }

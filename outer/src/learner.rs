@@ -5,6 +5,7 @@ use crate::validation::{Validated, Validation};
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, LearnedOptimizer, OptState, Optimizer, Params, Result};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Meta-trains a learned optimizer: several estimators averaged, any optimizer on theta.
@@ -39,13 +40,6 @@ pub struct LearnerState {
     pub estimators: Vec<EstimatorState>,
     /// What validation found, if the learner has one.
     pub validated: Option<Validated>,
-}
-
-impl LearnerState {
-    /// The theta to use: the best by validation, or else the last.
-    pub fn chosen_theta(&self) -> &[f32] {
-        self.validated.as_ref().map_or(&self.theta.params, |v| &v.theta)
-    }
 }
 
 /// What one outer step did.
@@ -89,12 +83,21 @@ impl GradientLearner {
         self
     }
 
-    /// Measures theta now and then and keeps the best: [`LearnerState::chosen_theta`]. Default: the last
+    /// Measures theta now and then and keeps the best: [`Self::chosen_theta`]. Default: the last
     /// theta counts.
     #[must_use]
     pub fn with_validation(mut self, validation: Validation) -> Self {
         self.validation = Some(validation);
         self
+    }
+
+    /// The theta to use: the best by validation, or else the last, as the outer optimizer means it
+    /// ([`Optimizer::evaluation_params`]).
+    pub fn chosen_theta<'a>(&self, state: &'a LearnerState) -> Cow<'a, [f32]> {
+        match &state.validated {
+            Some(v) => Cow::Borrowed(&v.theta),
+            None => self.theta_opt.evaluation_params(&state.theta),
+        }
     }
 
     /// Planned outer steps.
@@ -181,9 +184,9 @@ impl GradientLearner {
         state.inner_steps += report.inner_steps;
         state.skipped += u64::from(skipped);
         if let Some(v) = self.validation.as_ref().filter(|v| v.is_due(state.outer_step, self.num_steps)) {
-            let theta = &state.theta.params;
-            let score = v.score(&*self.lopt.opt_fn(theta), workers);
-            v.update(&mut state.validated, score, state.outer_step, theta);
+            let theta = self.theta_opt.evaluation_params(&state.theta);
+            let score = v.score(&*self.lopt.opt_fn(&theta), workers);
+            v.update(&mut state.validated, score, state.outer_step, &theta);
             report.validation = Some(score);
         }
         report

@@ -95,6 +95,7 @@ mod tests {
     use crate::{GradientLearner, TruncatedEs, TruncatedStep, TruncationSchedule};
     use outerloop_core::LearnedOptimizer;
     use outerloop_lopt::hand::Sgd;
+    use outerloop_lopt::wrap::ParamsEma;
     use outerloop_lopt::LearnableSgd;
     use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
 
@@ -144,7 +145,7 @@ mod tests {
             .unwrap()
             .with_validation(v.clone());
         let mut state = learner.init(Key::new(0), &workers).unwrap();
-        assert_eq!(state.chosen_theta(), state.theta.params);
+        assert_eq!(*learner.chosen_theta(&state), state.theta.params);
         let (mut scores, mut thetas) = (Vec::new(), Vec::new());
         for t in 1..=11 {
             let score = learner.step(&mut state, &workers).validation;
@@ -157,8 +158,33 @@ mod tests {
         }
         let best = scores.iter().cloned().fold(f64::INFINITY, f64::min);
         let at = scores.iter().position(|s| *s == best).unwrap();
-        assert_eq!(state.chosen_theta(), thetas[at]);
+        assert_eq!(*learner.chosen_theta(&state), thetas[at]);
         assert_eq!(state.validated.unwrap().score, best);
         assert!(scores.iter().any(|s| *s > best), "{scores:?}");
+    }
+    #[test]
+    fn an_averaged_theta_is_what_counts() {
+        let (workers, lopt) = (Workers::new(1).unwrap(), Arc::new(LearnableSgd::default()));
+        let learner = || {
+            let family = Arc::new(FixedDimQuadraticFamily { dim: 4 });
+            let step = TruncatedStep::new(family, lopt.clone(), TruncationSchedule::Constant(5)).unwrap();
+            let common = Antithetic { num_tasks: 2, trunc_length: 5, ..Antithetic::default() };
+            let es = Box::new(TruncatedEs::new(step, common).unwrap());
+            let averaged = Box::new(ParamsEma::new(0.9, Box::new(Sgd::new(0.5))).unwrap());
+            GradientLearner::new(lopt.clone(), vec![es], averaged, 8).unwrap()
+        };
+        let (plain, validated) =
+            (learner(), learner().with_validation(Validation { every: 8, ..validation() }));
+        let mut state = plain.init(Key::new(0), &workers).unwrap();
+        for _ in 0..8 {
+            plain.step(&mut state, &workers);
+        }
+        let average = state.theta.slot("params_ema").unwrap().to_vec();
+        assert_ne!(average, state.theta.params);
+        assert_eq!(*plain.chosen_theta(&state), average);
+        let mut state = validated.init(Key::new(0), &workers).unwrap();
+        let reports: Vec<_> = (0..8).map(|_| validated.step(&mut state, &workers)).collect();
+        assert_eq!(reports[7].validation, Some(validation().score(&*lopt.opt_fn(&average), &workers)));
+        assert_eq!(*validated.chosen_theta(&state), average);
     }
 }

@@ -7,6 +7,7 @@ pub use ranges::{input_ranges, InputRanges, Range};
 
 use outerloop_core::{Float, Key, OptState, Optimizer, Params, Slot};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 /// Decay of the average of losses that is watched.
@@ -245,6 +246,27 @@ impl<E: Float> Optimizer<E> for Guarded<E> {
         let own = Self::split(state);
         self.inner.observe_validation(state, loss);
         state.slots.extend(own);
+    }
+
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        let mut inner = state.clone();
+        let own = Self::split(&mut inner);
+        let began = (own[0].data[Watch::Diverged as usize].f64() as u64).checked_sub(1);
+        let opt = match (&self.fallback, began) {
+            (Some(fallback), Some(began)) => {
+                let slots = own.into_iter().filter_map(|s| {
+                    let name = s.name.strip_prefix(FALLBACK)?.to_string();
+                    Some(Slot { name, data: s.data })
+                });
+                inner.slots = slots.collect();
+                // The first step of a fallback only goes back.
+                inner.step = state.step.saturating_sub(began + 1);
+                inner.num_steps = state.num_steps.map(|n| n.saturating_sub(began));
+                fallback
+            }
+            _ => &self.inner,
+        };
+        Cow::Owned(opt.evaluation_params(&inner).into_owned())
     }
 }
 

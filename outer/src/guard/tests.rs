@@ -5,6 +5,7 @@ use crate::workers::{Worker, Workers};
 use outerloop_core::contract::check_optimizer;
 use outerloop_core::{BatchKey, FlatFamily, SingleTask};
 use outerloop_lopt::hand::{Adam, Momentum, Sgd};
+use outerloop_lopt::wrap::ParamsEma;
 use outerloop_tasks::image::{ImageMlp, MlpConfig, MlpTask};
 use outerloop_tasks::quadratics::QuadraticTask;
 
@@ -108,6 +109,25 @@ fn the_fallback_has_its_own_slots_and_steps() {
         Adam::new(0.1).update(&mut adam, &grad, 0.0, Key::new(0));
     }
     assert_eq!(state.params, adam.params);
+}
+
+/// Of the inner optimizer, and after a divergence of the fallback.
+#[test]
+fn guards_mean_what_the_guarded_optimizer_means() {
+    let family = SingleTask::new(QuadraticTask::new(5));
+    let averaged = |lr| Box::new(ParamsEma::new(0.9, Box::new(Sgd::new(lr))).unwrap());
+    let fine = Guarded::new(averaged(0.1), GuardConfig::default()).with_fallback(averaged(0.2));
+    let (_, state) = train(&family, &fine, Some(20), 20);
+    assert_eq!(*fine.evaluation_params(&state), *state.slot("params_ema").unwrap());
+    assert_ne!(*fine.evaluation_params(&state), state.params);
+
+    let opt = guarded(Sgd::new(1.5)).with_fallback(averaged(0.25));
+    let (report, state) = train(&family, &opt, Some(20), 20);
+    assert!(report.diverged_at.is_some());
+    let average = state.slots.last().unwrap();
+    assert!(average.name.ends_with("params_ema"), "{}", average.name);
+    assert_eq!(*opt.evaluation_params(&state), average.data);
+    assert_ne!(average.data, state.params);
 }
 
 #[test]
