@@ -5,7 +5,7 @@
 //! order, without contractions, to the same bits on every path.
 
 use super::Path;
-use outerloop_core::simd::{load, store};
+use outerloop_core::simd::{load, parts, store, totals, LANES, MAX_PARTS};
 use pulp::{Simd, WithSimd};
 
 /// Which Adam: see [`super::Fused`].
@@ -20,8 +20,8 @@ pub(crate) enum AdamKind {
 /// Number of coefficients.
 const COEFFS: usize = 9;
 
-/// Vectors per partial sum of the coefficients' adjoints, which are added up in f64.
-const CHUNK: usize = 64;
+/// Numbers per sum of the coefficients' adjoints, which are added up in f64.
+const CHUNK: usize = 64 * LANES;
 
 impl AdamKind {
     /// One update in place.
@@ -131,25 +131,29 @@ impl<const DECAY: bool> WithSimd for PullBack<'_, DECAY> {
         let (n, c) = (before[0].len(), splat(s, c));
         let ([p, m, v, g], [a_p, a_m, a_v]) = (before, after);
         let mut total = [0.0; COEFFS];
-        for start in (0..n).step_by(CHUNK * S::F32_LANES) {
-            let end = n.min(start + CHUNK * S::F32_LANES);
-            let mut sums = [s.splat_f32s(0.0); COEFFS];
-            for i in (start..end).step_by(S::F32_LANES) {
-                let i = i..end;
-                let x = [
-                    load(s, &p[i.clone()]),
-                    load(s, &m[i.clone()]),
-                    load(s, &v[i.clone()]),
-                    load(s, &g[i.clone()]),
-                ];
-                let a = [load(s, &a_p[i.clone()]), load(s, &a_m[i.clone()]), load(s, &a_v[i.clone()])];
-                let adjoints = pull_back::<S, DECAY>(s, &c, x, a, &mut sums);
-                for k in 0..4 {
-                    store(s, &mut out[k][i.clone()], adjoints[k]);
+        for start in (0..n).step_by(CHUNK) {
+            let end = n.min(start + CHUNK);
+            let mut sums = [[s.splat_f32s(0.0); COEFFS]; MAX_PARTS];
+            for part in 0..parts::<S>() {
+                let mut own = sums[part];
+                for i in (start + part * S::F32_LANES..end).step_by(LANES) {
+                    let i = i..end;
+                    let x = [
+                        load(s, &p[i.clone()]),
+                        load(s, &m[i.clone()]),
+                        load(s, &v[i.clone()]),
+                        load(s, &g[i.clone()]),
+                    ];
+                    let a = [load(s, &a_p[i.clone()]), load(s, &a_m[i.clone()]), load(s, &a_v[i.clone()])];
+                    let adjoints = pull_back::<S, DECAY>(s, &c, x, a, &mut own);
+                    for k in 0..4 {
+                        store(s, &mut out[k][i.clone()], adjoints[k]);
+                    }
                 }
+                sums[part] = own;
             }
-            for (total, sum) in total.iter_mut().zip(sums) {
-                *total += f64::from(s.reduce_sum_f32s(sum));
+            for (total, sum) in total.iter_mut().zip(totals(s, &sums)) {
+                *total += f64::from(sum);
             }
         }
         total

@@ -188,10 +188,11 @@ fn step<S: Simd, const J: usize, const V: usize>(
 #[inline(always)]
 pub(crate) fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let zero = s.splat_f32s(0.0);
-    if S::IS_SCALAR {
-        // The scalar maximum drops NaN; that of vectors gives the second argument or NaN.
+    if const { S::F32_LANES < 8 } {
+        // Scalars drop NaN, and NEON gives max(0, −0) another sign.
         s.select_f32s(s.less_than_f32s(x, zero), zero, x)
     } else {
+        // The maximum of x86 is its second argument, unless the first one is larger.
         s.max_f32s(zero, x)
     }
 }

@@ -5,6 +5,7 @@
 
 mod adam;
 pub(crate) mod dense;
+pub(crate) mod dot;
 mod fused;
 pub(crate) mod group_net;
 pub(crate) mod net;
@@ -29,7 +30,8 @@ pub(crate) fn apart<S: Simd, W: WithSimd>(s: S, work: W) -> W::Output {
     fn called<S: Simd, W: WithSimd>(s: S, work: W) -> W::Output {
         work.with_simd(s)
     }
-    if const { S::IS_SCALAR } {
+    // Vectors of four numbers need no function of their own to be compiled for: they are in the baseline.
+    if const { S::F32_LANES < 8 } {
         called(s, work)
     } else {
         s.vectorize(work)

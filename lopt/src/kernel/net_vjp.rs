@@ -9,7 +9,7 @@ use super::dense::After;
 use super::net::{time_features, Net, COLUMNS, MAX_LANES};
 use super::{apart, outer::add_outer};
 use crate::features::time;
-use outerloop_core::simd::{exp, load, store};
+use outerloop_core::simd::{exp, load, parts, store, total};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -27,7 +27,7 @@ pub(crate) struct NetVjp<'a> {
     rows: Vec<usize>,
     /// Activations and their adjoints of one block, `[rows, BLOCK]` vectors.
     block: &'a mut [f32],
-    /// Per layer the weight's adjoint `[inputs, outputs]`, then the bias's, in vectors.
+    /// Per layer the weight's adjoint `[inputs, outputs, parts]`, then the bias's, in vectors.
     sums: &'a mut [f32],
     bias: &'a mut [f32],
 }
@@ -142,13 +142,14 @@ impl<'a> NetVjp<'a> {
         }
         let (mut sums, _) = S::as_mut_simd_f32s(self.sums);
         for (i, layer) in layers.iter().enumerate() {
-            let (weight, rest) = sums.split_at_mut(layer.inputs * layer.outputs);
-            let (bias, rest) = rest.split_at_mut(layer.outputs);
+            let (weight, rest) = sums.split_at_mut(layer.inputs * layer.outputs * parts::<S>());
+            let (bias, rest) = rest.split_at_mut(layer.outputs * parts::<S>());
             sums = rest;
             let d = &block[rows(adjoints[i + 1], layer.outputs)];
             add_outer::<S, BLOCK>(s, &block[rows(inputs[i], layer.inputs)], d, weight);
-            for (b, d) in bias.iter_mut().zip(d.chunks_exact(BLOCK)) {
-                for d in d {
+            for (b, d) in bias.chunks_exact_mut(parts::<S>()).zip(d.chunks_exact(BLOCK)) {
+                for (v, d) in d.iter().enumerate() {
+                    let b = &mut b[v % parts::<S>()];
                     *b = s.add_f32s(*b, *d);
                 }
             }
@@ -161,14 +162,15 @@ impl<'a> NetVjp<'a> {
         let time = time_features(s, self.step);
         let (mut sums, _) = S::as_mut_simd_f32s(self.sums);
         for (i, (layer, [w, b])) in self.net.layers.iter().zip(&self.net.ranges).enumerate() {
-            let (weight, rest) = sums.split_at_mut(layer.inputs * layer.outputs);
-            let (bias, rest) = rest.split_at_mut(layer.outputs);
+            let (weight, rest) = sums.split_at_mut(layer.inputs * layer.outputs * parts::<S>());
+            let (bias, rest) = rest.split_at_mut(layer.outputs * parts::<S>());
             sums = rest;
-            for (t, sum) in theta[w.clone()].iter_mut().zip(weight) {
-                *t += s.reduce_sum_f32s(*sum);
+            for (t, sum) in theta[w.clone()].iter_mut().zip(weight.chunks_exact(parts::<S>())) {
+                *t += total(s, sum);
             }
-            for (o, (t, sum)) in theta[b.clone()].iter_mut().zip(bias).enumerate() {
-                let sum = s.reduce_sum_f32s(*sum);
+            for (o, (t, sum)) in theta[b.clone()].iter_mut().zip(bias.chunks_exact(parts::<S>())).enumerate()
+            {
+                let sum = total(s, sum);
                 *t += sum;
                 if i == 0 {
                     self.bias[o] = sum;

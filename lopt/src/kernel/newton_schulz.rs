@@ -4,6 +4,7 @@
 //! with zeros to whole vectors. One iteration: `A = X Xᵀ`, `B = c₃ A + c₅ A²`, `X ← c₁ X + B X`.
 
 use super::net::MAX_LANES;
+use outerloop_core::simd::{parts, totals, MAX_PARTS};
 use pulp::Simd;
 
 /// Coefficients of x, x³ and x⁵ in a Newton-Schulz iteration.
@@ -148,28 +149,34 @@ fn gram_tile<S: Simd, const N: usize, const I: usize, const J: usize>(
     out: &mut [f32],
     stride: usize,
 ) {
-    let mut sums = [[s.splat_f32s(0.0); J]; I];
-    for (x, y) in pairs {
-        let cols = x.len() / k;
-        let (mut xs, mut ys) = ([&x[..0]; I], [&y[..0]; J]);
-        for (to, row) in xs.iter_mut().zip(x[i * cols..].chunks_exact(cols)) {
-            *to = row;
-        }
-        for (to, row) in ys.iter_mut().zip(y[j * cols..].chunks_exact(cols)) {
-            *to = row;
-        }
-        for c in 0..cols {
-            for (x, sums) in xs.iter().zip(&mut sums) {
-                for (y, sum) in ys.iter().zip(sums) {
-                    *sum = s.mul_add_e_f32s(x[c], y[c], *sum);
+    let mut all = [[[s.splat_f32s(0.0); J]; I]; MAX_PARTS];
+    for part in 0..parts::<S>() {
+        let mut sums = all[part];
+        for (x, y) in pairs {
+            let cols = x.len() / k;
+            let (mut xs, mut ys) = ([&x[..0]; I], [&y[..0]; J]);
+            for (to, row) in xs.iter_mut().zip(x[i * cols..].chunks_exact(cols)) {
+                *to = row;
+            }
+            for (to, row) in ys.iter_mut().zip(y[j * cols..].chunks_exact(cols)) {
+                *to = row;
+            }
+            for c in (part..cols).step_by(parts::<S>()) {
+                for (x, sums) in xs.iter().zip(&mut sums) {
+                    for (y, sum) in ys.iter().zip(sums) {
+                        *sum = s.mul_add_e_f32s(x[c], y[c], *sum);
+                    }
                 }
             }
         }
+        all[part] = sums;
     }
-    for (i, sums) in sums.iter().enumerate() {
-        for (to, sum) in out[i * stride..].iter_mut().zip(sums) {
-            *to = s.reduce_sum_f32s(*sum);
+    for i in 0..I {
+        let mut row = [[s.splat_f32s(0.0); J]; MAX_PARTS];
+        for part in 0..parts::<S>() {
+            row[part] = all[part][i];
         }
+        out[i * stride..][..J].copy_from_slice(&totals(s, &row));
     }
 }
 

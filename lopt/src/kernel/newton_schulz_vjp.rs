@@ -108,12 +108,16 @@ mod tests {
             let leaf: Var<f64> = tape.leaf(&wide(&x));
             let y = newton_schulz_iterations(&leaf, rows, cols, iterations);
             let want = [y.data().to_vec(), tape.pull_back(&[(&y, &wide(&adjoint)[..])], &[&leaf]).remove(0)];
+            let mut first = None;
             for path in Path::available() {
                 // Scratch holds anything.
                 let mut scratch = vec![f32::NAN; Iterates::scratch([rows, cols], iterations)];
                 let mut got = [x.clone(), adjoint.clone()];
                 let iterates = Iterates::new([rows, cols], iterations, &mut scratch);
                 path.run(Both(iterates, got.each_mut().map(|x| &mut x[..])));
+                let bits: Vec<u32> = got.iter().flatten().map(|x| x.to_bits()).collect();
+                let first = first.get_or_insert_with(|| bits.clone());
+                assert!(*first == bits, "bits on {path:?}: {rows} {cols} {iterations}");
                 for (got, want) in got.iter().zip(&want) {
                     let size = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
                     for (got, want) in got.iter().zip(want) {

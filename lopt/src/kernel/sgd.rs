@@ -5,11 +5,11 @@
 //! [`super::Fused::Sgd`] and [`super::Fused::Momentum`]. The update does the same operations in the same
 //! order, without contractions, to the same bits on every path.
 
-use outerloop_core::simd::{load, store};
+use outerloop_core::simd::{load, parts, store, totals, LANES, MAX_PARTS};
 use pulp::{Simd, WithSimd};
 
-/// Vectors per partial sum of the coefficients' adjoints, which are added up in f64.
-const CHUNK: usize = 64;
+/// Numbers per sum of the coefficients' adjoints, which are added up in f64.
+const CHUNK: usize = 64 * LANES;
 
 /// `p ← p − lr g`.
 pub(crate) struct Sgd<'a> {
@@ -66,19 +66,23 @@ impl WithSimd for SgdVjp<'_> {
     type Output = [f64; 1];
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) -> [f64; 1] {
+        let SgdVjp { g, after, out, .. } = self;
         let minus_lr = s.splat_f32s(-self.lr);
         let mut total = 0.0;
-        let chunk = CHUNK * S::F32_LANES;
-        let chunks = self.g.chunks(chunk).zip(self.after.chunks(chunk)).zip(self.out.chunks_mut(chunk));
-        for ((g, after), out) in chunks {
-            let mut sum = s.splat_f32s(0.0);
-            let vectors = g.chunks(S::F32_LANES).zip(after.chunks(S::F32_LANES));
-            for ((g, after), out) in vectors.zip(out.chunks_mut(S::F32_LANES)) {
-                let a = load(s, after);
-                sum = s.negate_mul_add_e_f32s(a, load(s, g), sum);
-                store(s, out, s.mul_f32s(minus_lr, a));
+        for start in (0..g.len()).step_by(CHUNK) {
+            let end = g.len().min(start + CHUNK);
+            let mut sums = [[s.splat_f32s(0.0)]; MAX_PARTS];
+            for part in 0..parts::<S>() {
+                let [mut own] = sums[part];
+                for i in (start + part * S::F32_LANES..end).step_by(LANES) {
+                    let a = load(s, &after[i..end]);
+                    own = s.negate_mul_add_e_f32s(a, load(s, &g[i..end]), own);
+                    store(s, &mut out[i..end], s.mul_f32s(minus_lr, a));
+                }
+                sums[part] = [own];
             }
-            total += f64::from(s.reduce_sum_f32s(sum));
+            let [sum] = totals(s, &sums);
+            total += f64::from(sum);
         }
         [total]
     }
@@ -101,21 +105,25 @@ impl WithSimd for MomentumVjp<'_> {
         let MomentumVjp { before: [v, g], after: [after_p, after_v], out: [out_v, out_g], .. } = self;
         let (minus_lr, mu) = (s.splat_f32s(-self.lr), s.splat_f32s(self.mu));
         let mut total = [0.0; 2];
-        for start in (0..g.len()).step_by(CHUNK * S::F32_LANES) {
-            let end = g.len().min(start + CHUNK * S::F32_LANES);
-            let mut sums = [s.splat_f32s(0.0); 2];
-            for i in (start..end).step_by(S::F32_LANES) {
-                let i = i..end;
-                let (old, a_p) = (load(s, &v[i.clone()]), load(s, &after_p[i.clone()]));
-                let new = s.mul_add_e_f32s(mu, old, load(s, &g[i.clone()]));
-                let a = s.mul_add_e_f32s(minus_lr, a_p, load(s, &after_v[i.clone()]));
-                sums[0] = s.negate_mul_add_e_f32s(a_p, new, sums[0]);
-                sums[1] = s.mul_add_e_f32s(a, old, sums[1]);
-                store(s, &mut out_v[i.clone()], s.mul_f32s(mu, a));
-                store(s, &mut out_g[i], a);
+        for start in (0..g.len()).step_by(CHUNK) {
+            let end = g.len().min(start + CHUNK);
+            let mut sums = [[s.splat_f32s(0.0); 2]; MAX_PARTS];
+            for part in 0..parts::<S>() {
+                let mut own = sums[part];
+                for i in (start + part * S::F32_LANES..end).step_by(LANES) {
+                    let i = i..end;
+                    let (old, a_p) = (load(s, &v[i.clone()]), load(s, &after_p[i.clone()]));
+                    let new = s.mul_add_e_f32s(mu, old, load(s, &g[i.clone()]));
+                    let a = s.mul_add_e_f32s(minus_lr, a_p, load(s, &after_v[i.clone()]));
+                    own[0] = s.negate_mul_add_e_f32s(a_p, new, own[0]);
+                    own[1] = s.mul_add_e_f32s(a, old, own[1]);
+                    store(s, &mut out_v[i.clone()], s.mul_f32s(mu, a));
+                    store(s, &mut out_g[i], a);
+                }
+                sums[part] = own;
             }
-            for (total, sum) in total.iter_mut().zip(sums) {
-                *total += f64::from(s.reduce_sum_f32s(sum));
+            for (total, sum) in total.iter_mut().zip(totals(s, &sums)) {
+                *total += f64::from(sum);
             }
         }
         total

@@ -40,14 +40,21 @@ fn converted<A: Float, B: Float>(s: &OptState<A>) -> OptState<B> {
     OptState { layout: s.layout.clone(), params, slots, step: s.step, num_steps: s.num_steps }
 }
 
+/// The bits of parameters and slots.
+pub(crate) fn bits(state: &OptState<f32>) -> Vec<u32> {
+    let slots = state.slots.iter().flat_map(|s| &s.data);
+    state.params.iter().chain(slots).map(|x| x.to_bits()).collect()
+}
+
 /// Holds a kernel's derivative in f32 against the rule's on the tape in f64, after three updates, on
-/// shapes of many kinds.
+/// shapes of many kinds; the bits must be the same on every path.
 pub(crate) fn check<R: UpdateRule + Clone>(
     rule: &R,
     tolerance: f64,
     kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
 ) {
-    let shapes: [&[usize]; 8] = [&[10], &[], &[7, 33], &[33, 7], &[5, 1], &[2, 3, 4, 5], &[0], &[49]];
+    let shapes: [&[usize]; 10] =
+        [&[10], &[], &[7, 33], &[33, 7], &[5, 1], &[2, 3, 4, 5], &[0], &[49], &[2000], &[50, 40]];
     let mut layouts = vec![awkward_layout()];
     layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
     layouts.push(Arc::new(Layout::new((0..40).map(|i| (format!("{i:02}"), vec![i % 5])))));
@@ -77,8 +84,11 @@ pub(crate) fn check_on<R: UpdateRule + Clone>(
         // Both start from the same, rounded state.
         let narrow: OptState<f32> = converted(&state);
         let want = adjoints(&twin, &converted(&narrow), theta.len(), first);
+        let mut bits = None;
         for path in Path::available() {
             let got = adjoints(&*kernel(path, &theta), &narrow, theta.len(), first);
+            let own: Vec<u64> = got.iter().flatten().map(|x| x.to_bits()).collect();
+            assert!(bits.get_or_insert_with(|| own.clone()) == &own, "{} {path:?} {layout:?}", rule.name());
             for (k, (got, want)) in got.iter().zip(&want).enumerate() {
                 let size = want.iter().fold(0.1f64, |a, x| a.max(x.abs()));
                 for (i, (got, want)) in got.iter().zip(want).enumerate() {

@@ -268,10 +268,13 @@ pub(crate) mod tests {
     pub(crate) fn check_fused_vjp<R: Elementwise>(rule: &R) {
         for (shape, steps) in SHAPES.into_iter().flat_map(|shape| [(shape, 0), (shape, 3)]) {
             let want = adjoints::<f64, R>(rule, shape, steps, |s, g, a, t| vjp_dual(rule, s, g, a, t));
+            let mut bits = None;
             for path in Path::available() {
                 let got = adjoints::<f32, R>(rule, shape, steps, |s, g, a, t| {
                     vjp_fused(path, rule, s, g, a, t).expect("the rule has a kernel")
                 });
+                let own: Vec<u64> = got.iter().flatten().map(|x| x.to_bits()).collect();
+                assert!(bits.get_or_insert_with(|| own.clone()) == &own, "bits of {shape:?} on {path:?}");
                 for (got, want) in got.iter().zip(&want) {
                     assert_eq!(got.len(), want.len());
                     let size = want.iter().fold(1e-6f64, |a, x| a.max(x.abs()));

@@ -1,7 +1,9 @@
 //! Adjoints of running averages, and sums over blocks, in [`super::tensor_vjp`].
 
-use super::features::{load_row, store_row, SUM};
+use super::features::{load_row, store_row};
+use crate::kernel::dot::SUM;
 use crate::kernel::net_vjp::BLOCK;
+use outerloop_core::simd::{parts, total};
 use pulp::Simd;
 
 /// A block of an average `a ← (1 − r) a + r x`.
@@ -13,7 +15,8 @@ pub(crate) struct Average<'a> {
 }
 
 impl Average<'_> {
-    /// With what else the new average's adjoint has: adds to the adjoints of `value` and of the rate.
+    /// With what else the new average's adjoint has: adds to the adjoints of `value` and, `[parts]`, of
+    /// the rate.
     #[inline(always)]
     pub(crate) fn pull_back<S: Simd>(
         &mut self,
@@ -21,13 +24,14 @@ impl Average<'_> {
         more: &[S::f32s; BLOCK],
         value: &[S::f32s; BLOCK],
         value_adjoint: &mut [S::f32s; BLOCK],
-        rate_adjoint: &mut S::f32s,
+        rate_adjoint: &mut [S::f32s],
     ) {
         let (keep, rate) = (s.splat_f32s(1.0 - self.rate), s.splat_f32s(self.rate));
         let old = loaded::<S, BLOCK>(s, self.old);
         let mut adjoint = loaded::<S, BLOCK>(s, self.adjoint);
         for v in 0..BLOCK {
             let a = s.add_f32s(adjoint[v], more[v]);
+            let rate_adjoint = &mut rate_adjoint[v % parts::<S>()];
             *rate_adjoint = s.mul_add_e_f32s(a, s.sub_f32s(value[v], old[v]), *rate_adjoint);
             value_adjoint[v] = s.mul_add_e_f32s(rate, a, value_adjoint[v]);
             adjoint[v] = s.mul_f32s(keep, a);
@@ -69,43 +73,44 @@ pub(crate) fn mul_add<S: Simd, const V: usize>(
     out
 }
 
-/// Sums over vectors, in parts that bound the rounding error.
+/// Sums over blocks of vectors, taken together now and then, which bounds the rounding error.
 pub(crate) struct Sums<'a> {
-    /// A vector for every sum.
-    pub(crate) parts: &'a mut [f32],
+    /// Vectors `[sums, parts]`.
+    pub(crate) partial: &'a mut [f32],
     pub(crate) totals: &'a mut [f32],
-    /// Vectors in `parts`.
+    /// Numbers in each sum of `partial`.
     pub(crate) added: usize,
 }
 
 impl Sums<'_> {
     #[inline(always)]
     pub(crate) fn clear<S: Simd>(&mut self, s: S) {
-        S::as_mut_simd_f32s(self.parts).0.fill(s.splat_f32s(0.0));
+        S::as_mut_simd_f32s(self.partial).0.fill(s.splat_f32s(0.0));
         self.added = 0;
     }
 
-    /// What to add to.
+    /// What to add to, `[sums, parts]`.
     #[inline(always)]
     pub(crate) fn vectors<S: Simd>(&mut self, _: S) -> &mut [S::f32s] {
-        &mut S::as_mut_simd_f32s(self.parts).0[..self.totals.len()]
+        &mut S::as_mut_simd_f32s(self.partial).0[..self.totals.len() * parts::<S>()]
     }
 
-    /// Says that so many vectors were added to every sum.
+    /// Says that a block was added to every sum.
     #[inline(always)]
-    pub(crate) fn added<S: Simd>(&mut self, s: S, vectors: usize) {
-        self.added += vectors;
+    pub(crate) fn added_block<S: Simd>(&mut self, s: S) {
+        self.added += BLOCK * S::F32_LANES;
         if self.added >= SUM {
             self.finish(s);
         }
     }
 
-    /// Brings all to the totals.
+    /// Brings all to the totals. To be called after every tensor: the next one begins with the first partial
+    /// sum.
     #[inline(always)]
     pub(crate) fn finish<S: Simd>(&mut self, s: S) {
-        let (parts, _) = S::as_mut_simd_f32s(self.parts);
-        for (total, part) in self.totals.iter_mut().zip(&*parts) {
-            *total += s.reduce_sum_f32s(*part);
+        let (partial, _) = S::as_mut_simd_f32s(self.partial);
+        for (to, sums) in self.totals.iter_mut().zip(partial.chunks_exact(parts::<S>())) {
+            *to += total(s, sums);
         }
         self.clear(s);
     }

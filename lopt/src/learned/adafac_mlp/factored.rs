@@ -4,11 +4,12 @@
 //! is computed once per row and column and added to its bias; blocks repeat these sums and the
 //! factors of the second moments along their lines of elements, and make the other features.
 
-use super::features::{clear_tail, load_row, products, row, row_mut, rsqrt, rsqrts, Tensor, SUM};
+use super::features::{clear_tail, load_row, products, row, row_mut, rsqrt, rsqrts, Tensor};
 use super::walk::{Reduced, Walk};
 use crate::features::adafac::FACTOR_EPSILON;
 use crate::features::factored::{Axes, Factored, EPSILON, SQUARE_EPSILON};
 use crate::features::normalize;
+use crate::kernel::dot::mean_square;
 use crate::kernel::net::MAX_LANES;
 use outerloop_core::simd::{load, store};
 use outerloop_core::Layout;
@@ -117,26 +118,6 @@ impl<'a> Table<'a> {
 #[inline(always)]
 fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
     (mean_square(s, x) + normalize::EPSILON as f32).sqrt().recip()
-}
-
-/// `mean(x²)`.
-#[inline(always)]
-pub(crate) fn mean_square<S: Simd>(s: S, x: &[f32]) -> f32 {
-    dot(s, x, x) / x.len() as f32
-}
-
-/// `Σ x y`
-#[inline(always)]
-pub(crate) fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
-    let mut total = 0.0;
-    for (x, y) in x.chunks(SUM * S::F32_LANES).zip(y.chunks(SUM * S::F32_LANES)) {
-        let mut sum = s.splat_f32s(0.0);
-        for (x, y) in x.chunks(S::F32_LANES).zip(y.chunks(S::F32_LANES)) {
-            sum = s.mul_add_e_f32s(load(s, x), load(s, y), sum);
-        }
-        total += s.reduce_sum_f32s(sum);
-    }
-    total
 }
 
 /// `max(x, 1e-9)^-½`; NaN stays NaN.

@@ -13,7 +13,7 @@ use super::tensor_vjp::{TensorAdjoint, TensorVjp};
 use super::walk::{Reduced, Walk};
 use crate::features::adafac::column_count;
 use crate::features::factored::{Axes, EPSILON, SQUARE_EPSILON};
-use outerloop_core::simd::{load, store};
+use outerloop_core::simd::{load, parts, store, total, LANES, MAX_PARTS};
 use pulp::Simd;
 use std::ops::Range;
 
@@ -127,21 +127,22 @@ impl<'a> AllFeatures<'a> {
                 add_direct(s, &roots[part.clone()], sums, factor);
             }
             let (rate, keep) = (s.splat_f32s(vjp.rates[k]), s.splat_f32s(1.0 - vjp.rates[k]));
-            let mut rate_adjoint = s.splat_f32s(0.0);
-            for i in (0..len).step_by(S::F32_LANES) {
-                let i = i..len.min(i + S::F32_LANES);
+            let mut rate_adjoint = [s.splat_f32s(0.0); MAX_PARTS];
+            for (v, start) in (0..len).step_by(S::F32_LANES).enumerate() {
+                let i = start..len.min(start + S::F32_LANES);
                 let at = part.start + i.start..part.start + i.end;
                 let adjoint = &mut vjp.adjoint[at.clone()];
                 let a = s.add_f32s(load(s, adjoint), load(s, &sums[i.clone()]));
                 store(s, adjoint, s.mul_f32s(keep, a));
                 let square = load(s, &squares[i.clone()]);
                 let square = s.mul_add_e_f32s(square, s.splat_f32s(by), s.splat_f32s(SQUARE_EPSILON as f32));
-                rate_adjoint = s.mul_add_e_f32s(a, s.sub_f32s(square, load(s, &vjp.old[at])), rate_adjoint);
+                let sum = &mut rate_adjoint[v % parts::<S>()];
+                *sum = s.mul_add_e_f32s(a, s.sub_f32s(square, load(s, &vjp.old[at])), *sum);
                 let to = &mut squares_adjoint[i];
                 let sum = s.mul_add_e_f32s(s.mul_f32s(rate, s.splat_f32s(by)), a, load(s, to));
                 store(s, to, sum);
             }
-            vjp.rate_adjoints[k] += s.reduce_sum_f32s(rate_adjoint);
+            vjp.rate_adjoints[k] += total(s, &rate_adjoint);
         }
     }
 
@@ -222,11 +223,15 @@ fn pull_back_ratios<S: Simd>(s: S, [_, axis, inner]: [usize; 3], row: &[f32], u:
             continue;
         }
         let mean = s.splat_f32s(row.iter().sum::<f32>() * by + epsilon);
-        let mut sum = s.splat_f32s(0.0);
-        for (row, u) in row.chunks(S::F32_LANES).zip(u.chunks(S::F32_LANES)) {
-            sum = s.add_f32s(sum, unclipped(s, load(s, row), mean, load(s, u)));
+        let mut sums = [s.splat_f32s(0.0); MAX_PARTS];
+        for part in 0..parts::<S>() {
+            let mut own = sums[part];
+            for i in (part * S::F32_LANES..row.len()).step_by(LANES) {
+                own = s.add_f32s(own, unclipped(s, load(s, &row[i..]), mean, load(s, &u[i..])));
+            }
+            sums[part] = own;
         }
-        let through_mean = s.div_f32s(s.splat_f32s(s.reduce_sum_f32s(sum) * by), mean);
+        let through_mean = s.div_f32s(s.splat_f32s(total(s, &sums) * by), mean);
         for (row, u) in row.chunks(S::F32_LANES).zip(u.chunks_mut(S::F32_LANES)) {
             pull_back_ratio(s, row, mean, through_mean, u);
         }

@@ -3,17 +3,14 @@
 
 use crate::features::adafac::{column_count, FACTOR_EPSILON};
 use crate::features::factored::{EPSILON, SQUARE_EPSILON};
-use crate::kernel::apart;
-use outerloop_core::simd::{load, store};
+use crate::kernel::{apart, dot::SUM};
+use outerloop_core::simd::{load, parts, store, total, LANES};
 use pulp::bytemuck::cast_slice_mut;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
 /// Added to RMS averages under the root, and to second moments of vectors under momenta.
 pub(crate) const RMS_EPSILON: f32 = 1e-6;
-
-/// Vectors per partial sum, which bounds the rounding error.
-pub(crate) const SUM: usize = 128;
 
 /// Vectors per block of [`normalizers`].
 const BLOCK: usize = 6;
@@ -73,7 +70,7 @@ impl<T: Tensor, const V: usize> WithSimd for Load<'_, T, V> {
 pub(crate) struct Normalizer<'a> {
     /// Scratch: as [`Tensor::load`] needs it for blocks of 6 vectors.
     pub(crate) block: &'a mut [f32],
-    /// Scratch: a vector for every feature.
+    /// Scratch: [`LANES`] numbers for every feature.
     pub(crate) squares: &'a mut [f32],
     /// The normalizers.
     pub(crate) scales: &'a mut [f32],
@@ -94,24 +91,24 @@ impl Normalizer<'_> {
     ) {
         let count = params.len() - start;
         let (x, _) = S::as_mut_simd_f32s(self.block);
-        let squares = &mut S::as_mut_simd_f32s(self.squares).0[..tensor.features()];
+        let squares = &mut S::as_mut_simd_f32s(self.squares).0[..tensor.features() * parts::<S>()];
         let scales = &mut self.scales[..tensor.features()];
         squares.fill(s.splat_f32s(0.0));
         scales.fill(0.0);
         let (mut start, mut summed) = (start, 0);
         while start < params.len() {
             let vectors = match (params.len() - start).div_ceil(S::F32_LANES) {
-                1 if TINY => add_squares::<S, T, 1>(s, tensor, params, start, x, squares),
-                2 if TINY => add_squares::<S, T, 2>(s, tensor, params, start, x, squares),
-                _ => add_squares::<S, T, BLOCK>(s, tensor, params, start, x, squares),
+                1 if TINY => add_squares::<S, T, 1>(s, tensor, params, [start, summed], x, squares),
+                2 if TINY => add_squares::<S, T, 2>(s, tensor, params, [start, summed], x, squares),
+                _ => add_squares::<S, T, BLOCK>(s, tensor, params, [start, summed], x, squares),
             };
             start += vectors * S::F32_LANES;
-            summed += vectors;
+            summed += vectors * S::F32_LANES;
             if summed >= SUM || start >= params.len() {
                 summed = 0;
-                for (scale, sum) in scales.iter_mut().zip(&mut *squares) {
-                    *scale += s.reduce_sum_f32s(*sum);
-                    *sum = s.splat_f32s(0.0);
+                for (scale, sum) in scales.iter_mut().zip(squares.chunks_exact_mut(parts::<S>())) {
+                    *scale += total(s, sum);
+                    sum.fill(s.splat_f32s(0.0));
                 }
             }
         }
@@ -121,19 +118,23 @@ impl Normalizer<'_> {
     }
 }
 
-/// Adds the squares of V vectors of features to `squares`; returns V.
+/// Adds the squares of V vectors of features, from element `start` on, to `squares` `[features, parts]`, which
+/// hold those of `summed` elements before; returns V.
 #[inline(always)]
 fn add_squares<S: Simd, T: Tensor, const V: usize>(
     s: S,
     tensor: &mut T,
     params: &[f32],
-    start: usize,
+    [start, summed]: [usize; 2],
     x: &mut [S::f32s],
     squares: &mut [S::f32s],
 ) -> usize {
     load_block::<S, T, V>(s, tensor, params, start, x, None);
-    for (sum, x) in squares.iter_mut().zip(x.chunks_exact(V)) {
-        for x in x {
+    // The part of the first vector; always the first one of vectors that are long enough.
+    let first = if const { BLOCK * S::F32_LANES % LANES == 0 } { 0 } else { summed / S::F32_LANES };
+    for (sums, x) in squares.chunks_exact_mut(parts::<S>()).zip(x.chunks_exact(V)) {
+        for (v, x) in x.iter().enumerate() {
+            let sum = &mut sums[(first + v) % parts::<S>()];
             *sum = s.mul_add_e_f32s(*x, *x, *sum);
         }
     }

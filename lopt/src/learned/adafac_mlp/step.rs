@@ -233,6 +233,7 @@ impl Passes<'_> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::learned::derivative::bits;
     use outerloop_core::contract::awkward_layout;
     use outerloop_core::{Layout, LearnedOptimizer};
     use std::sync::Arc;
@@ -273,7 +274,7 @@ pub(crate) mod tests {
             &[4, 9, 4],
             &[5, 4, 1],
             &[64, 40],
-            &[1500],
+            &[2000],
             &[0],
         ];
         layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
@@ -301,8 +302,12 @@ pub(crate) mod tests {
             theta.iter_mut().enumerate().for_each(|(i, t)| *t += 0.01 * (i as f32).sin());
             for layout in &layouts {
                 let want = run(&Taped::<_, f32>::new(rule.clone(), &theta), layout, 50);
+                let mut first = None;
                 for path in Path::available() {
                     let got = run(&AdafacKernel::new(rule.clone(), &theta, path), layout, 50);
+                    let bits = bits(&got);
+                    let first = first.get_or_insert_with(|| bits.clone());
+                    assert!(*first == bits, "bits on {path:?}: {rule:?} {layout:?}");
                     let close = |name: &str, a: &[f32], b: &[f32]| {
                         for (i, (a, b)) in a.iter().zip(b).enumerate() {
                             let error = (a - b).abs();

@@ -17,6 +17,7 @@ use super::step;
 use crate::features::factored::{EPSILON, SQUARE_EPSILON};
 use crate::kernel::net::MAX_LANES;
 use crate::kernel::net_vjp::{NetVjp, BLOCK};
+use outerloop_core::simd::parts;
 use outerloop_core::{Entry, Layout, OptState};
 use pulp::Simd;
 use std::ops::Range;
@@ -56,7 +57,7 @@ pub(crate) struct TensorVjp<'a> {
     /// Adjoints of one block.
     adjoints: &'a mut [f32],
     /// Sums over vectors, per feature.
-    pub(crate) parts: &'a mut [f32],
+    partial: &'a mut [f32],
     /// The features' normalizers s.
     pub(crate) scales: &'a mut [f32],
     /// `−s³ mean(f x̄)` of the features.
@@ -105,10 +106,10 @@ impl<'a> TensorVjp<'a> {
         mut scratch: &'a mut [f32],
     ) -> Self {
         let counts = [0, 1, 2].map(|i: usize| rates[i].len());
-        let [block, adjoints, parts, rate_parts, scales, slopes, totals, step, features] =
+        let [block, adjoints, partial, rate_partial, scales, slopes, totals, step, features] =
             lens(counts, features, &before.layout).map(|len| cut(&mut scratch, len));
         totals.fill(0.0);
-        let rate_sums = Sums { parts: rate_parts, totals, added: 0 };
+        let rate_sums = Sums { partial: rate_partial, totals, added: 0 };
         TensorVjp {
             rates,
             before,
@@ -116,7 +117,7 @@ impl<'a> TensorVjp<'a> {
             grad,
             block,
             adjoints,
-            parts,
+            partial,
             scales,
             slopes,
             rate_sums,
@@ -137,7 +138,7 @@ impl<'a> TensorVjp<'a> {
     ) {
         let params = &self.before.params[range.clone()][..part.end];
         let mut normalizer =
-            Normalizer { block: self.block, squares: self.parts, scales: self.scales, epsilon };
+            Normalizer { block: self.block, squares: self.partial, scales: self.scales, epsilon };
         normalizer.run::<S, T, false>(s, tensor, params, part.start);
     }
 
@@ -154,7 +155,7 @@ impl<'a> TensorVjp<'a> {
         let params = &self.before.params[range.clone()][..part.end];
         let n = range.len();
         let step = &self.step[..n];
-        let mut dots = Sums { parts: self.parts, totals: self.slopes, added: 0 };
+        let mut dots = Sums { partial: self.partial, totals: self.slopes, added: 0 };
         dots.totals.fill(0.0);
         dots.clear(s);
         for start in part.clone().step_by(BLOCK * S::F32_LANES) {
@@ -168,13 +169,15 @@ impl<'a> TensorVjp<'a> {
                 }
             }
             net.block(s, at.clone(), step, self.features);
-            let sums = dots.vectors(s).iter_mut().zip(x.chunks_exact(BLOCK));
-            for ((sum, x), adjoint) in sums.zip(self.features.chunks_exact(n)) {
-                for (x, a) in x.iter().zip(loaded::<S, BLOCK>(s, &adjoint[at.clone()])) {
+            let sums = dots.vectors(s).chunks_exact_mut(parts::<S>()).zip(x.chunks_exact(BLOCK));
+            for ((sums, x), adjoint) in sums.zip(self.features.chunks_exact(n)) {
+                let adjoint = loaded::<S, BLOCK>(s, &adjoint[at.clone()]);
+                for (v, (x, a)) in x.iter().zip(adjoint).enumerate() {
+                    let sum = &mut sums[v % parts::<S>()];
                     *sum = s.mul_add_e_f32s(*x, a, *sum);
                 }
             }
-            dots.added(s, BLOCK);
+            dots.added_block(s);
         }
         dots.finish(s);
         for (slope, scale) in self.slopes.iter_mut().zip(&*self.scales) {
@@ -217,8 +220,8 @@ impl<'a> TensorVjp<'a> {
             let (x, _) = S::as_mut_simd_f32s(self.block);
             let (y, _) = S::as_mut_simd_f32s(self.adjoints);
             load_block::<S, T, BLOCK>(s, tensor, tensor_params, start, x, None);
-            let (momentum_rates, rates) = self.rate_sums.vectors(s).split_at_mut(momenta);
-            let (rms_rates, moment_rates) = rates.split_at_mut(rms);
+            let (momentum_rates, rates) = self.rate_sums.vectors(s).split_at_mut(momenta * parts::<S>());
+            let (rms_rates, moment_rates) = rates.split_at_mut(rms * parts::<S>());
             for f in 0..features {
                 let (scale, slope) = (s.splat_f32s(self.scales[f]), s.splat_f32s(self.slopes[f]));
                 let (x, y) = (row::<_, BLOCK>(x, f), row_mut::<_, BLOCK>(y, f));
@@ -253,7 +256,7 @@ impl<'a> TensorVjp<'a> {
                 *row_mut(y, rms_product + j) =
                     products::<S, BLOCK>(s, row(x, rsqrt_row + j), row(y, rsqrt_row + j));
             }
-            for (k, rate) in momentum_rates.iter_mut().enumerate() {
+            for (k, rate) in momentum_rates.chunks_exact_mut(parts::<S>()).enumerate() {
                 let (j, d) = (k.min(rms - 1), k.min(decays - 1));
                 let (adam, factored) =
                     (*row::<_, BLOCK>(y, adam_row + k), *row::<_, BLOCK>(y, m_factored + k));
@@ -271,7 +274,7 @@ impl<'a> TensorVjp<'a> {
                 };
                 average.pull_back(s, &a, &g, &mut grad, rate);
             }
-            for (j, rate) in rms_rates.iter_mut().enumerate() {
+            for (j, rate) in rms_rates.chunks_exact_mut(parts::<S>()).enumerate() {
                 let q = row::<_, BLOCK>(x, rsqrt_row + j);
                 let product = products::<S, BLOCK>(s, q, &products(s, q, row(y, rms_product + j)));
                 let a = mul_add(s, &[half; BLOCK], &product, row(y, rms_row + j));
@@ -283,7 +286,7 @@ impl<'a> TensorVjp<'a> {
                 };
                 average.pull_back(s, &a, &square, &mut square_adjoint, rate);
             }
-            for (k, rate) in moment_rates.iter_mut().enumerate() {
+            for (k, rate) in moment_rates.chunks_exact_mut(parts::<S>()).enumerate() {
                 let product = (row::<_, BLOCK>(y, grad_product + k), row::<_, BLOCK>(y, m_product + k));
                 if T::FACTORED {
                     *row_mut(y, grad_row + k) = sums::<S, BLOCK>(s, product.0, product.1);
@@ -321,7 +324,8 @@ impl<'a> TensorVjp<'a> {
             }
             let twice = sums::<S, BLOCK>(s, &g, &g);
             store_row(s, &mul_add(s, &twice, &square_adjoint, &grad), &mut self.grad[here]);
-            self.rate_sums.added(s, BLOCK);
+            self.rate_sums.added_block(s);
         }
+        self.rate_sums.finish(s);
     }
 }

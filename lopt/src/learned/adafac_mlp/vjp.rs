@@ -51,8 +51,7 @@ impl WithSimd for Vjp<'_> {
         backward.start(s);
         accumulators.run(s, &backward.tensors.before.layout, &mut backward);
         backward.net.add_theta(s, theta);
-        let rates = &mut backward.tensors.rate_sums;
-        rates.finish(s);
+        let rates = &backward.tensors.rate_sums;
         let slopes = kernel.rate_slopes.iter().flatten();
         for ((place, slope), sum) in kernel.rate_places().zip(slopes).zip(&*rates.totals) {
             theta[place] += slope * sum;

@@ -2,7 +2,7 @@
 
 use super::factored::Table;
 use crate::features::factored::Axes;
-use outerloop_core::simd::{load, store};
+use outerloop_core::simd::{load, parts, store, total, LANES, MAX_PARTS};
 use pulp::Simd;
 
 /// Where the elements of a tensor `[outer, axis, inner]` lie in an array `[outer, inner]`, by runs.
@@ -30,11 +30,15 @@ impl Reduced {
     pub(crate) fn add<S: Simd, const SQUARE: bool>(self, s: S, x: &[f32], sums: &mut [f32]) {
         for (run, x) in x.chunks(self.run).enumerate() {
             if self.is_constant() {
-                let mut sum = s.splat_f32s(0.0);
-                for x in x.chunks(S::F32_LANES) {
-                    sum = plus::<S, SQUARE>(s, sum, load(s, x));
+                let mut sum = [s.splat_f32s(0.0); MAX_PARTS];
+                for part in 0..parts::<S>() {
+                    let mut own = sum[part];
+                    for i in (part * S::F32_LANES..x.len()).step_by(LANES) {
+                        own = plus::<S, SQUARE>(s, own, load(s, &x[i..]));
+                    }
+                    sum[part] = own;
                 }
-                sums[run] += s.reduce_sum_f32s(sum);
+                sums[run] += total(s, &sum);
             } else {
                 let sums = &mut sums[run / self.axis * self.inner..][..self.run];
                 for (sums, x) in sums.chunks_mut(S::F32_LANES).zip(x.chunks(S::F32_LANES)) {

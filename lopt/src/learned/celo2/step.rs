@@ -7,10 +7,11 @@
 use super::features::{network_input, Celo2Features};
 use super::{Celo2, Orthogonalize, EPSILON, SMALL};
 use crate::kernel::dense::After;
+use crate::kernel::dot::mean_square;
 use crate::kernel::net::{Net, COLUMNS, MAX_LANES};
 use crate::kernel::{newton_schulz, Path};
 use crate::learned::adafac_mlp::accumulators::{cut, four, Accumulators, Averages, Means, Repeated, Visit};
-use crate::learned::adafac_mlp::factored::{mean_square, FactoredTensor};
+use crate::learned::adafac_mlp::factored::FactoredTensor;
 use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
 use crate::learned::adafac_mlp::features::{load_block, row, Normalizer, VectorTensor};
 use crate::rule::{Taped, UpdateRule};
@@ -305,6 +306,7 @@ impl Network<'_> {
 pub(super) mod tests {
     use super::*;
     use crate::learned::adafac_mlp::step::tests::layouts;
+    use crate::learned::derivative::bits;
     use outerloop_core::{Float, LearnedOptimizer};
     use std::sync::Arc;
 
@@ -362,8 +364,12 @@ pub(super) mod tests {
             let theta64: Vec<f64> = theta.iter().map(|t| f64::from(*t)).collect();
             for layout in &layouts {
                 let want = run(&Taped::new(rule.clone(), &theta64), layout);
+                let mut first = None;
                 for path in Path::available() {
                     let got = run(&Celo2Kernel::new(rule.clone(), &theta, path), layout);
+                    let bits = bits(&got);
+                    let first = first.get_or_insert_with(|| bits.clone());
+                    assert!(*first == bits, "bits on {path:?}: {rule:?} {layout:?}");
                     let close = |name: &str, a: &[f32], b: &[f64]| {
                         for (i, (a, b)) in a.iter().zip(b).enumerate() {
                             let error = (f64::from(*a) - b).abs();

@@ -9,16 +9,17 @@ use super::features::Celo2Features;
 use super::step::{clip_all, matrix, Celo2Kernel, MAX_GRAD};
 use super::{Orthogonalize, EPSILON, SMALL};
 use crate::features::factored::SQUARE_EPSILON;
+use crate::kernel::dot::{dot, mean_square};
 use crate::kernel::net_vjp::BLOCK;
 use crate::kernel::newton_schulz_vjp::Iterates;
 use crate::learned::adafac_mlp::accumulators::{cut, Accumulators, Means, Visit};
 use crate::learned::adafac_mlp::average::{loaded, mul_add, sums, Average};
 use crate::learned::adafac_mlp::backward::{Backward, Wanted};
-use crate::learned::adafac_mlp::factored::{dot, mean_square, FactoredTensor};
+use crate::learned::adafac_mlp::factored::FactoredTensor;
 use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
 use crate::learned::adafac_mlp::features::{store_row, VectorTensor};
 use crate::learned::adafac_mlp::tensor_vjp::TensorVjp;
-use outerloop_core::simd::{load, store, with_scratch};
+use outerloop_core::simd::{load, store, with_scratch, MAX_PARTS};
 use outerloop_core::{Entry, Key, OptState, UpdateAdjoint, UpdateVjp};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
@@ -261,7 +262,7 @@ impl Passes<'_> {
             old: &before.slots[slot].data[place.clone()],
             adjoint: &mut state.slots[slot].data[place],
         };
-        average.pull_back(s, more, value, value_adjoint, &mut s.splat_f32s(0.0));
+        average.pull_back(s, more, value, value_adjoint, &mut [s.splat_f32s(0.0); MAX_PARTS]);
     }
 }
 

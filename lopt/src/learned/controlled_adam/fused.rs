@@ -154,3 +154,29 @@ impl Optimizer<f32> for Fused {
         self.twin.update_vjp()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learned::derivative::bits;
+    use crate::learned::golden::noisy_theta;
+    use outerloop_core::contract::awkward_params;
+
+    #[test]
+    fn all_instructions_give_the_bits_of_the_portable_ones() {
+        let rule = ControlledAdam::default();
+        let theta: Vec<f32> = noisy_theta(&rule, 0.1).iter().map(|t| *t as f32).collect();
+        let opt = Fused::new(rule, &theta);
+        let key = Key::new(2);
+        let mut best = opt.init(&awkward_params(), Some(9), key);
+        let mut portable = best.clone();
+        let mut grad = vec![0.0; best.params.len()];
+        for t in 0..9 {
+            key.fold_in(t).fill_normal(&mut grad);
+            opt.update(&mut best, &grad, 0.0, key);
+            opt.run(&mut portable, &grad);
+            portable.step += 1;
+        }
+        assert_eq!(bits(&best), bits(&portable));
+    }
+}

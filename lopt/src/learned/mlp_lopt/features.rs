@@ -2,10 +2,14 @@
 
 use super::{DECAYS, TENSOR_FEATURES};
 use crate::features::normalize;
-use outerloop_core::simd::{load, store};
+use outerloop_core::simd::{load, parts, store, totals, LANES, MAX_PARTS};
 use outerloop_core::Layout;
 use pulp::Simd;
 use std::ops::Range;
+
+/// Numbers that are summed before the sum is added to those of the numbers before, which bounds the rounding
+/// error.
+const CHUNK: usize = 128 * LANES;
 
 /// Where a block starts, and the tensor that holds its first element.
 pub(super) struct Position {
@@ -52,26 +56,28 @@ impl Features<'_> {
     fn accumulate_tensor<S: Simd>(&mut self, s: S, range: Range<usize>) -> [f32; TENSOR_FEATURES] {
         let n = self.params.len();
         let mut total = [0.0; TENSOR_FEATURES];
-        // Sums of at most this many vectors before they are reduced bound the rounding error.
-        let chunk = 128 * S::F32_LANES;
-        for start in range.clone().step_by(chunk) {
-            let mut sums = [s.splat_f32s(0.0); TENSOR_FEATURES];
-            let end = range.end.min(start + chunk);
-            for i in (start..end).step_by(S::F32_LANES) {
-                let g = load(s, &self.grad[i..end]);
-                let p = load(s, &self.params[i..end]);
-                sums[0] = s.mul_add_e_f32s(g, g, sums[0]);
-                sums[1] = s.mul_add_e_f32s(p, p, sums[1]);
-                for (k, d) in DECAYS.iter().enumerate() {
-                    let m = &mut self.momentum[k * n..][i..end];
-                    let kept = s.mul_f32s(s.splat_f32s(*d as f32), load(s, m));
-                    let next = s.mul_add_e_f32s(s.splat_f32s((1.0 - d) as f32), g, kept);
-                    store(s, m, next);
-                    sums[2 + k] = s.mul_add_e_f32s(next, next, sums[2 + k]);
+        for start in range.clone().step_by(CHUNK) {
+            let mut sums = [[s.splat_f32s(0.0); TENSOR_FEATURES]; MAX_PARTS];
+            let end = range.end.min(start + CHUNK);
+            for part in 0..parts::<S>() {
+                let mut own = sums[part];
+                for i in (start + part * S::F32_LANES..end).step_by(LANES) {
+                    let g = load(s, &self.grad[i..end]);
+                    let p = load(s, &self.params[i..end]);
+                    own[0] = s.mul_add_e_f32s(g, g, own[0]);
+                    own[1] = s.mul_add_e_f32s(p, p, own[1]);
+                    for (k, d) in DECAYS.iter().enumerate() {
+                        let m = &mut self.momentum[k * n..][i..end];
+                        let kept = s.mul_f32s(s.splat_f32s(*d as f32), load(s, m));
+                        let next = s.mul_add_e_f32s(s.splat_f32s((1.0 - d) as f32), g, kept);
+                        store(s, m, next);
+                        own[2 + k] = s.mul_add_e_f32s(next, next, own[2 + k]);
+                    }
                 }
+                sums[part] = own;
             }
-            for (t, sum) in total.iter_mut().zip(sums) {
-                *t += s.reduce_sum_f32s(sum);
+            for (t, sum) in total.iter_mut().zip(totals(s, &sums)) {
+                *t += sum;
             }
         }
         total

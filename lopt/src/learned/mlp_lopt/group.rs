@@ -10,7 +10,7 @@ use crate::kernel::group_net::GroupNet;
 use crate::kernel::net::{stepped, MAX_LANES};
 use crate::learned::MlpLopt;
 use crate::rule::UpdateRule;
-use outerloop_core::simd::{with_scratch, Path, Simd, WithSimd};
+use outerloop_core::simd::{with_scratch, Path, Simd, WithSimd, LANES};
 use outerloop_core::{Layout, MemberUpdate, Optimizer, OptimizerGroup};
 use std::sync::{Arc, OnceLock};
 
@@ -87,7 +87,7 @@ impl OptimizerGroup<f32> for MlpGroup {
             let momentum = &update.state.slots[0].data;
             assert_eq!(momentum.len(), DECAYS.len() * n, "MlpLopt: length of the momenta");
         }
-        let vectors = n * GATHERED + TENSOR_FEATURES * (n + path.lanes()) + self.net.scratch(n);
+        let vectors = n * GATHERED + TENSOR_FEATURES * (n + LANES) + self.net.scratch(n);
         with_scratch(vectors * path.lanes(), |scratch| {
             path.run(Step { group: self, updates, layout: &layout, scratch });
         });
@@ -110,7 +110,7 @@ impl WithSimd for Step<'_, '_> {
         let n = self.layout.len();
         let (gathered, scratch) = self.scratch.split_at_mut(n * GATHERED * S::F32_LANES);
         let (x, scratch) = S::as_mut_simd_f32s(scratch).0.split_at_mut(TENSOR_FEATURES * n);
-        let (sums, units) = scratch.split_at_mut(TENSOR_FEATURES * S::F32_LANES);
+        let (sums, units) = scratch.split_at_mut(TENSOR_FEATURES * LANES);
         let mut steps = [0; MAX_LANES];
         for (m, update) in self.updates.iter().enumerate().filter(|(_, t)| !t.skip) {
             let mut rows = gathered.chunks_exact_mut(S::F32_LANES);
@@ -129,9 +129,7 @@ impl WithSimd for Step<'_, '_> {
         });
         for entry in self.layout.entries() {
             let range = entry.range();
-            for ((raw, x), sums) in
-                raw.iter().zip(x.chunks_exact_mut(n)).zip(sums.chunks_exact_mut(S::F32_LANES))
-            {
+            for ((raw, x), sums) in raw.iter().zip(x.chunks_exact_mut(n)).zip(sums.chunks_exact_mut(LANES)) {
                 normalize_tensor(s, &raw[range.clone()], &mut x[range.clone()], sums);
             }
         }
@@ -162,17 +160,17 @@ fn accumulate<S: Simd>(s: S, grad: &[S::f32s], momentum: &mut [S::f32s]) {
     }
 }
 
-/// `x ← raw / √(mean raw² + ε)`; the squares are added up as if the tensor lay along a vector. `sums`: one
-/// per element of a vector.
+/// `x ← raw / √(mean raw² + ε)`; the squares are added up as if the tensor lay along vectors. `sums`: one
+/// for every partial sum.
 #[inline(always)]
 fn normalize_tensor<S: Simd>(s: S, raw: &[S::f32s], x: &mut [S::f32s], sums: &mut [S::f32s]) {
     sums.fill(s.splat_f32s(0.0));
-    for raw in raw.chunks(S::F32_LANES) {
+    for raw in raw.chunks(LANES) {
         for (sum, raw) in sums.iter_mut().zip(raw) {
             *sum = s.mul_add_e_f32s(*raw, *raw, *sum);
         }
     }
-    let mut width = S::F32_LANES;
+    let mut width = LANES;
     while width > 1 {
         width /= 2;
         let (left, right) = sums.split_at_mut(width);

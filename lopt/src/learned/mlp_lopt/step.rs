@@ -196,6 +196,7 @@ impl Step<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learned::derivative::bits;
     use outerloop_core::contract::awkward_layout;
     use outerloop_core::LearnedOptimizer;
     use std::sync::Arc;
@@ -203,8 +204,8 @@ mod tests {
     /// Layouts with single tensors and mixtures, around the block sizes of every path.
     fn layouts() -> Vec<Arc<Layout>> {
         let mut all = vec![awkward_layout()];
-        let shapes: [&[usize]; 10] =
-            [&[10], &[], &[1], &[7, 33], &[33, 7], &[2, 3, 4, 5], &[0], &[23], &[24], &[49]];
+        let shapes: [&[usize]; 11] =
+            [&[10], &[], &[1], &[7, 33], &[33, 7], &[2, 3, 4, 5], &[0], &[23], &[24], &[49], &[2100]];
         all.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
         all.push(Arc::new(Layout::new((0..40).map(|i| (format!("{i:02}"), vec![i % 5])))));
         all.push(Arc::new(Layout::new([("b", vec![10]), ("none", vec![0]), ("w", vec![32, 64])])));
@@ -240,8 +241,12 @@ mod tests {
             let theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
             for layout in layouts() {
                 let want = run(&Taped::<_, f32>::new(rule.clone(), &theta), &layout, 50);
+                let mut first = None;
                 for path in Path::available() {
                     let got = run(&MlpKernel::new(rule.clone(), &theta, path), &layout, 50);
+                    let bits = bits(&got);
+                    let first = first.get_or_insert_with(|| bits.clone());
+                    assert!(*first == bits, "bits on {path:?}: {rule:?} {layout:?}");
                     let close = |a: &[f32], b: &[f32]| {
                         a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 2e-5 * (1.0 + b.abs()))
                     };

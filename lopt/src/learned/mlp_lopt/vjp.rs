@@ -8,6 +8,7 @@
 use super::features::{Features, Position};
 use super::step::MlpKernel;
 use super::{DECAYS, TENSOR_FEATURES};
+use crate::kernel::dot::dot;
 use crate::kernel::net_vjp::{NetVjp, BLOCK};
 use outerloop_core::simd::{load, store, with_scratch};
 use outerloop_core::{Key, OptState, UpdateAdjoint, UpdateVjp};
@@ -94,13 +95,9 @@ impl Vjp<'_> {
         // f̄ = s x̄ − c f with c = s³ mean(f x̄)
         let mut c = [0.0; TENSOR_FEATURES];
         for (f, c) in c.iter_mut().enumerate() {
-            let mut sum = s.splat_f32s(0.0);
             let (x, raw) =
                 (&self.feature_adjoint[f * n..][range.clone()], &self.features.raw(f)[range.clone()]);
-            for (x, raw) in x.chunks(S::F32_LANES).zip(raw.chunks(S::F32_LANES)) {
-                sum = s.mul_add_e_f32s(load(s, x), load(s, raw), sum);
-            }
-            *c = -scales[f].powi(3) * s.reduce_sum_f32s(sum) / entry.numel().max(1) as f32;
+            *c = -scales[f].powi(3) * dot(s, x, raw) / entry.numel().max(1) as f32;
         }
         for i in range.clone().step_by(S::F32_LANES) {
             let i = i..range.end;

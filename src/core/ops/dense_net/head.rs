@@ -2,7 +2,7 @@
 
 use super::BLOCK;
 use crate::ops::{scalar, Head};
-use crate::simd::exp;
+use crate::simd::{self, exp, parts, MAX_PARTS};
 use pulp::{Simd, WithSimd};
 
 /// What the rows should have been.
@@ -80,23 +80,29 @@ impl Loss<'_> {
         let mut tangents = self.tz.chunks_exact_mut(self.width);
         for (p, total) in self.z.chunks_exact_mut(self.width).zip(&mut sums) {
             let dz = S::as_mut_simd_f32s(p).0;
-            let Some((last, p)) = dz.split_last_mut() else { break };
-            let mut sum = zero;
-            for p in &*p {
-                sum = s.add_f32s(sum, *p);
-            }
+            let Some(last) = dz.last_mut() else { break };
             // Not a select: the compiler would make it a masked store, which is slow.
             *last = s.mul_f32s(*last, used_ones);
-            *total = s.reduce_sum_f32s(s.add_f32s(sum, *last));
+            let vectors = dz.len();
+            let mut sum = [zero; MAX_PARTS];
+            for v in (0..vectors).step_by(parts::<S>()) {
+                for part in 0..parts::<S>().min(vectors - v) {
+                    sum[part] = s.add_f32s(sum[part], dz[v + part]);
+                }
+            }
+            *total = simd::total(s, &sum);
             let inverse = s.splat_f32s(1.0 / *total);
             if let Some(t) = tangents.next() {
                 // d(dz) = w p ⊙ (ż − p·ż)
                 let t = S::as_mut_simd_f32s(t).0;
-                let mut dot = zero;
-                for (t, p) in t.iter().zip(&*dz) {
-                    dot = s.mul_add_e_f32s(*t, s.mul_f32s(*p, inverse), dot);
+                let mut dot = [zero; MAX_PARTS];
+                for v in (0..vectors).step_by(parts::<S>()) {
+                    for part in 0..parts::<S>().min(vectors - v) {
+                        let p = s.mul_f32s(dz[v + part], inverse);
+                        dot[part] = s.mul_add_e_f32s(t[v + part], p, dot[part]);
+                    }
                 }
-                let dot = s.splat_f32s(s.reduce_sum_f32s(dot));
+                let dot = s.splat_f32s(simd::total(s, &dot));
                 for (t, p) in t.iter_mut().zip(&*dz) {
                     let wp = s.mul_f32s(w, s.mul_f32s(*p, inverse));
                     *t = s.mul_f32s(wp, s.sub_f32s(*t, dot));
