@@ -168,7 +168,7 @@ mod tests {
         let theta: Vec<f32> = noisy_theta(&rule, 0.1).iter().map(|t| *t as f32).collect();
         let opt = Fused::new(rule, &theta);
         let key = Key::new(2);
-        let mut best = opt.init(&awkward_params(), Some(9), key);
+        let mut best = opt.init(&awkward_params(key), Some(9), key);
         let mut portable = best.clone();
         let mut grad = vec![0.0; best.params.len()];
         for t in 0..9 {
