@@ -15,6 +15,7 @@
 //! | [`tensor`] | the glue to dfdx: devices, the recording tape, parameter trees | add a [`Backend`](tensor::Backend) for a device; leave the tape |
 //! | [`ops`] | differentiable operations with exact second derivatives | add one: a file and a row in its tests |
 //! | [`nn`] | layers made of them | add one freely |
+//! | [`nan`] | comparisons that keep NaN | use it |
 //! | [`simd`] | vector instructions for kernels, one path per process | use it; leave the paths |
 //! | [`atomic`] | files that are whole or not there | use it |
 //! | [`contract`] | checks that every implementor's tests call | add a check when a trait gains an invariant |
@@ -34,6 +35,7 @@ mod key;
 mod layout;
 mod learned_optimizer;
 mod math;
+pub mod nan;
 pub mod nn;
 mod normal;
 pub mod ops;

@@ -2,6 +2,8 @@
 //! vectors. They are branch-free sequences of exact IEEE operations (with fused multiply-add), so
 //! every path gives the same bits.
 
+use crate::nan;
+
 /// Runs a loop compiled for the widest vectors of this machine. Keep the body inlinable, and sums
 /// sequential: then the result does not depend on the machine.
 #[inline(always)]
@@ -12,9 +14,8 @@ pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
 /// `e^x` within 2 units in the last place; 0, ∞ and NaN as usual, gradual underflow included.
 #[inline(always)]
 pub(crate) fn exp_f32(x: f32) -> f32 {
-    // Selects that keep NaN; beyond these bounds the result is 0 or ∞ anyway.
-    let x = if x > 89.0 { 89.0 } else { x };
-    let x = if x < -104.0 { -104.0 } else { x };
+    // Beyond these bounds the result is 0 or ∞ anyway.
+    let x = nan::clamp(x, -104.0, 89.0);
     // x = n ln 2 + r, |r| ≤ ln 2 / 2; adding 1.5·2²³ rounds to the nearest integer.
     const MAGIC: f32 = 12_582_912.0;
     let shifted = x.mul_add(std::f32::consts::LOG2_E, MAGIC);

@@ -194,7 +194,7 @@ impl Elementwise for RAdam {
         let m = b1 * m + rest1 * g;
         let v = b2 * v + rest2 * g.square();
         let root = (v * v_scale + eps_root).sqrt() + eps;
-        let denominator = S::select(rectified.ge(S::of(0.5)), root, S::of(1.0));
+        let denominator = S::select(rectified >= S::of(0.5), root, S::of(1.0));
         (p - scale * m / denominator, [m, v])
     }
 }
@@ -239,7 +239,7 @@ impl Elementwise for AdaGrad {
         let s = s + g.square();
         let zero = S::of(0.0);
         // 0/0 where nothing has come yet and ε = 0.
-        (p - S::select(zero.ge(s), zero, lr * g / (s + eps).sqrt()), [s])
+        (p - S::select(zero >= s, zero, lr * g / (s + eps).sqrt()), [s])
     }
 }
 crate::elementwise_optimizer!(AdaGrad);

@@ -1,7 +1,7 @@
 //! Wrappers that clip the gradient.
 
 use super::elementwise::sum_f64;
-use outerloop_core::{Float, Key, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{nan, Float, Key, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
 use std::borrow::Cow;
 
 /// Clips the gradient before another optimizer sees it.
@@ -16,7 +16,8 @@ pub enum ClipRule {
     /// Every element to `[-c, c]`; NaN stays. The derivative is 0 outside and 1 inside, the bounds
     /// included.
     Value(f64),
-    /// The whole gradient is scaled to the norm `c` if its 2-norm over all tensors exceeds `c`.
+    /// The whole gradient is scaled to the norm `c` if its 2-norm over all tensors exceeds `c`. One NaN
+    /// makes the norm, and so all elements, NaN.
     GlobalNorm(f64),
 }
 
@@ -36,22 +37,10 @@ impl ClipRule {
     /// The clipped gradient.
     pub fn clip<E: Float>(self, grad: &[E]) -> Vec<E> {
         match self {
-            ClipRule::Value(c) => {
-                let (low, high) = (E::of(-c), E::of(c));
-                let clip = |g: &E| {
-                    if *g > high {
-                        high
-                    } else if *g < low {
-                        low
-                    } else {
-                        *g
-                    }
-                };
-                grad.iter().map(clip).collect()
-            }
+            ClipRule::Value(c) => grad.iter().map(|g| nan::clamp(*g, E::of(-c), E::of(c))).collect(),
             ClipRule::GlobalNorm(c) => {
-                let norm = norm(grad);
-                let scale = if norm > c { E::of(c / norm) } else { E::of(1.0) };
+                // 1 up to the norm c, c/|g| above it, NaN if there is no norm.
+                let scale = E::of(nan::min(1.0, c / norm(grad)));
                 grad.iter().map(|g| *g * scale).collect()
             }
         }
@@ -69,14 +58,14 @@ impl ClipRule {
             }
             ClipRule::GlobalNorm(c) => {
                 let norm = norm(grad);
-                if norm > c {
-                    // d(c g/|g|) = c/|g| (dg − g (g·dg)/|g|²), a symmetric map.
-                    let products: Vec<f64> =
-                        grad.iter().zip(&*adjoint).map(|(g, a)| g.f64() * a.f64()).collect();
-                    let along = sum_f64(&products) / (norm * norm);
-                    for (a, g) in adjoint.iter_mut().zip(grad) {
-                        *a = E::of(c / norm * (a.f64() - along * g.f64()));
-                    }
+                if norm <= c {
+                    return;
+                }
+                // d(c g/|g|) = c/|g| (dg − g (g·dg)/|g|²), a symmetric map.
+                let products: Vec<f64> = grad.iter().zip(&*adjoint).map(|(g, a)| g.f64() * a.f64()).collect();
+                let along = sum_f64(&products) / (norm * norm);
+                for (a, g) in adjoint.iter_mut().zip(grad) {
+                    *a = E::of(c / norm * (a.f64() - along * g.f64()));
                 }
             }
         }
@@ -134,5 +123,7 @@ mod tests {
         assert_eq!(ClipRule::GlobalNorm(2.5).clip(&[3.0f32, -4.0]), [1.5, -2.0]);
         assert_eq!(ClipRule::GlobalNorm(6.0).clip(&[3.0f32, -4.0]), [3.0, -4.0]);
         assert_eq!(ClipRule::GlobalNorm(1.0).clip(&[0.0f32]), [0.0]);
+        // Elements beside NaN would pass without limit.
+        assert!(ClipRule::GlobalNorm(1.0).clip(&[f32::NAN, 1e6]).iter().all(|g| g.is_nan()));
     }
 }

@@ -1,6 +1,7 @@
 //! Eigenvalues of small symmetric matrices, and inverse roots with their derivative.
 
 use super::graph::{product, transposed};
+use outerloop_core::nan;
 
 /// Eigenvalues and eigenvectors of a symmetric matrix `[n, n]`; row i of the second is the vector of
 /// value i. Householder's reduction to a tridiagonal matrix, then implicit QL; accurate to about
@@ -162,12 +163,12 @@ impl InverseRoot {
     }
 
     fn largest(&self) -> f64 {
-        self.values.iter().fold(f64::MIN, |m, x| m.max(*x))
+        self.values.iter().copied().fold(f64::MIN, nan::max)
     }
 
     /// The damped eigenvalues.
     fn damped(&self) -> Vec<f64> {
-        let r = self.ridge * self.largest().max(1e-6);
+        let r = self.ridge * nan::max(self.largest(), 1e-6);
         self.values.iter().map(|x| x + r).collect()
     }
 

@@ -4,7 +4,7 @@
 
 use super::elementwise::sum_f64;
 use crate::rule::dual::{Dual, Scalar};
-use outerloop_core::Float;
+use outerloop_core::{nan, Float};
 
 /// A buffer in a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,10 +188,10 @@ impl<E: Float> Graph<E> {
         })
     }
 
-    /// The largest element along one axis; the derivative belongs to the first of equals.
+    /// The largest element along one axis, NaN if there is one; the derivative belongs to the first of equals.
     pub fn max_axis(&mut self, v: Var, s: Around) -> Var {
         let x = &self.values[v.0];
-        let largest = |i| s.slice(i).reduce(|a, b| if x[b] > x[a] { b } else { a });
+        let largest = |i| s.slice(i).reduce(|a, b| if nan::is_max(&x[a], &x[b]) { a } else { b });
         let from: Vec<usize> = (0..s.reduced_len()).filter_map(largest).collect();
         let out = from.iter().map(|j| x[*j]).collect();
         self.push(out, || {

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Lion: `p ← p − lr (sign(β₁ m + (1−β₁) g) + λ p)`, then `m ← β₂ m + (1−β₂) g`.
 ///
-/// The derivative of the sign is 0.
+/// The derivative of the sign is 0. NaN has no sign and ∞ would keep its own in m for good, whatever comes
+/// after: both turn the parameter into NaN.
 /// Reference: Chen et al. 2023, arXiv:2302.06675.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -48,7 +49,9 @@ impl Elementwise for Lion {
         [m]: [S; 1],
         g: S,
     ) -> (S, [S; 1]) {
-        let direction = (b1 * m + rest1 * g).sign();
+        let mean = b1 * m + rest1 * g;
+        // mean − mean: 0, or NaN where the mean is not finite.
+        let direction = mean.sign() + (mean - mean);
         (p - lr * direction - decay * p, [b2 * m + rest2 * g])
     }
 }

@@ -78,7 +78,7 @@ impl Tensorwise for Sm3 {
         let c = if self.beta2 == 1.0 { 1.0 } else { 1.0 - self.beta2 };
         let a = map!(graph, [least, g], |k; a, g| k(self.beta2) * a + k(c) * g.square());
         let n = map!(graph, [slots[1], a, g], |k; n, a, g| {
-            let u = Scalar::select(Scalar::ge(k(0.0), a), k(0.0), g / Scalar::sqrt(a + k(1e-8)));
+            let u = Scalar::select(k(0.0) >= a, k(0.0), g / Scalar::sqrt(a + k(1e-8)));
             k(self.momentum) * n + k(1.0 - self.momentum) * u
         });
         let accumulators: Vec<Var> = axes

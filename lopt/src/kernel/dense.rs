@@ -1,6 +1,7 @@
 //! One dense layer over feature-major blocks of V vectors, in register tiles.
 
 use super::apart;
+use outerloop_core::nan;
 use pulp::bytemuck::{cast_slice, cast_slice_mut};
 use pulp::{Simd, WithSimd};
 
@@ -187,12 +188,5 @@ fn step<S: Simd, const J: usize, const V: usize>(
 /// `max(x, 0)`, NaN stays NaN.
 #[inline(always)]
 pub(crate) fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    let zero = s.splat_f32s(0.0);
-    if const { S::F32_LANES < 8 } {
-        // Scalars drop NaN, and NEON gives max(0, −0) another sign.
-        s.select_f32s(s.less_than_f32s(x, zero), zero, x)
-    } else {
-        // The maximum of x86 is its second argument, unless the first one is larger.
-        s.max_f32s(zero, x)
-    }
+    nan::at_least(s, x, s.splat_f32s(0.0))
 }

@@ -1,15 +1,22 @@
 //! Forward-mode numbers: an update rule written once over [`Scalar`] runs on f32 and f64 and, on
 //! [`Dual`] numbers, yields its exact derivatives.
 
-use outerloop_core::Float;
+use outerloop_core::{nan, Float};
+use std::cmp::Ordering;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 /// What an update rule computes with: f32, f64, or [`Dual`] numbers over them.
 ///
 /// Choices (`max`, `min`, `select`) go by value; at a tie the first argument is taken, and its
-/// derivative with it.
+/// derivative with it. NaN is never chosen away ([`outerloop_core::nan`]).
 pub trait Scalar:
-    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
+    Copy
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
 {
     /// A constant, rounded from f64.
     fn of(x: f64) -> Self;
@@ -25,33 +32,26 @@ pub trait Scalar:
     fn powf(self, n: f64) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
-    /// Whether the value is at least that of `other`; false for NaN.
-    fn ge(self, other: Self) -> bool;
     /// `a` if `condition`, else `b`.
     fn select(condition: bool, a: Self, b: Self) -> Self;
 
     /// Absolute value; derivative 1 at 0.
     #[inline(always)]
     fn abs(self) -> Self {
-        Self::select(self.ge(Self::of(0.0)), self, -self)
+        Self::select(self >= Self::of(0.0), self, -self)
     }
     /// The larger of two.
     #[inline(always)]
     fn max(self, other: Self) -> Self {
-        Self::select(self.ge(other), self, other)
+        Self::select(nan::is_max(&self, &other), self, other)
     }
     /// The smaller of two.
     #[inline(always)]
     fn min(self, other: Self) -> Self {
-        Self::select(other.ge(self), self, other)
+        Self::select(nan::is_min(&self, &other), self, other)
     }
     /// -1, 0 or 1, a constant.
-    #[inline(always)]
-    fn sign(self) -> Self {
-        let zero = Self::of(0.0);
-        let not_positive = Self::select(zero.ge(self), zero, Self::of(1.0));
-        Self::select(self.ge(zero), not_positive, Self::of(-1.0))
-    }
+    fn sign(self) -> Self;
     /// `self * self`.
     #[inline(always)]
     fn square(self) -> Self {
@@ -89,8 +89,8 @@ impl<E: Float> Scalar for E {
         num_traits::Float::tanh(self)
     }
     #[inline(always)]
-    fn ge(self, other: Self) -> bool {
-        PartialOrd::ge(&self, &other)
+    fn sign(self) -> Self {
+        nan::sign(self)
     }
     #[inline(always)]
     fn select(condition: bool, a: Self, b: Self) -> Self {
@@ -102,8 +102,8 @@ impl<E: Float> Scalar for E {
     }
 }
 
-/// A value with its derivatives along `N` directions.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A value with its derivatives along `N` directions. Comparisons are of values.
+#[derive(Clone, Copy, Debug)]
 pub struct Dual<E, const N: usize> {
     /// The value.
     pub value: E,
@@ -135,6 +135,27 @@ impl<E: Float, const N: usize> Dual<E, N> {
     }
 }
 
+impl<E: Float, const N: usize> PartialEq for Dual<E, N> {
+    #[inline(always)]
+    fn eq(&self, b: &Self) -> bool {
+        self.value == b.value
+    }
+}
+impl<E: Float, const N: usize> PartialOrd for Dual<E, N> {
+    #[inline(always)]
+    fn partial_cmp(&self, b: &Self) -> Option<Ordering> {
+        self.value.partial_cmp(&b.value)
+    }
+    // By the instruction, not by `partial_cmp`: loops over these vectorize.
+    #[inline(always)]
+    fn ge(&self, b: &Self) -> bool {
+        self.value >= b.value
+    }
+    #[inline(always)]
+    fn le(&self, b: &Self) -> bool {
+        self.value <= b.value
+    }
+}
 impl<E: Float, const N: usize> Add for Dual<E, N> {
     type Output = Self;
     #[inline(always)]
@@ -207,8 +228,8 @@ impl<E: Float, const N: usize> Scalar for Dual<E, N> {
         self.chain(y, <E as Float>::of(1.0) - y * y)
     }
     #[inline(always)]
-    fn ge(self, other: Self) -> bool {
-        self.value >= other.value
+    fn sign(self) -> Self {
+        Self::constant(nan::sign(self.value))
     }
     #[inline(always)]
     fn select(condition: bool, a: Self, b: Self) -> Self {
@@ -244,6 +265,14 @@ mod tests {
         assert_eq!(Dual::<f64, 1>::variable(0.0, 0).sqrt().d, [0.0]);
         let (a, b) = (Dual::<f64, 2>::variable(1.0, 0), Dual::variable(1.0, 1));
         assert_eq!((a.max(b).d, a.min(b).d), ([1.0, 0.0], [1.0, 0.0]));
-        assert!(Scalar::max(f64::NAN, 1.0) == 1.0 && Scalar::sign(-0.0f64) == 0.0);
+        assert_eq!(Scalar::sign(-0.0f64), 0.0);
+    }
+
+    #[test]
+    fn choices_keep_nan() {
+        let (nan, one) = (Dual::<f32, 1>::variable(f32::NAN, 0), Dual::constant(1.0));
+        for x in [nan.max(one), one.max(nan), nan.min(one), one.min(nan), nan.sign(), nan.abs()] {
+            assert!(x.value.is_nan());
+        }
     }
 }

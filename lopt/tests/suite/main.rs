@@ -1,5 +1,6 @@
 //! Tests over all optimizers of the crate, one program: a module per subject.
 
+mod bad_steps;
 mod contract;
 mod f32_derivatives;
 mod golden;

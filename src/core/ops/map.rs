@@ -92,7 +92,7 @@ macro_rules! unary {
         /// `[f, f', f'']`.
         pub mod scalar {
             use super::{k, pick};
-            use crate::Float;
+            use crate::{nan, Float};
             $(
                 $(#[$m])*
                 #[inline(always)]
@@ -153,7 +153,7 @@ unary! {
     }
     /// `max(x, 0)`; NaN stays NaN; derivative 0 at 0.
     fn relu(x) {
-        [pick(x < k(0.0), k(0.0), x), pick(x > k(0.0), k(1.0), k(0.0)), k(0.0)]
+        [nan::max(x, k(0.0)), pick(x > k(0.0), k(1.0), k(0.0)), k(0.0)]
     }
     /// `x` if positive, else `slope · x`.
     fn leaky_relu(x, slope) {
@@ -162,13 +162,11 @@ unary! {
     }
     /// `min(max(x, 0), 6)`; derivative 0 at 0 and 6.
     fn relu6(x) {
-        let y = pick(x < k(0.0), k(0.0), pick(x > k(6.0), k(6.0), x));
-        [y, pick(x > k(0.0) && x < k(6.0), k(1.0), k(0.0)), k(0.0)]
+        [nan::clamp(x, k(0.0), k(6.0)), pick(x > k(0.0) && x < k(6.0), k(1.0), k(0.0)), k(0.0)]
     }
     /// `min(max(x, low), high)`; derivative 0 at the bounds.
     fn clip(x, low, high) {
-        let y = pick(x < low, low, pick(x > high, high, x));
-        [y, pick(x > low && x < high, k(1.0), k(0.0)), k(0.0)]
+        [nan::clamp(x, low, high), pick(x > low && x < high, k(1.0), k(0.0)), k(0.0)]
     }
     /// `λ x` if positive, else `λ α (e^x − 1)`, with the constants of Klambauer et al. 2017.
     fn selu(x) {

@@ -1,6 +1,7 @@
 //! Sums, means and maxima.
 
 use super::raw::{apply, flat, Affine, AffineOp};
+use crate::nan;
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::HasShape;
 
@@ -60,11 +61,7 @@ impl<E: Float> AffineOp<E> for Max<E> {
                 let at = |k: usize| (o * self.n + k) * self.inner + i;
                 let mut max = x[at(0)];
                 for k in 1..self.n {
-                    let v = x[at(k)];
-                    // NaN wins, as it does in a sum.
-                    if v > max || num_traits::Float::is_nan(v) {
-                        max = v;
-                    }
+                    max = nan::max(max, x[at(k)]);
                 }
                 let count = (0..self.n).filter(|&k| x[at(k)] == max).count();
                 for k in (0..self.n).filter(|&k| x[at(k)] == max) {

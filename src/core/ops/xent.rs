@@ -2,6 +2,7 @@
 
 use super::raw::{apply, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
+use crate::nan;
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Tensor};
 use dfdx::prelude::HasShape;
 
@@ -29,7 +30,7 @@ impl<E: Float> RawOp<E> for Xent<E> {
         let mut loss = E::of(0.0);
         for ((row, &label), &w) in self.probs.chunks_exact_mut(c).zip(&self.labels).zip(&self.weights) {
             // −ln softmax = max − z_label + ln Σ e^(z−max); the logarithm follows below.
-            let max = row.iter().fold(row[0], |a, &b| if b > a { b } else { a });
+            let max = row.iter().copied().fold(row[0], nan::max);
             row.iter_mut().for_each(|v| *v -= max);
             loss -= w * row[label as usize];
         }

@@ -1,5 +1,6 @@
 //! Vectorized elementary functions, for use inside kernels.
 
+use crate::nan;
 use pulp::Simd;
 
 /// 1.5 · 2²³: adding it rounds to an integer and leaves that integer in the low bits.
@@ -19,10 +20,7 @@ fn power_of_two<S: Simd>(s: S, n_plus_round: S::f32s) -> S::f32s {
 /// factors, so that the ends of the range need no special case.
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    // Selects, not min and max: those drop NaN.
-    let (lo, hi) = (s.splat_f32s(-104.0), s.splat_f32s(89.0));
-    let x = s.select_f32s(s.less_than_f32s(x, lo), lo, x);
-    let x = s.select_f32s(s.less_than_f32s(hi, x), hi, x);
+    let x = nan::at_most(s, nan::at_least(s, x, s.splat_f32s(-104.0)), s.splat_f32s(89.0));
     let round = s.splat_f32s(ROUND);
     let n = s.sub_f32s(s.mul_add_e_f32s(x, s.splat_f32s(std::f32::consts::LOG2_E), round), round);
     // ln 2 in two parts; n times the first is exact.

@@ -12,7 +12,7 @@ use crate::features::normalize;
 use crate::kernel::dot::mean_square;
 use crate::kernel::net::MAX_LANES;
 use outerloop_core::simd::{load, store};
-use outerloop_core::Layout;
+use outerloop_core::{nan, Layout};
 use pulp::Simd;
 use std::ops::Range;
 
@@ -123,8 +123,7 @@ fn normalizer<S: Simd>(s: S, x: &[f32]) -> f32 {
 /// `max(x, 1e-9)^-½`; NaN stays NaN.
 #[inline(always)]
 fn safe_rsqrt<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    let floor = s.splat_f32s(EPSILON as f32);
-    rsqrt(s, s.select_f32s(s.less_than_f32s(x, floor), floor, x))
+    rsqrt(s, nan::at_least(s, x, s.splat_f32s(EPSILON as f32)))
 }
 
 /// The scratch of the largest row and column [`Table`]s of these tensors.

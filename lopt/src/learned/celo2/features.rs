@@ -6,6 +6,7 @@ use crate::learned::adafac_mlp::factored::FactoredTensor;
 use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
 use crate::learned::adafac_mlp::features::{products, row, row_mut, Tensor};
 use crate::learned::adafac_mlp::tensor_vjp::TensorAdjoint;
+use outerloop_core::nan;
 use pulp::Simd;
 
 /// The clipped gradient among the features is in ± this.
@@ -89,9 +90,7 @@ pub(super) fn network_input(counts: [usize; 3], i: usize) -> usize {
 /// `x`, at most `±limit`; NaN stays.
 #[inline(always)]
 pub(super) fn clip<S: Simd>(s: S, x: S::f32s, limit: f32) -> S::f32s {
-    let (low, high) = (s.splat_f32s(-limit), s.splat_f32s(limit));
-    let x = s.select_f32s(s.less_than_f32s(x, low), low, x);
-    s.select_f32s(s.less_than_f32s(high, x), high, x)
+    nan::at_most(s, nan::at_least(s, x, s.splat_f32s(-limit)), s.splat_f32s(limit))
 }
 
 /// `adjoint`, or 0 where [`clip`] changes `x`.

@@ -4,7 +4,7 @@
 
 use super::{constant_features, ControlledAdam, EPSILON};
 use crate::rule::{Taped, UpdateRule};
-use outerloop_core::{Entry, Key, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::{nan, Entry, Key, OptState, Optimizer, Params, UpdateVjp};
 use std::ops::Range;
 
 /// Numbers that are summed side by side.
@@ -40,8 +40,7 @@ impl Fused {
                 y.iter_mut().zip(w).for_each(|(y, w)| *y += x * w);
             }
             if i + 1 < self.layers.len() {
-                // NaN stays NaN.
-                y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
+                y.iter_mut().for_each(|y| *y = nan::max(*y, 0.0));
             }
             x = y;
         }

@@ -1,7 +1,7 @@
 //! Operations on each element, and on pairs of elements.
 
 use super::Var;
-use outerloop_core::Float;
+use outerloop_core::{nan, Float};
 use std::ops;
 
 impl<E: Float> Var<E> {
@@ -24,7 +24,7 @@ impl<E: Float> Var<E> {
     /// `max(x, 0)`; NaN stays NaN; slope 0 at 0.
     pub fn relu(&self) -> Self {
         let zero = E::of(0.0);
-        self.map(move |x| if x < zero { zero } else { x }, move |x, _| if x <= zero { zero } else { E::ONE })
+        self.map(move |x| nan::max(x, zero), move |x, _| if x <= zero { zero } else { E::ONE })
     }
     /// `x²`.
     pub fn square(&self) -> Self {
@@ -50,29 +50,19 @@ impl<E: Float> Var<E> {
     }
     /// `|x|`; slope 0 at 0.
     pub fn abs(&self) -> Self {
-        let zero = E::of(0.0);
-        let sign = move |x, _| if x == zero { zero } else { num_traits::Float::signum(x) };
-        self.map(|x| num_traits::Float::abs(x), sign)
+        self.map(|x| num_traits::Float::abs(x), |x, _| nan::sign(x))
     }
     /// -1, 0 or 1; no adjoint.
     pub fn sign(&self) -> Self {
-        let zero = E::of(0.0);
-        let sign = |x: &E| if *x == zero { zero } else { num_traits::Float::signum(*x) };
-        Var::constant(self.value.iter().map(sign).collect())
+        Var::constant(self.value.iter().map(|x| nan::sign(*x)).collect())
     }
     /// `x` limited to `[lo, hi]`; slope 0 outside. NaN stays NaN.
     pub fn clip(&self, lo: f64, hi: f64) -> Self {
         let (lo, hi) = (E::of(lo), E::of(hi));
-        let clip = move |x: E| {
-            if x < lo {
-                lo
-            } else if x > hi {
-                hi
-            } else {
-                x
-            }
-        }; // NaN stays
-        self.map(clip, move |x, _| if x < lo || x > hi { E::of(0.0) } else { E::ONE })
+        self.map(
+            move |x| nan::clamp(x, lo, hi),
+            move |x, _| if x < lo || x > hi { E::of(0.0) } else { E::ONE },
+        )
     }
     /// `x · c`.
     pub fn scale(&self, c: f64) -> Self {
@@ -95,13 +85,9 @@ impl<E: Float> Var<E> {
     }
     /// The elementwise larger one, NaN if one is NaN; a tie belongs to `self`.
     pub fn max(&self, other: &Self) -> Self {
-        let pick = |a: E, b: E| b > a || (num_traits::Float::is_nan(b) && !num_traits::Float::is_nan(a));
-        self.zip(
-            other,
-            move |a, b| if pick(a, b) { b } else { a },
-            move |a, b| if pick(a, b) { E::of(0.0) } else { E::ONE },
-            move |a, b| if pick(a, b) { E::ONE } else { E::of(0.0) },
-        )
+        let slope = |is_taken| if is_taken { E::ONE } else { E::of(0.0) };
+        let of_first = move |a, b| slope(nan::is_max(&a, &b));
+        self.zip(other, nan::max, of_first, move |a, b| slope(!nan::is_max(&a, &b)))
     }
     /// The elementwise smaller one, NaN if one is NaN; a tie belongs to `self`.
     pub fn min(&self, other: &Self) -> Self {
