@@ -1,6 +1,6 @@
 //! [`LearnedOptimizer`]: optimizers indexed by meta-parameters.
 
-use crate::{Float, Key, Layout, Optimizer, OptimizerGroup};
+use crate::{Float, Key, Layout, Optimizer, OptimizerGroup, Result};
 use std::sync::Arc;
 
 /// A family of optimizers, indexed by meta-parameters theta. Learning lives outside the optimizer.
@@ -15,6 +15,14 @@ pub trait LearnedOptimizer<E: Float = f32>: Send + Sync {
     /// Architecture and hyperparameters: what a theta file must match, as `name(key=value, ...)`.
     fn architecture(&self) -> String {
         self.name()
+    }
+
+    /// Whether every hyperparameter is in its range; see [`Optimizer::validate`].
+    ///
+    /// # Errors
+    /// The first hyperparameter that is out of its range, with the range.
+    fn validate(&self) -> Result<()> {
+        Ok(())
     }
 
     /// Names and shapes of theta.

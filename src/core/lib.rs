@@ -8,6 +8,7 @@
 //! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors | implement it, in your crate |
 //! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see | implement it for what dfdx cannot express |
 //! | [`optimizer`](Optimizer) | update rules, their derivatives and their state | implement it, in your crate |
+//! | [`interval`](Interval) | ranges of settings | use it in `validate` |
 //! | [`group`](OptimizerGroup) | optimizers that step together because that is faster | implement it for a rule with a kernel over several thetas |
 //! | [`learned_optimizer`](LearnedOptimizer) | optimizers indexed by theta | implement it, in your crate |
 //! | [`float`](Float), `math` | f32 and f64, and exponentials that vectorize | leave it: results depend on every bit |
@@ -31,6 +32,7 @@ mod evaluator;
 mod flat;
 mod float;
 mod group;
+mod interval;
 mod key;
 mod layout;
 mod learned_optimizer;
@@ -49,6 +51,7 @@ pub use evaluator::{in_f32, BatchKey, Evaluator, Split};
 pub use flat::{FlatFamily, FlatTask, SingleTask, Typed};
 pub use float::Float;
 pub use group::{MemberUpdate, OptimizerGroup};
+pub use interval::{check_settings, Interval};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use learned_optimizer::LearnedOptimizer;

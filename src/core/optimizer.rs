@@ -122,6 +122,15 @@ pub trait Optimizer<E: Float = f32>: Send + Sync {
     /// The state before the first update. `num_steps`: planned number of updates, if known.
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E>;
 
+    /// Whether every hyperparameter is in its range. Structs with public fields can hold any number: who
+    /// builds an optimizer from settings asks this before the first update. `Ok` by default.
+    ///
+    /// # Errors
+    /// The first hyperparameter that is out of its range, with the range.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// One update in place. `loss`: the loss that `grad` belongs to. `key`: the training run's key,
     /// the same at every step; a rule that draws numbers folds in `state.step`.
     ///

@@ -1,6 +1,6 @@
 //! A wrapper that averages gradients over several calls.
 
-use outerloop_core::{Float, Key, OptState, Optimizer, Params, Slot, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{Float, Key, OptState, Optimizer, Params, Result, Slot, UpdateAdjoint, UpdateVjp};
 use std::borrow::Cow;
 
 /// Gradient accumulation: sums gradients and losses, and at every `num_average`-th call gives their
@@ -56,6 +56,9 @@ impl<E: Float> Optimizer<E> for Accumulate<E> {
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         let inner = self.inner.init(params, num_steps.map(|n| n / self.num_average), key);
         OptState { num_steps, ..inner }.with_zeros(SLOTS[0]).with_slot(SLOTS[1], 1, E::of(0.0))
+    }
+    fn validate(&self) -> Result<()> {
+        self.inner.validate()
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         assert_eq!(grad.len(), state.params.len(), "update: length of the gradient");

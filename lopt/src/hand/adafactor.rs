@@ -3,11 +3,11 @@
 use super::graph::{map, Around, Graph, Var};
 use super::{At, Schedule, Tensorwise};
 use crate::rule::dual::Scalar;
-use outerloop_core::Float;
+use outerloop_core::{check_settings, Float, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// Adafactor: second moments kept as row and column means. With `g₂ = g² + ε` and the decay
-/// `β = 1 − (t − offset)^(−rate)`, row and col are averages of the means of g₂ over the largest (d₀)
+/// `β = 1 − max(t − offset, 1)^(−rate)`, row and col are averages of the means of g₂ over the largest (d₀)
 /// and the second largest axis (d₁), and `u = g (row/mean_d₁(row))^−½ col^−½`; tensors with a small
 /// second axis keep `u = g v^−½`. Then `u ← u/max(1, rms(u)/clip)`, times lr, times
 /// `max(rms(p), 1e-3)`, momentum, weight decay, `p ← p − u`.
@@ -22,7 +22,7 @@ pub struct Adafactor {
     pub factoring: Factoring,
     /// Default 0.8.
     pub decay_rate: f64,
-    /// Updates that the decay starts late; default 0.
+    /// Updates that the decay starts late; until then `β = 0`. Default 0.
     pub decay_offset: f64,
     /// Default relative.
     pub step_size: StepSize,
@@ -92,6 +92,18 @@ impl Tensorwise for Adafactor {
     fn name(&self) -> String {
         "adafactor".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("decay_rate", self.decay_rate, Interval::NOT_NEGATIVE),
+            ("decay_offset", self.decay_offset, Interval::NOT_NEGATIVE),
+            ("clipping_threshold", self.clipping_threshold.unwrap_or(1.0), Interval::POSITIVE),
+            ("momentum", self.momentum.unwrap_or(0.0), Interval::DECAY),
+            ("weight_decay_rate", self.weight_decay_rate.unwrap_or(0.0), Interval::NOT_NEGATIVE),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn slots(&self, shape: &[usize]) -> Vec<(&'static str, Vec<f64>)> {
         let n: usize = shape.iter().product();
         let without = |axis: usize| n / shape[axis].max(1);
@@ -113,7 +125,7 @@ impl Tensorwise for Adafactor {
         g: Var,
     ) -> (Var, Vec<Var>) {
         let lr = self.learning_rate.at(at.step, at.num_steps);
-        let decay = 1.0 - (at.t() - self.decay_offset).powf(-self.decay_rate);
+        let decay = 1.0 - (at.t() - self.decay_offset).max(1.0).powf(-self.decay_rate);
         let g2 = map!(graph, [g], |k; g| g.square() + k(self.epsilon));
         let mut new = slots.to_vec();
         let mut u = match self.factored_axes(shape) {

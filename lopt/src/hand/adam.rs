@@ -4,7 +4,7 @@ use super::graph::{map, Graph, Var};
 use super::{At, Elementwise, Schedule};
 use crate::kernel::Fused;
 use crate::rule::dual::Scalar;
-use outerloop_core::Float;
+use outerloop_core::{check_settings, Float, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// Adam: `m ← β₁ m + (1−β₁) g`, `v ← β₂ v + (1−β₂) g²`,
@@ -49,6 +49,16 @@ impl Elementwise for Adam {
 
     fn name(&self) -> String {
         "adam".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("epsilon_root", self.epsilon_root, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
     }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 9] {
         let lr = self.learning_rate.at(at.step, at.num_steps);
@@ -112,6 +122,17 @@ impl Elementwise for AdamW {
     fn name(&self) -> String {
         "adamw".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("epsilon_root", self.epsilon_root, Interval::NOT_NEGATIVE),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 9] {
         let lr = self.learning_rate.at(at.step, at.num_steps);
         let constants = [lr, self.beta1, self.beta2, self.epsilon, self.epsilon_root, self.weight_decay];
@@ -141,7 +162,7 @@ pub(crate) fn adam_direction<S: Scalar>(
 ) -> (S, [S; 2]) {
     let m = b1 * m + rest1 * g;
     let v = b2 * v + rest2 * g.square();
-    (scale * m / ((v * v_scale + eps_root).sqrt() + eps), [m, v])
+    ((scale * m).over((v * v_scale + eps_root).sqrt() + eps), [m, v])
 }
 
 /// [`adam_direction`] of a tensor.

@@ -2,6 +2,7 @@
 
 use super::{At, Elementwise, Initial, Schedule};
 use crate::rule::dual::Scalar;
+use outerloop_core::{check_settings, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// `[lr/(1−β₁ᵗ), β₁, 1−β₁, β₂, 1−β₂, 1/(1−β₂ᵗ), ε, ε_root]`
@@ -49,6 +50,16 @@ impl Elementwise for AdaBelief {
     fn name(&self) -> String {
         "adabelief".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("epsilon_root", self.epsilon_root, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 8] {
         let lr = self.learning_rate.at(at.step, at.num_steps);
         coeffs(lr, [self.beta1, self.beta2], [self.epsilon, self.epsilon_root], at).map(S::of)
@@ -63,7 +74,7 @@ impl Elementwise for AdaBelief {
     ) -> (S, [S; 2]) {
         let m = b1 * m + rest1 * g;
         let s = b2 * s + rest2 * (g - m).square() + eps_root;
-        (p - scale * m / ((s * s_scale).sqrt() + eps), [m, s])
+        (p - (scale * m).over((s * s_scale).sqrt() + eps), [m, s])
     }
 }
 crate::elementwise_optimizer!(AdaBelief);
@@ -99,6 +110,15 @@ impl Elementwise for Yogi {
     fn name(&self) -> String {
         "yogi".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn initial(&self, _: usize) -> Initial {
         Initial::Constant(1e-6)
     }
@@ -116,7 +136,7 @@ impl Elementwise for Yogi {
     ) -> (S, [S; 2]) {
         let (m, g2) = (b1 * m + rest1 * g, g.square());
         let v = v - rest2 * (v - g2).sign() * g2;
-        (p - scale * m / ((v * v_scale).sqrt() + eps), [m, v])
+        (p - (scale * m).over((v * v_scale).sqrt() + eps), [m, v])
     }
 }
 crate::elementwise_optimizer!(Yogi);
@@ -175,6 +195,17 @@ impl Elementwise for RAdam {
     fn name(&self) -> String {
         "radam".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("epsilon_root", self.epsilon_root, Interval::NOT_NEGATIVE),
+            ("threshold", self.threshold, Interval::at_least(4.0)),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 9] {
         let factor = self.rectification(at.t());
         let lr = self.learning_rate.at(at.step, at.num_steps) * factor.unwrap_or(1.0);
@@ -195,7 +226,7 @@ impl Elementwise for RAdam {
         let v = b2 * v + rest2 * g.square();
         let root = (v * v_scale + eps_root).sqrt() + eps;
         let denominator = S::select(rectified >= S::of(0.5), root, S::of(1.0));
-        (p - scale * m / denominator, [m, v])
+        (p - (scale * m).over(denominator), [m, v])
     }
 }
 crate::elementwise_optimizer!(RAdam);
@@ -227,6 +258,14 @@ impl Elementwise for AdaGrad {
 
     fn name(&self) -> String {
         "adagrad".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("initial_accumulator", self.initial_accumulator, Interval::NOT_NEGATIVE),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
     }
     fn initial(&self, _: usize) -> Initial {
         Initial::Constant(self.initial_accumulator)

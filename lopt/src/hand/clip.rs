@@ -1,7 +1,9 @@
 //! Wrappers that clip the gradient.
 
 use super::elementwise::sum_f64;
-use outerloop_core::{nan, Float, Key, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{
+    nan, Float, Interval, Key, OptState, Optimizer, Params, Result, UpdateAdjoint, UpdateVjp,
+};
 use std::borrow::Cow;
 
 /// Clips the gradient before another optimizer sees it.
@@ -81,6 +83,11 @@ impl<E: Float> Optimizer<E> for Clip<E> {
     }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         self.inner.init(params, num_steps, key)
+    }
+    fn validate(&self) -> Result<()> {
+        let (ClipRule::Value(bound) | ClipRule::GlobalNorm(bound)) = self.rule;
+        Interval::POSITIVE.check(&format!("{}: bound", self.name()), bound)?;
+        self.inner.validate()
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         self.inner.update(state, &self.rule.clip(grad), loss, key)

@@ -2,7 +2,7 @@
 
 use super::elementwise::sum_f64;
 use crate::wrap::{named_slots, part_state};
-use outerloop_core::{Float, Key, OptState, Optimizer, Params, Slot, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{Float, Key, OptState, Optimizer, Params, Result, Slot, UpdateAdjoint, UpdateVjp};
 use std::borrow::Cow;
 
 /// Both optimizers step from the same parameters; `p ← p + d |m|/|d|` with the steps d of
@@ -64,6 +64,10 @@ impl<E: Float> Optimizer<E> for Graft<E> {
         let states =
             [self.magnitude.init(params, num_steps, key), self.direction.init(params, num_steps, key)];
         OptState { slots: Self::join(states), ..OptState::new(params, num_steps) }
+    }
+    fn validate(&self) -> Result<()> {
+        self.magnitude.validate()?;
+        self.direction.validate()
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         let (states, steps) = self.inner(state, grad, loss, key);

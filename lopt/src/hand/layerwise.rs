@@ -5,7 +5,7 @@ use super::graph::{map, Graph, Var};
 use super::tensorwise::zeros;
 use super::{At, MomentumKind, Schedule, Tensorwise};
 use crate::rule::dual::Scalar;
-use outerloop_core::Float;
+use outerloop_core::{check_settings, Float, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// `trust |p|/(|u| + ε)`; 1 if either norm is 0.
@@ -54,6 +54,17 @@ impl Default for Lamb {
 impl Tensorwise for Lamb {
     fn name(&self) -> String {
         "lamb".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("epsilon_root", self.epsilon_root, Interval::NOT_NEGATIVE),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
     }
     fn slots(&self, shape: &[usize]) -> Vec<(&'static str, Vec<f64>)> {
         vec![zeros("m", shape), zeros("v", shape)]
@@ -117,6 +128,16 @@ impl Tensorwise for Lars {
     fn name(&self) -> String {
         "lars".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+            ("trust_coefficient", self.trust_coefficient, Interval::NOT_NEGATIVE),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("momentum", self.momentum, Interval::DECAY),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn slots(&self, shape: &[usize]) -> Vec<(&'static str, Vec<f64>)> {
         vec![zeros("momentum", shape)]
     }
@@ -163,6 +184,11 @@ impl Tensorwise for Fromage {
     fn name(&self) -> String {
         "fromage".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [("min_norm", self.min_norm, Interval::NOT_NEGATIVE)];
+        check_settings(&self.name(), settings)
+    }
     fn slots(&self, _: &[usize]) -> Vec<(&'static str, Vec<f64>)> {
         Vec::new()
     }
@@ -178,8 +204,9 @@ impl Tensorwise for Fromage {
         let lr = self.learning_rate.at(at.step, at.num_steps);
         let c = 1.0 / (1.0 + lr * lr).sqrt();
         let (p_norm, g_norm) = (graph.norm(p), graph.norm(g));
-        let ratio = map!(graph, [p_norm, g_norm], |k; p, g| Scalar::max(p, k(self.min_norm))
-            / Scalar::max(g, k(self.min_norm)));
+        let ratio = map!(graph, [p_norm, g_norm], |k; p, g| {
+            Scalar::max(p, k(self.min_norm)).over(Scalar::max(g, k(self.min_norm)))
+        });
         (map!(graph, [p, ratio, g], |k; p, ratio, g| k(c) * (p - k(lr) * ratio * g)), Vec::new())
     }
 }

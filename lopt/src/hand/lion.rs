@@ -2,6 +2,7 @@
 
 use super::{At, Elementwise, Schedule};
 use crate::rule::dual::Scalar;
+use outerloop_core::{check_settings, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// Lion: `p ← p − lr (sign(β₁ m + (1−β₁) g) + λ p)`, then `m ← β₂ m + (1−β₂) g`.
@@ -35,6 +36,15 @@ impl Elementwise for Lion {
 
     fn name(&self) -> String {
         "lion".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
     }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 6] {
         let lr = self.learning_rate.at(at.step, at.num_steps);

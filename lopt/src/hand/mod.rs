@@ -4,6 +4,10 @@
 //! [`Tensorwise`]: written once, either gives the update and its exact derivative. Every learning
 //! rate is a [`Schedule`]; a number converts.
 //!
+//! Unless a field says otherwise, rates, weight decays and ε are finite and not negative, decays and momenta
+//! in `[0, 1)`, bounds positive. [`Optimizer::validate`](outerloop_core::Optimizer::validate) checks it, and
+//! the [registry](crate::registry) refuses the rest. An ε of 0 works: where 0 is divided by 0, the step is 0.
+//!
 //! ```
 //! use outerloop_core::Optimizer;
 //! use outerloop_lopt::hand::{Adam, Clip, ClipRule, Cosine};
@@ -80,6 +84,9 @@ macro_rules! optimizer_of_rule {
                 _key: outerloop_core::Key,
             ) -> outerloop_core::OptState<E> {
                 $crate::hand::$driver::init(self, params, num_steps)
+            }
+            fn validate(&self) -> outerloop_core::Result<()> {
+                $crate::hand::$kind::validate(self)
             }
             fn update(
                 &self,

@@ -4,7 +4,7 @@ use super::adam::{adam_coeffs, adam_on_graph};
 use super::graph::{map, Graph, Var};
 use super::tensorwise::zeros;
 use super::{At, MomentumKind, Schedule, Tensorwise};
-use outerloop_core::Float;
+use outerloop_core::{check_settings, Float, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// Muon: momentum whose matrix is orthogonalized by five steps of a quintic Newton-Schulz iteration
@@ -87,6 +87,19 @@ pub(crate) fn newton_schulz<E: Float>(
 impl Tensorwise for Muon {
     fn name(&self) -> String {
         "muon".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        self.adam_learning_rate.validate(&format!("{}: adam_learning_rate", self.name()))?;
+        let settings = [
+            ("momentum", self.momentum, Interval::DECAY),
+            ("iterations", self.iterations as f64, Interval::COUNT),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+            ("adam_betas.0", self.adam_betas.0, Interval::DECAY),
+            ("adam_betas.1", self.adam_betas.1, Interval::DECAY),
+            ("adam_epsilon", self.adam_epsilon, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
     }
     fn slots(&self, shape: &[usize]) -> Vec<(&'static str, Vec<f64>)> {
         let v = match matrix(shape) {

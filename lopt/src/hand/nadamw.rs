@@ -2,6 +2,7 @@
 
 use super::{At, Elementwise, MomentumKind, Schedule};
 use crate::rule::dual::Scalar;
+use outerloop_core::{check_settings, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// Adam with Nesterov momentum, decoupled and L2 weight decay; ε outside the bias correction:
@@ -64,6 +65,17 @@ impl Elementwise for NAdamW {
     fn name(&self) -> String {
         "nadamw".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+            ("l2", self.l2, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 8] {
         let (b1, b2) = (self.beta1, self.beta2);
         let lr = self.learning_rate.at(at.step, at.num_steps) * (1.0 - b2.powf(at.t())).sqrt()
@@ -89,7 +101,7 @@ impl Elementwise for NAdamW {
             MomentumKind::Polyak => m,
             MomentumKind::Nesterov => b1 * m + rest1 * g,
         };
-        (p - lr * numerator / (v.sqrt() + eps) - decay * p, [m, v])
+        (p - (lr * numerator).over(v.sqrt() + eps) - decay * p, [m, v])
     }
 }
 crate::elementwise_optimizer!(NAdamW);

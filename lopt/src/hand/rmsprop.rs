@@ -2,6 +2,7 @@
 
 use super::{At, Elementwise, MomentumKind, Schedule};
 use crate::rule::dual::Scalar;
+use outerloop_core::{check_settings, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// RMSProp: `v ← d v + (1−d) g²`, `u = lr g/√(v + ε)`, then momentum on the steps:
@@ -44,6 +45,15 @@ impl Elementwise for RmsProp {
     fn name(&self) -> String {
         "rmsprop".into()
     }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("decay", self.decay, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("momentum", self.momentum, Interval::DECAY),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 5] {
         let lr = self.learning_rate.at(at.step, at.num_steps);
         [lr, self.decay, 1.0 - self.decay, self.epsilon, self.momentum].map(S::of)
@@ -57,7 +67,7 @@ impl Elementwise for RmsProp {
         g: S,
     ) -> (S, [S; 2]) {
         let v = decay * v + rest * g.square();
-        let (step, w) = self.kind.trace(mu, w, lr * g / (v + eps).sqrt());
+        let (step, w) = self.kind.trace(mu, w, (lr * g).over((v + eps).sqrt()));
         (p - step, [v, w])
     }
 }

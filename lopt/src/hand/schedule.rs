@@ -1,5 +1,6 @@
 //! Learning rate schedules, evaluated in f64 at the 0-based step.
 
+use outerloop_core::{check_settings, Error, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// A learning rate as a function of the number of updates already done. A plain number converts to
@@ -24,11 +25,11 @@ pub enum Schedule {
         /// Fraction lost per step.
         decay: f64,
     },
-    /// `peak min(s/w, √(w/s))` at step s ≥ 1 (step 0 counts as 1), w the warm-up steps.
+    /// `peak min(s/w, √(w/s))` at step s ≥ 1 (step 0 counts as 1), w the warm-up steps, at least 1.
     RampUpSqrtDecay {
         /// The largest value, reached at `warmup_steps`.
         peak: f64,
-        /// Steps of linear ramp-up.
+        /// Steps of linear ramp-up; 0: none.
         warmup_steps: f64,
     },
     /// Straight lines between points `(step, value)` in rising order; constant outside.
@@ -103,10 +104,42 @@ impl Schedule {
             Schedule::Linear { start, end } => start + (end - start) * (s / total().max(1.0)).min(1.0),
             Schedule::Exponential { initial, decay } => initial * (1.0 - decay).powf(s),
             Schedule::RampUpSqrtDecay { peak, warmup_steps } => {
-                let s = s.max(1.0);
+                let (s, warmup_steps) = (s.max(1.0), warmup_steps.max(1.0));
                 peak * (s / warmup_steps).min((warmup_steps / s).sqrt())
             }
             Schedule::PiecewiseLinear(points) => piecewise_linear(points, s),
+        }
+    }
+
+    /// Whether the numbers of the schedule `what` make sense: rates that are finite and not negative, shares
+    /// in `[0, 1]`, at least one point, and points that rise.
+    ///
+    /// # Errors
+    /// The first number that is out of its range.
+    pub fn validate(&self, what: &str) -> Result<()> {
+        const RATE: Interval = Interval::NOT_NEGATIVE;
+        let check = |settings: &[(&str, f64, Interval)]| check_settings(what, settings.iter().copied());
+        match self {
+            Schedule::Constant(rate) => RATE.check(what, *rate),
+            Schedule::Cosine(c) => check(&[
+                ("peak", c.peak, RATE),
+                ("min_mult", c.min_mult, RATE),
+                ("constant_fraction", c.constant_fraction, Interval::FRACTION),
+                ("warmup_fraction", c.warmup_fraction, Interval::FRACTION),
+            ]),
+            Schedule::Linear { start, end } => check(&[("start", *start, RATE), ("end", *end, RATE)]),
+            Schedule::Exponential { initial, decay } => {
+                check(&[("initial", *initial, RATE), ("decay", *decay, Interval::FRACTION)])
+            }
+            Schedule::RampUpSqrtDecay { peak, warmup_steps } => {
+                check(&[("peak", *peak, RATE), ("warmup_steps", *warmup_steps, RATE)])
+            }
+            Schedule::PiecewiseLinear(points) => {
+                if points.is_empty() || !points.is_sorted_by(|a, b| a.0 < b.0) {
+                    return Err(Error::mismatch(what, "at least one point, steps that rise", points));
+                }
+                points.iter().try_for_each(|p| check(&[("step", p.0, RATE), ("value", p.1, RATE)]))
+            }
         }
     }
 
@@ -179,5 +212,43 @@ mod tests {
         assert_eq!([0, 2, 4, 9].map(|s| line.at(s, Some(4))), [1.0, 0.5, 0.0, 0.0]);
         let points = Schedule::PiecewiseLinear(vec![(2.0, 1.0), (4.0, 3.0), (8.0, 1.0)]);
         assert_eq!([0, 2, 3, 4, 6, 8, 99].map(|s| points.at(s, None)), [1.0, 1.0, 2.0, 3.0, 2.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn no_warm_up_starts_at_the_peak() {
+        let rate = Schedule::RampUpSqrtDecay { peak: 2.0, warmup_steps: 0.0 };
+        assert_eq!([0, 1, 4, 16].map(|s| rate.at(s, None)), [2.0, 2.0, 1.0, 0.5]);
+        let rate = Schedule::from(Cosine { peak: 2.0, warmup_fraction: 0.0, ..Cosine::default() });
+        assert_eq!(rate.at(0, Some(10)), 2.0);
+    }
+
+    #[test]
+    fn schedules_without_sense_are_refused() {
+        let cosine = |c: Cosine| Schedule::Cosine(c);
+        let d = Cosine::default;
+        for (schedule, range) in [
+            (Schedule::Constant(-1.0), "[0, ∞)"),
+            (Schedule::Constant(f64::NAN), "[0, ∞)"),
+            (cosine(Cosine { peak: f64::INFINITY, ..d() }), "[0, ∞)"),
+            (cosine(Cosine { warmup_fraction: 1.5, ..d() }), "[0, 1]"),
+            (cosine(Cosine { constant_fraction: -0.1, ..d() }), "[0, 1]"),
+            (Schedule::Linear { start: 1.0, end: -1.0 }, "[0, ∞)"),
+            (Schedule::Exponential { initial: 1.0, decay: 1.5 }, "[0, 1]"),
+            (Schedule::RampUpSqrtDecay { peak: 1.0, warmup_steps: -1.0 }, "[0, ∞)"),
+            (Schedule::PiecewiseLinear(Vec::new()), "at least one point"),
+            (Schedule::PiecewiseLinear(vec![(2.0, 1.0), (1.0, 1.0)]), "rise"),
+            (Schedule::PiecewiseLinear(vec![(1.0, -1.0)]), "[0, ∞)"),
+        ] {
+            let error = schedule.validate("x: learning_rate").unwrap_err().to_string();
+            assert!(error.starts_with("x: learning_rate") && error.contains(range), "{error}");
+        }
+        for schedule in [
+            Schedule::Constant(0.0),
+            cosine(Cosine { warmup_fraction: 0.0, constant_fraction: 1.0, ..d() }),
+            Schedule::Exponential { initial: 0.0, decay: 1.0 },
+            Schedule::PiecewiseLinear(vec![(0.0, 1.0)]),
+        ] {
+            schedule.validate("x").unwrap();
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{At, Elementwise, Initial};
 use crate::rule::dual::Scalar;
-use outerloop_core::{Float, OptState, Result};
+use outerloop_core::{check_settings, Float, Interval, OptState, Result};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
@@ -75,6 +75,16 @@ impl Elementwise for ScheduleFreeAdamW {
     fn name(&self) -> String {
         "schedule_free_adamw".into()
     }
+    fn validate(&self) -> Result<()> {
+        let settings = [
+            ("learning_rate", self.learning_rate, Interval::NOT_NEGATIVE),
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::DECAY),
+            ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+        ];
+        check_settings(&self.name(), settings)
+    }
     fn initial(&self, slot: usize) -> Initial {
         if slot == 0 {
             Initial::Params
@@ -98,7 +108,7 @@ impl Elementwise for ScheduleFreeAdamW {
         g: S,
     ) -> (S, [S; 2]) {
         let v = b2 * v + rest2 * g.square();
-        let u = g / ((v * v_scale).sqrt() + eps) + decay * y;
+        let u = g.over((v * v_scale).sqrt() + eps) + decay * y;
         if self.beta1 == 0.0 {
             let y = y - lr * u;
             return (y, [z + c * (y - z), v]);

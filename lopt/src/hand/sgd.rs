@@ -3,6 +3,7 @@
 use super::{At, Elementwise, Schedule};
 use crate::kernel::Fused;
 use crate::rule::dual::Scalar;
+use outerloop_core::{check_settings, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// Gradient descent: `p ← p − lr g`.
@@ -34,6 +35,9 @@ impl Elementwise for Sgd {
 
     fn name(&self) -> String {
         "sgd".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))
     }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 1] {
         [S::of(self.learning_rate.at(at.step, at.num_steps))]
@@ -97,6 +101,11 @@ impl Elementwise for Momentum {
             MomentumKind::Polyak => "momentum".into(),
             MomentumKind::Nesterov => "nesterov".into(),
         }
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [("momentum", self.momentum, Interval::DECAY)];
+        check_settings(&self.name(), settings)
     }
     fn coeffs<S: Scalar>(&self, _: &[S], at: At) -> [S; 2] {
         [S::of(self.learning_rate.at(at.step, at.num_steps)), S::of(self.momentum)]

@@ -4,7 +4,7 @@ use super::eigen::InverseRoot;
 use super::graph::{map, Around, Graph, Var};
 use super::tensorwise::zeros;
 use super::{At, MomentumKind, Schedule, Tensorwise};
-use outerloop_core::Float;
+use outerloop_core::{check_settings, Float, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// Shampoo with SGD grafting. Small dimensions of a tensor are merged and large ones cut into
@@ -158,6 +158,18 @@ fn inverse_root<E: Float>(graph: &mut Graph<E>, a: Var, n: usize, order: f64, ri
 impl Tensorwise for Shampoo {
     fn name(&self) -> String {
         "shampoo".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings = [
+            ("block_size", self.block_size as f64, Interval::COUNT),
+            ("beta1", self.beta1, Interval::DECAY),
+            ("beta2", self.beta2, Interval::FRACTION),
+            ("matrix_epsilon", self.matrix_epsilon, Interval::POSITIVE),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+            ("preconditioning_compute_steps", self.preconditioning_compute_steps as f64, Interval::COUNT),
+        ];
+        check_settings(&self.name(), settings)
     }
     fn slots(&self, shape: &[usize]) -> Vec<(&'static str, Vec<f64>)> {
         let sizes: Vec<usize> = self.blocks(shape).into_iter().flat_map(|b| b.shape).collect();

@@ -3,7 +3,7 @@
 use super::graph::{map, Around, Graph, Var};
 use super::{At, Schedule, Tensorwise};
 use crate::rule::dual::Scalar;
-use outerloop_core::Float;
+use outerloop_core::{check_settings, Float, Interval, Result};
 use serde::{Deserialize, Serialize};
 
 /// SM3: AdaGrad with one accumulator per row of every axis. `a = c g² + β₂ min over axes(acc)` with
@@ -45,6 +45,12 @@ fn steps(a: Around) -> [Around; 2] {
 impl Tensorwise for Sm3 {
     fn name(&self) -> String {
         "sm3".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.learning_rate.validate(&format!("{}: learning_rate", self.name()))?;
+        let settings =
+            [("momentum", self.momentum, Interval::DECAY), ("beta2", self.beta2, Interval::FRACTION)];
+        check_settings(&self.name(), settings)
     }
     fn slots(&self, shape: &[usize]) -> Vec<(&'static str, Vec<f64>)> {
         let rows = axes(shape).iter().map(|a| a.dim).sum();

@@ -3,7 +3,7 @@
 
 use super::graph::{Graph, Var};
 use super::At;
-use outerloop_core::{Float, OptState, Params, Slot, UpdateAdjoint};
+use outerloop_core::{Float, OptState, Params, Result, Slot, UpdateAdjoint};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -43,6 +43,14 @@ use std::ops::Range;
 pub trait Tensorwise: Send + Sync {
     /// Short name for reports.
     fn name(&self) -> String;
+
+    /// Whether every hyperparameter is in its range; see [`Optimizer::validate`](outerloop_core::Optimizer::validate).
+    ///
+    /// # Errors
+    /// The first that is not, with the range.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// The slots of a tensor of this shape, `(name, initial elements)`: the same names for every
     /// shape, any length.

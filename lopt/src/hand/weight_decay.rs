@@ -1,7 +1,7 @@
 //! A wrapper that adds weight decay to the gradient.
 
 use super::elementwise::sum_f64;
-use outerloop_core::{Float, Key, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{Float, Interval, Key, OptState, Optimizer, Params, Result, UpdateAdjoint, UpdateVjp};
 use std::borrow::Cow;
 
 /// L2 regularization in front of another optimizer: `g ← g + λ p`, and the loss it sees gets the
@@ -60,6 +60,10 @@ impl<E: Float> Optimizer<E> for WeightDecay<E> {
     }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         self.inner.init(params, num_steps, key)
+    }
+    fn validate(&self) -> Result<()> {
+        Interval::NOT_NEGATIVE.check(&format!("{}: weight_decay", self.name()), self.weight_decay)?;
+        self.inner.validate()
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         let (grad, loss) = self.regularized(&state.params, grad, loss);

@@ -109,7 +109,9 @@ fn step<S: Simd, const DECAY: bool>(
     let m = s.add_f32s(s.mul_f32s(b1, m), s.mul_f32s(rest1, g));
     let v = s.add_f32s(s.mul_f32s(b2, v), s.mul_f32s(rest2, s.mul_f32s(g, g)));
     let root = s.sqrt_f32s(s.add_f32s(s.mul_f32s(v, v_scale), eps_root));
-    let mut next = s.sub_f32s(p, s.div_f32s(s.mul_f32s(scale, m), s.add_f32s(root, eps)));
+    let (divisor, zero) = (s.add_f32s(root, eps), s.splat_f32s(0.0));
+    let u = s.div_f32s(s.mul_f32s(scale, m), divisor);
+    let mut next = s.sub_f32s(p, s.select_f32s(s.equal_f32s(divisor, zero), zero, u));
     if DECAY {
         next = s.sub_f32s(next, s.mul_f32s(decay, p));
     }
@@ -178,6 +180,8 @@ fn pull_back<S: Simd, const DECAY: bool>(
     // One division for 1/(root + eps) and 1/root. The slope of the root is 0 at 0, as on dual numbers.
     let is_positive = s.less_than_f32s(zero, root);
     let (sum, divisor) = (s.add_f32s(root, eps), s.select_f32s(is_positive, root, one));
+    // The step is a constant 0 where the sum is.
+    let sum = s.select_f32s(s.equal_f32s(sum, zero), s.splat_f32s(f32::INFINITY), sum);
     let product = s.div_f32s(one, s.mul_f32s(sum, divisor));
     let inverse = s.mul_f32s(product, divisor);
     let slope = s.select_f32s(is_positive, s.mul_f32s(product, sum), zero);

@@ -4,7 +4,7 @@
 use crate::hand::{adam_coeffs, adam_direction, At, Elementwise, MomentumKind};
 use crate::kernel::Fused;
 use crate::rule::dual::Scalar;
-use outerloop_core::{Float, Key, Layout, LearnedOptimizer, Optimizer};
+use outerloop_core::{check_settings, Float, Interval, Key, Layout, LearnedOptimizer, Optimizer, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -18,6 +18,9 @@ macro_rules! learnable {
             }
             fn architecture(&self) -> String {
                 crate::rule::architecture($class, self)
+            }
+            fn validate(&self) -> Result<()> {
+                check_settings($class, self.settings())
             }
             fn theta_layout(&self) -> Arc<Layout> {
                 Arc::new(Layout::new($theta.map(|name| (name, vec![]))))
@@ -49,6 +52,9 @@ impl Default for LearnableSgd {
 }
 
 impl LearnableSgd {
+    fn settings(&self) -> [(&'static str, f64, Interval); 1] {
+        [("initial_lr", self.initial_lr, Interval::POSITIVE)]
+    }
     fn initial_theta(&self) -> [f64; 1] {
         [self.initial_lr.ln()]
     }
@@ -105,6 +111,12 @@ impl Default for LearnableSgdm {
 }
 
 impl LearnableSgdm {
+    fn settings(&self) -> [(&'static str, f64, Interval); 2] {
+        [
+            ("initial_lr", self.initial_lr, Interval::POSITIVE),
+            ("initial_momentum", self.initial_momentum, Interval::DECAY),
+        ]
+    }
     fn initial_theta(&self) -> [f64; 2] {
         [self.initial_lr.ln(), (1.0 - self.initial_momentum).ln()]
     }
@@ -174,6 +186,15 @@ impl Default for LearnableAdam {
 }
 
 impl LearnableAdam {
+    fn settings(&self) -> [(&'static str, f64, Interval); 5] {
+        [
+            ("initial_lr", self.initial_lr, Interval::POSITIVE),
+            ("initial_beta1", self.initial_beta1, Interval::DECAY),
+            ("initial_beta2", self.initial_beta2, Interval::DECAY),
+            ("initial_epsilon", self.initial_epsilon, Interval::POSITIVE),
+            ("epsilon_root", self.epsilon_root, Interval::NOT_NEGATIVE),
+        ]
+    }
     fn initial_theta(&self) -> [f64; 4] {
         let one_minus = [1.0 - self.initial_beta1, 1.0 - self.initial_beta2];
         [self.initial_epsilon, self.initial_lr, one_minus[0], one_minus[1]].map(f64::ln)
@@ -262,6 +283,9 @@ impl<E: Float> LearnedOptimizer<E> for HandAsLearned<E> {
     fn name(&self) -> String {
         self.0.name()
     }
+    fn validate(&self) -> Result<()> {
+        self.0.validate()
+    }
     fn theta_layout(&self) -> Arc<Layout> {
         Arc::default()
     }
@@ -288,6 +312,9 @@ impl<E: Float> Optimizer<E> for Shared<E> {
         key: Key,
     ) -> outerloop_core::OptState<E> {
         self.0.init(params, num_steps, key)
+    }
+    fn validate(&self) -> Result<()> {
+        self.0.validate()
     }
     fn update(&self, state: &mut outerloop_core::OptState<E>, grad: &[E], loss: E, key: Key) {
         self.0.update(state, grad, loss, key)

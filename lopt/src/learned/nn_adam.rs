@@ -7,7 +7,7 @@ use crate::rule::lstm::{columns, Lstm};
 use crate::rule::mlp::{dense, dense_tensors, init_dense, sorted_layout};
 use crate::rule::taped::{zero_slots, Slots};
 use crate::rule::{StepVars, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout};
+use outerloop_core::{check_settings, Float, Interval, Key, Layout, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -118,6 +118,19 @@ impl NnAdam {
 impl UpdateRule for NnAdam {
     fn name(&self) -> String {
         "NnAdam".into()
+    }
+
+    fn validate(&self) -> Result<()> {
+        let settings = [
+            ("output_scale", self.output_scale, Interval::FINITE),
+            ("lstm_hidden_size", self.lstm_hidden_size as f64, Interval::COUNT),
+            ("decay_strength", self.decay_strength, Interval::FRACTION),
+            ("initial_learning_rate", self.initial_learning_rate, Interval::POSITIVE),
+            ("initial_beta1", self.initial_beta1, Interval::DECAY),
+            ("initial_beta2", self.initial_beta2, Interval::DECAY),
+            ("initial_epsilon", self.initial_epsilon, Interval::POSITIVE),
+        ];
+        check_settings("NnAdam", settings)
     }
 
     fn theta_layout(&self) -> Arc<Layout> {

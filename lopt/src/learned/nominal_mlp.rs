@@ -4,7 +4,7 @@ use crate::learned::adafac_mlp::AdafacNet;
 use crate::learned_optimizer;
 use crate::rule::taped::Slots;
 use crate::rule::{StepVars, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout};
+use outerloop_core::{check_settings, Float, Interval, Key, Layout, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -118,6 +118,18 @@ fn mean_of<E: Float>(arrays: &[Var<E>]) -> Var<E> {
 impl UpdateRule for NominalMlp {
     fn name(&self) -> String {
         "NominalMlp".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.net().validate("NominalMlp")?;
+        let settings = [
+            ("exp_mult[0]", self.exp_mult[0], Interval::FINITE),
+            ("exp_mult[1]", self.exp_mult[1], Interval::FINITE),
+            ("exp_mult[2]", self.exp_mult[2], Interval::FINITE),
+            ("step_mult", self.step_mult, Interval::NOT_NEGATIVE),
+            ("nominal_stepsize", self.nominal_stepsize, Interval::NOT_NEGATIVE),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+        ];
+        check_settings("NominalMlp", settings)
     }
     fn theta_layout(&self) -> Arc<Layout> {
         self.net().theta_layout()

@@ -7,7 +7,7 @@ use crate::rule::lstm::{columns, Lstm};
 use crate::rule::mlp::{dense, dense_tensors, init_dense, sorted_layout, MlpShape};
 use crate::rule::taped::{zero_slots, Slots};
 use crate::rule::{StepVars, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout, OptState};
+use outerloop_core::{check_settings, Float, Interval, Key, Layout, OptState, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -196,6 +196,20 @@ impl RnnMlp {
 impl UpdateRule for RnnMlp {
     fn name(&self) -> String {
         "RnnMlp".into()
+    }
+
+    fn validate(&self) -> Result<()> {
+        Interval::DECAY.check_all("RnnMlp: decays", &self.decays)?;
+        let settings = [
+            ("step_multiplier", self.step_multiplier, Interval::NOT_NEGATIVE),
+            ("magnitude_rate", self.magnitude_rate, Interval::FINITE),
+            ("hidden_size", self.hidden_size as f64, Interval::COUNT),
+            ("from_mlp_size", self.from_mlp_size as f64, Interval::COUNT),
+            ("from_lstm_size", self.from_lstm_size as f64, Interval::COUNT),
+            ("lstm_to_ff", self.lstm_to_ff as f64, Interval::COUNT),
+            ("lstm_hidden_size", self.lstm_hidden_size as f64, Interval::COUNT),
+        ];
+        check_settings("RnnMlp", settings)
     }
 
     fn theta_layout(&self) -> Arc<Layout> {

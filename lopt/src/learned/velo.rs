@@ -7,7 +7,7 @@ use crate::rule::lstm::{columns, Lstm};
 use crate::rule::mlp::{dense, dense_tensors, init_dense, sorted_layout};
 use crate::rule::taped::{zero_slots, Slots};
 use crate::rule::{StepVars, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout};
+use outerloop_core::{check_settings, Float, Interval, Key, Layout, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -248,6 +248,22 @@ impl Velo {
 impl UpdateRule for Velo {
     fn name(&self) -> String {
         "Velo".into()
+    }
+
+    fn validate(&self) -> Result<()> {
+        Interval::DECAY.check_all("Velo: initial_momentum_decays", &self.initial_momentum_decays)?;
+        Interval::DECAY.check_all("Velo: initial_rms_decays", &self.initial_rms_decays)?;
+        Interval::DECAY.check_all("Velo: initial_adafactor_decays", &self.initial_adafactor_decays)?;
+        let settings = [
+            ("lstm_hidden_size", self.lstm_hidden_size as f64, Interval::COUNT),
+            ("ff_hidden_size", self.ff_hidden_size as f64, Interval::COUNT),
+            ("param_inits", self.param_inits as f64, Interval::COUNT),
+            ("exp_mult", self.exp_mult, Interval::FINITE),
+            ("step_mult", self.step_mult, Interval::NOT_NEGATIVE),
+            ("rnn_state_decay", self.rnn_state_decay, Interval::FRACTION),
+            ("clip_param_scale_amount", self.clip_param_scale_amount.unwrap_or(1.0), Interval::POSITIVE),
+        ];
+        check_settings("Velo", settings)
     }
 
     fn theta_layout(&self) -> Arc<Layout> {

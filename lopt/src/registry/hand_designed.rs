@@ -59,7 +59,8 @@ pub const HAND_DESIGNED: [&str; 28] = [
 /// ```
 ///
 /// # Errors
-/// Unknown classes and hyperparameters; the message lists the known ones.
+/// Unknown classes and hyperparameters; the message lists the known ones. Hyperparameters out of their range
+/// ([`Optimizer::validate`]); the message gives the range.
 pub fn hand_designed<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
     if const { is_f32::<E>() } {
         Ok(same(hand_designed_f32(class, hyper)?).unwrap_or_else(|_| unreachable!("E is f32")))
@@ -172,13 +173,13 @@ fn build<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
         "Adafactor" => Box::new(adafactor(&mut h)?),
         "Shampoo" => Box::new(Shampoo {
             learning_rate: h.schedule("learning_rate", 0.01)?,
-            block_size: h.count("block_size", 128)?.max(1) as usize,
+            block_size: h.count("block_size", 128)? as usize,
             beta1: h.num("beta1", 0.9)?,
             beta2: h.num("beta2", 0.999)?,
             matrix_epsilon: h.num("matrix_epsilon", 1e-6)?,
             weight_decay: h.num("weight_decay", 0.0)?,
             start_preconditioning_step: h.count("start_preconditioning_step", 5)?,
-            preconditioning_compute_steps: h.count("preconditioning_compute_steps", 1)?.max(1),
+            preconditioning_compute_steps: h.count("preconditioning_compute_steps", 1)?,
             kind: h.momentum_kind("nesterov", true)?,
             skip_dim_above: h.count("skip_preconditioning_dim_size_gt", 4096)? as usize,
             ..Shampoo::default()
@@ -235,6 +236,7 @@ fn build<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
         _ => return Err(unknown("optimizer", class, &HAND_DESIGNED)),
     };
     h.finish()?;
+    opt.validate()?;
     Ok(opt)
 }
 

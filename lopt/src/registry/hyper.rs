@@ -117,7 +117,8 @@ const SCHEDULES: [&str; 4] =
 /// cosine's warm-up is [`WarmUp::Reference`]).
 ///
 /// # Errors
-/// Unknown classes and hyperparameters; the message lists the known ones.
+/// Unknown classes and hyperparameters; the message lists the known ones. Numbers out of their range
+/// ([`Schedule::validate`]).
 pub fn schedule(class: &str, hyper: &Value) -> Result<Schedule> {
     let mut h = Hyper::new(class, hyper)?;
     let schedule = match class {
@@ -136,6 +137,7 @@ pub fn schedule(class: &str, hyper: &Value) -> Result<Schedule> {
         }
     };
     h.finish()?;
+    schedule.validate(class)?;
     Ok(schedule)
 }
 
@@ -150,11 +152,8 @@ pub(crate) fn cosine(h: &mut Hyper) -> Result<Cosine> {
 }
 
 pub(crate) fn piecewise_linear(times: Vec<f64>, values: Vec<f64>) -> Result<Schedule> {
-    if times.len() != values.len() || times.is_empty() {
-        return Err(Error::mismatch("PiecewiseLinear: number of values", times.len().max(1), values.len()));
-    }
-    if !times.is_sorted_by(|a, b| a < b) {
-        return Err(Error::invalid("PiecewiseLinear: times", "must rise"));
+    if times.len() != values.len() {
+        return Err(Error::mismatch("PiecewiseLinear: number of values", times.len(), values.len()));
     }
     Ok(Schedule::PiecewiseLinear(times.into_iter().zip(values).collect()))
 }

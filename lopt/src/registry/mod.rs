@@ -36,7 +36,7 @@ fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
 /// A learned optimizer; theta comes from its `init` or from a file.
 ///
 /// # Errors
-/// Unknown classes and hyperparameters; the message lists the known ones.
+/// As of [`hand_designed`].
 pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>> {
     if const { is_f32::<E>() } {
         Ok(same(learned_f32(class, hyper)?).unwrap_or_else(|_| unreachable!("E is f32")))
@@ -74,6 +74,7 @@ where
     L: LearnedOptimizer<E> + DeserializeOwned + 'static,
 {
     let lopt: L = serde_json::from_value(hyper.clone()).map_err(|e| Error::invalid(class, e.to_string()))?;
+    lopt.validate()?;
     Ok(Box::new(lopt))
 }
 
@@ -127,5 +128,96 @@ mod tests {
         assert!(
             message("PiecewiseLinearAdam", json!({"times": [2.0, 1.0], "lrs": [1.0, 1.0]})).contains("rise")
         );
+    }
+
+    #[test]
+    fn impossible_hyperparameters_are_refused() {
+        for (class, hyper, range) in [
+            ("Adam", json!({"beta2": 1.0}), "beta2: expected a number in [0, 1), got 1"),
+            ("Adam", json!({"beta1": 1.5}), "beta1: expected a number in [0, 1), got 1.5"),
+            ("Adam", json!({"epsilon": -1.0}), "epsilon: expected a number in [0, ∞), got -1"),
+            ("Adam", json!({"epsilon_root": -1.0}), "epsilon_root"),
+            ("Adam", json!({"learning_rate": -1.0}), "learning_rate: expected a number in [0, ∞), got -1"),
+            ("AdamExpDecayLR", json!({"learning_rate": -1.0}), "initial"),
+            ("AdamSqrtDecayLR", json!({"learning_rate": -1.0}), "peak"),
+            ("PiecewiseLinearAdam", json!({"times": [], "lrs": []}), "at least one point"),
+            ("PiecewiseLinearAdam", json!({"times": [1.0], "lrs": [-1.0]}), "value"),
+            ("SGD", json!({"learning_rate": {"PiecewiseLinear": {"times": [], "vals": []}}}), "at least one"),
+            (
+                "SGD",
+                json!({"learning_rate": {"LinearRampupSqrtDecay": {"warmup_steps": -1.0}}}),
+                "warmup_steps",
+            ),
+            ("SGD", json!({"learning_rate": {"ExponentialDecay": {"decay_amount": 2.0}}}), "decay"),
+            (
+                "SGD",
+                json!({"learning_rate": {"CosineLearningRateSchedule": {"warmup_fraction": 2.0}}}),
+                "[0, 1]",
+            ),
+            ("SGDM", json!({"momentum": 1.0}), "momentum"),
+            ("AdamW", json!({"b2": 1.0}), "beta2"),
+            ("AdamW", json!({"weight_decay": -1.0}), "weight_decay"),
+            ("NAdamW", json!({"l2_weight_decay": -1.0}), "l2"),
+            ("OptList", json!({"config": {"beta1": 1.0}}), "beta1"),
+            ("Lamb", json!({"b2": 1.0}), "beta2"),
+            ("Lars", json!({"trust_coefficient": -1.0}), "trust_coefficient"),
+            ("Fromage", json!({"min_norm": -1.0}), "min_norm"),
+            ("RMSProp", json!({"decay": 1.5}), "decay"),
+            ("RMSProp", json!({"momentum": 1.0}), "momentum"),
+            ("RAdam", json!({"threshold": 2.0}), "threshold: expected a number in [4, ∞), got 2"),
+            ("AdaBelief", json!({"b1": -0.1}), "beta1"),
+            ("Yogi", json!({"eps": -0.1}), "epsilon"),
+            ("AdaGrad", json!({"initial_accumulator_value": -0.1}), "initial_accumulator"),
+            ("SM3", json!({"b2": 1.1}), "beta2: expected a number in [0, 1], got 1.1"),
+            ("Adafactor", json!({"decay_rate": -0.8}), "decay_rate"),
+            ("Adafactor", json!({"decay_offset": -1.0}), "decay_offset"),
+            (
+                "Adafactor",
+                json!({"clipping_threshold": 0.0}),
+                "clipping_threshold: expected a number in (0, ∞)",
+            ),
+            ("Adafactor", json!({"momentum": 1.0}), "momentum"),
+            ("Shampoo", json!({"block_size": 0}), "block_size: expected a number in [1, ∞), got 0"),
+            ("Shampoo", json!({"preconditioning_compute_steps": 0}), "preconditioning_compute_steps"),
+            ("Shampoo", json!({"matrix_epsilon": 0.0}), "matrix_epsilon"),
+            ("Lion", json!({"beta2": 1.0}), "beta2"),
+            ("Muon", json!({"iterations": 0}), "iterations"),
+            ("Muon", json!({"adam_learning_rate": -1.0}), "adam_learning_rate"),
+            ("ScheduleFreeAdamW", json!({"learning_rate": -1.0}), "learning_rate"),
+            ("GradientClipOptimizer", json!({"grad_clip": -1.0, "inner": {"SGD": {}}}), "bound"),
+            ("GradientClipOptimizer", json!({"inner": {"SGD": {"learning_rate": -1.0}}}), "learning_rate"),
+            ("GradientAccumulator", json!({"num_average": 0, "inner": {"SGD": {}}}), "num_average"),
+            ("WeightDecayWrapper", json!({"weight_decay": -1.0, "inner": {"SGD": {}}}), "weight_decay"),
+        ] {
+            let error = hand_designed::<f32>(class, &hyper).err();
+            let error = error.unwrap_or_else(|| panic!("{class} {hyper} is accepted")).to_string();
+            assert!(error.contains(range), "{class} {hyper}: {error}");
+        }
+        for (class, hyper, range) in [
+            ("LearnableSGD", json!({"initial_lr": 0.0}), "initial_lr: expected a number in (0, ∞), got 0"),
+            ("LearnableSGDM", json!({"initial_momentum": 1.0}), "initial_momentum"),
+            ("LearnableAdam", json!({"initial_beta2": 1.0}), "initial_beta2"),
+            ("MlpLopt", json!({"hidden_size": 0}), "hidden_size: expected a number in [1, ∞), got 0"),
+            ("MlpLopt", json!({"step_mult": -1.0}), "step_mult"),
+            ("AdafacMlp", json!({"hidden_size": 0}), "hidden_size"),
+            ("AdafacMlp", json!({"initial_momentum_decays": []}), "at least one number in [0, 1)"),
+            ("AdafacMlp", json!({"initial_rms_decays": [0.9, 0.99]}), "expected 1 or 3 decays, got 2"),
+            ("NominalMlp", json!({"initial_adafactor_decays": [1.5]}), "initial_adafactor_decays[0]"),
+            ("NominalMlp", json!({"nominal_stepsize": -1.0}), "nominal_stepsize"),
+            ("NnAdam", json!({"initial_beta1": 1.0}), "initial_beta1"),
+            ("NnAdam", json!({"lstm_hidden_size": 0}), "lstm_hidden_size"),
+            ("Velo", json!({"param_inits": 0}), "param_inits"),
+            ("Velo", json!({"initial_rms_decays": []}), "initial_rms_decays"),
+            ("RnnMlp", json!({"from_mlp_size": 0}), "from_mlp_size"),
+            ("RnnMlp", json!({"decays": [1.0]}), "decays[0]"),
+            ("Celo2", json!({"warmup_fraction": 1.5}), "warmup_fraction"),
+            ("Celo2", json!({"orthogonalize": {"NewtonSchulz": 0}}), "orthogonalize"),
+            ("ControlledAdam", json!({"initial_momentum_decays": []}), "initial_momentum_decays"),
+            ("ControlledAdam", json!({"initial_square_decay": 1.0}), "initial_square_decay"),
+        ] {
+            let error = learned::<f32>(class, &hyper).err();
+            let error = error.unwrap_or_else(|| panic!("{class} {hyper} is accepted")).to_string();
+            assert!(error.contains(range), "{class} {hyper}: {error}");
+        }
     }
 }

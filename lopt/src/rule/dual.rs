@@ -52,6 +52,12 @@ pub trait Scalar:
     }
     /// -1, 0 or 1, a constant.
     fn sign(self) -> Self;
+    /// `self / divisor`, a constant 0 where the divisor is 0: a step where nothing but zeros has come and ε
+    /// is 0.
+    #[inline(always)]
+    fn over(self, divisor: Self) -> Self {
+        Self::select(divisor == Self::of(0.0), Self::of(0.0), self / divisor)
+    }
     /// `self * self`.
     #[inline(always)]
     fn square(self) -> Self {
@@ -266,6 +272,14 @@ mod tests {
         let (a, b) = (Dual::<f64, 2>::variable(1.0, 0), Dual::variable(1.0, 1));
         assert_eq!((a.max(b).d, a.min(b).d), ([1.0, 0.0], [1.0, 0.0]));
         assert_eq!(Scalar::sign(-0.0f64), 0.0);
+    }
+
+    #[test]
+    fn over_zero_is_zero() {
+        let (x, zero) = (Dual::<f32, 2>::variable(0.0, 0), Dual::variable(0.0, 1));
+        assert_eq!((x.over(zero).value, x.over(zero).d), (0.0, [0.0; 2]));
+        assert_eq!((3.0f64.over(2.0), 3.0f64.over(0.0)), (1.5, 0.0));
+        assert!(f64::NAN.over(1.0).is_nan() && 1.0f64.over(f64::NAN).is_nan());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{Tape, Var};
 use outerloop_core::{
-    Float, Key, Layout, OptState, Optimizer, OptimizerGroup, Params, Slot, UpdateAdjoint, UpdateVjp,
+    Float, Key, Layout, OptState, Optimizer, OptimizerGroup, Params, Result, Slot, UpdateAdjoint, UpdateVjp,
 };
 use std::{ops::Range, sync::Arc};
 
@@ -65,6 +65,14 @@ pub type Slots<E> = Vec<(&'static str, Var<E>)>;
 pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
     /// Short name for reports and files.
     fn name(&self) -> String;
+    /// Whether every hyperparameter is in its range; see [`Optimizer::validate`](outerloop_core::Optimizer::validate).
+    ///
+    /// # Errors
+    /// The first that is not, with the range.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Names and shapes of theta.
     fn theta_layout(&self) -> Arc<Layout>;
     /// Initial theta.
@@ -107,6 +115,9 @@ macro_rules! learned_optimizer {
             }
             fn architecture(&self) -> String {
                 $crate::UpdateRule::architecture(self)
+            }
+            fn validate(&self) -> $crate::outerloop_core::Result<()> {
+                $crate::UpdateRule::validate(self)
             }
             fn theta_layout(&self) -> ::std::sync::Arc<$crate::outerloop_core::Layout> {
                 $crate::UpdateRule::theta_layout(self)
@@ -197,6 +208,9 @@ impl<R: UpdateRule, E: Float> Optimizer<E> for Taped<R, E> {
             state.slots.push(Slot { name: name.into(), data: value.data().to_vec() });
         }
         state
+    }
+    fn validate(&self) -> Result<()> {
+        self.rule.validate()
     }
     fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
         self.rule.observe_validation(state, loss);

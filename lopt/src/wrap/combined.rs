@@ -56,6 +56,9 @@ impl<E: Float> LearnedOptimizer<E> for Combined<E> {
     fn architecture(&self) -> String {
         self.describe(|p| p.architecture())
     }
+    fn validate(&self) -> Result<()> {
+        self.parts.iter().try_for_each(|part| part.validate())
+    }
     fn theta_layout(&self) -> Arc<Layout> {
         let mut layout = Layout::default();
         for (i, part) in self.parts.iter().enumerate() {

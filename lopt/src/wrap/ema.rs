@@ -57,6 +57,9 @@ impl<E: Float> Optimizer<E> for ParamsEma<E> {
     fn name(&self) -> String {
         format!("params_ema({})", self.inner.name())
     }
+    fn validate(&self) -> Result<()> {
+        self.inner.validate()
+    }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         let mut state = self.inner.init(params, num_steps, key);
         state.slots.push(Slot { name: SLOT.into(), data: params.data.clone() });

@@ -2,7 +2,7 @@
 
 use super::parts::{optimizer_of_parts, Parts};
 use super::Part;
-use outerloop_core::{Entry, Float, Layout, Optimizer};
+use outerloop_core::{Entry, Error, Float, Layout, Optimizer, Result};
 use std::{ops::Range, sync::Arc};
 
 /// Which group a tensor belongs to, by its name and shape.
@@ -93,7 +93,7 @@ impl<E: Float> Grouped<E> {
     ///
     /// # Errors
     /// If there are not as many optimizers as groups.
-    pub fn new(rule: GroupRule, parts: Vec<Box<dyn Optimizer<E>>>) -> outerloop_core::Result<Self> {
+    pub fn new(rule: GroupRule, parts: Vec<Box<dyn Optimizer<E>>>) -> Result<Self> {
         check_count(&rule, parts.len())?;
         Ok(Self::of(rule, Part::hand(parts)))
     }
@@ -104,12 +104,12 @@ impl<E: Float> Grouped<E> {
 }
 
 /// An error unless there is one part per group.
-pub(super) fn check_count(rule: &GroupRule, parts: usize) -> outerloop_core::Result<()> {
+pub(super) fn check_count(rule: &GroupRule, parts: usize) -> Result<()> {
     if parts == rule.num_groups() {
         return Ok(());
     }
     let what = format!("number of optimizers for the groups {}", rule.name());
-    Err(outerloop_core::Error::mismatch(what, rule.num_groups(), parts))
+    Err(Error::mismatch(what, rule.num_groups(), parts))
 }
 
 optimizer_of_parts!(Grouped);

@@ -3,7 +3,7 @@
 
 use super::{named_slots, part_slots, prefix, GroupRule, Part};
 use crate::hand::vjp_of;
-use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp};
+use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Result, UpdateAdjoint, UpdateVjp};
 use std::{borrow::Cow, iter::once, ops::Range, sync::Arc};
 
 /// Optimizers whose steps from the same parameters are summed, or, with a rule, each for its group of tensors.
@@ -64,6 +64,9 @@ impl<E: Float> Optimizer<E> for Parts<E> {
     fn name(&self) -> String {
         let names = self.parts.iter().map(|p| p.opt.name()).collect::<Vec<_>>().join(", ");
         format!("{}({names})", if self.rule.is_some() { "grouped" } else { "sum" })
+    }
+    fn validate(&self) -> Result<()> {
+        self.parts.iter().try_for_each(|part| part.opt.validate())
     }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         let mut state = OptState::new(params, num_steps);
@@ -182,6 +185,9 @@ macro_rules! optimizer_of_parts {
                 key: outerloop_core::Key,
             ) -> outerloop_core::OptState<E> {
                 self.0.init(params, num_steps, key)
+            }
+            fn validate(&self) -> outerloop_core::Result<()> {
+                self.0.validate()
             }
             fn update(
                 &self,

@@ -3,7 +3,8 @@
 use crate::hand::vjp_of;
 
 use outerloop_core::{
-    Entry, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, UpdateAdjoint, UpdateVjp,
+    Entry, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, Result, UpdateAdjoint,
+    UpdateVjp,
 };
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -58,6 +59,9 @@ impl<E: Float> Optimizer<E> for WidthScaled<E> {
     }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         self.inner.init(params, num_steps, key)
+    }
+    fn validate(&self) -> Result<()> {
+        self.inner.validate()
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         let (old, layout) = (state.params.clone(), state.layout.clone());
@@ -127,6 +131,9 @@ impl<E: Float> LearnedOptimizer<E> for LearnedWidthScaled<E> {
     /// The inner one's: the same theta serves every width.
     fn architecture(&self) -> String {
         self.inner.architecture()
+    }
+    fn validate(&self) -> Result<()> {
+        self.inner.validate()
     }
     fn theta_layout(&self) -> Arc<Layout> {
         self.inner.theta_layout()

@@ -9,7 +9,7 @@ pub use vjp::vjp;
 
 use crate::kernel::{f32s_mut, Fused};
 use crate::rule::dual::Scalar;
-use outerloop_core::{Float, OptState, Params, Slot};
+use outerloop_core::{Float, OptState, Params, Result, Slot};
 use std::borrow::Cow;
 
 /// The place of an update in its run.
@@ -98,6 +98,14 @@ pub trait Elementwise: Send + Sync {
 
     /// Short name for reports.
     fn name(&self) -> String;
+
+    /// Whether every hyperparameter is in its range; see [`Optimizer::validate`](outerloop_core::Optimizer::validate).
+    ///
+    /// # Errors
+    /// The first that is not, with the range.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// What fills a slot at the start; zeros by default.
     fn initial(&self, slot: usize) -> Initial {
@@ -204,8 +212,9 @@ pub(crate) mod tests {
         init(rule, &Params { layout, data }, Some(60))
     }
 
-    fn rules() -> [Adam; 2] {
-        [Adam::default(), Adam { epsilon_root: 0.0, epsilon: 1e-3, ..Adam::default() }]
+    fn rules() -> [Adam; 3] {
+        let root = |epsilon| Adam { epsilon_root: 0.0, epsilon, ..Adam::default() };
+        [Adam::default(), root(1e-3), root(0.0)]
     }
 
     pub(crate) fn fifty_steps<R: Elementwise>(rule: &R) {

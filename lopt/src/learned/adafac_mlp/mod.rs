@@ -19,7 +19,7 @@ use crate::learned_optimizer;
 use crate::rule::mlp::{sorted_layout, MlpShape};
 use crate::rule::taped::{zero_slots, Slots};
 use crate::rule::{StepVars, Taped, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout, Optimizer};
+use outerloop_core::{check_settings, Error, Float, Interval, Key, Layout, Optimizer, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -85,6 +85,20 @@ pub(crate) type TensorOutput<E> = (adafac::TensorFeatures<E>, Var<E>);
 pub(crate) const DECAY_NAMES: [&str; 3] = ["momentum_decays", "rms_decays", "adafactor_decays"];
 
 impl AdafacNet<'_> {
+    /// Sizes and decays of the rule `name` in their ranges.
+    pub(crate) fn validate(&self, name: &str) -> Result<()> {
+        let momenta = self.decays[0].len();
+        for (what, decays) in DECAY_NAMES.iter().zip(self.decays) {
+            let what = format!("{name}: initial_{what}");
+            Interval::DECAY.check_all(&what, decays)?;
+            // Momentum k is divided by average k, or all by the only one.
+            if decays.len() != momenta && decays.len() != 1 {
+                return Err(Error::mismatch(what, format!("1 or {momenta} decays"), decays.len()));
+            }
+        }
+        Interval::COUNT.check(&format!("{name}: hidden_size"), self.hidden_size as f64)
+    }
+
     pub(crate) fn network(&self) -> MlpShape {
         let inputs = adafac::column_count(self.decays.map(<[f64]>::len)) + time::COUNT;
         let name = |i| (format!("nn/~/w{i}"), format!("nn/~/b{i}"));
@@ -157,6 +171,14 @@ impl AdafacMlp {
 impl UpdateRule for AdafacMlp {
     fn name(&self) -> String {
         "AdafacMlp".into()
+    }
+    fn validate(&self) -> Result<()> {
+        self.net().validate("AdafacMlp")?;
+        let settings = [
+            ("exp_mult", self.exp_mult, Interval::FINITE),
+            ("step_mult", self.step_mult, Interval::NOT_NEGATIVE),
+        ];
+        check_settings("AdafacMlp", settings)
     }
     fn theta_layout(&self) -> Arc<Layout> {
         self.net().theta_layout()

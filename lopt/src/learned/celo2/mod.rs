@@ -13,7 +13,7 @@ use crate::learned_optimizer;
 use crate::rule::mlp::sorted_layout;
 use crate::rule::taped::{zero_slots, Slots};
 use crate::rule::{StepVars, Taped, Theta, UpdateRule, Var};
-use outerloop_core::{Entry, Float, Key, Layout, Optimizer};
+use outerloop_core::{check_settings, Entry, Float, Interval, Key, Layout, Optimizer, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -211,6 +211,27 @@ pub(crate) fn newton_schulz_iterations<E: Float>(
 impl UpdateRule for Celo2 {
     fn name(&self) -> String {
         "Celo2".into()
+    }
+
+    fn validate(&self) -> Result<()> {
+        let iterations = match self.orthogonalize {
+            Orthogonalize::Off => 1.0,
+            Orthogonalize::NewtonSchulz(iterations) => iterations as f64,
+        };
+        Interval::DECAY.check_all("Celo2: momentum_decays", &self.momentum_decays)?;
+        Interval::DECAY.check_all("Celo2: rms_decays", &self.rms_decays)?;
+        Interval::DECAY.check_all("Celo2: adafactor_decays", &self.adafactor_decays)?;
+        let settings = [
+            ("hidden_size", self.hidden_size as f64, Interval::COUNT),
+            ("exp_mult", self.exp_mult, Interval::FINITE),
+            ("orthogonalize", iterations, Interval::COUNT),
+            ("peak_lr", self.peak_lr, Interval::NOT_NEGATIVE),
+            ("end_lr", self.end_lr, Interval::NOT_NEGATIVE),
+            ("warmup_fraction", self.warmup_fraction, Interval::FRACTION),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+            ("adam_lr_mult", self.adam_lr_mult, Interval::NOT_NEGATIVE),
+        ];
+        check_settings("Celo2", settings)
     }
 
     fn theta_layout(&self) -> Arc<Layout> {

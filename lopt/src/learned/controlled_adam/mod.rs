@@ -8,7 +8,7 @@ use crate::learned_optimizer;
 use crate::rule::mlp::{sorted_layout, MlpShape};
 use crate::rule::taped::{zero_slots, Slots};
 use crate::rule::{StepVars, Taped, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout, Optimizer};
+use outerloop_core::{check_settings, Float, Interval, Key, Layout, Optimizer, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -128,6 +128,17 @@ impl ControlledAdam {
 impl UpdateRule for ControlledAdam {
     fn name(&self) -> String {
         "ControlledAdam".into()
+    }
+    fn validate(&self) -> Result<()> {
+        Interval::DECAY
+            .check_all("ControlledAdam: initial_momentum_decays", &self.initial_momentum_decays)?;
+        let settings = [
+            ("step_mult", self.step_mult, Interval::NOT_NEGATIVE),
+            ("decay", self.decay, Interval::NOT_NEGATIVE),
+            ("hidden_size", self.hidden_size as f64, Interval::COUNT),
+            ("initial_square_decay", self.initial_square_decay, Interval::DECAY),
+        ];
+        check_settings("ControlledAdam", settings)
     }
     fn theta_layout(&self) -> Arc<Layout> {
         let mut tensors = self.network().tensors();

@@ -14,7 +14,7 @@ use crate::learned_optimizer;
 use crate::rule::mlp::{sorted_layout, MlpShape};
 use crate::rule::taped::{zero_slots, Slots};
 use crate::rule::{StepVars, Taped, Theta, UpdateRule, Var};
-use outerloop_core::{Float, Key, Layout, Optimizer, OptimizerGroup};
+use outerloop_core::{check_settings, Float, Interval, Key, Layout, Optimizer, OptimizerGroup, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -72,6 +72,15 @@ impl MlpLopt {
 impl UpdateRule for MlpLopt {
     fn name(&self) -> String {
         "MlpLopt".into()
+    }
+
+    fn validate(&self) -> Result<()> {
+        let settings = [
+            ("exp_mult", self.exp_mult, Interval::FINITE),
+            ("step_mult", self.step_mult, Interval::NOT_NEGATIVE),
+            ("hidden_size", self.hidden_size as f64, Interval::COUNT),
+        ];
+        check_settings("MlpLopt", settings)
     }
 
     fn theta_layout(&self) -> Arc<Layout> {
