@@ -158,12 +158,14 @@ pub struct TruncatedStep<E: Float = f32> {
 }
 
 impl<E: Float> TruncatedStep<E> {
-    /// Runs of the family with lengths by `schedule`; training loss, no offset.
+    /// Runs of the family with lengths by `schedule`; training loss, no offset. Errors on settings of the optimizer
+    /// or the schedule that are out of range.
     pub fn new(
         family: Arc<dyn FlatFamily<E>>,
         lopt: Arc<dyn LearnedOptimizer<E>>,
         schedule: TruncationSchedule,
     ) -> Result<Self> {
+        lopt.validate()?;
         schedule.validate()?;
         Ok(TruncatedStep {
             family,

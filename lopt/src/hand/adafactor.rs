@@ -142,14 +142,14 @@ impl Tensorwise for Adafactor {
                 let d1_of_rows = Around::axis(&row_shape, if d1 > d0 { d1 - 1 } else { d1 });
                 let row_mean = graph.mean_axis(new[0], d1_of_rows);
                 let row_mean = graph.repeat_axis(row_mean, d1_of_rows);
-                let row = map!(graph, [new[0], row_mean], |k; row, mean| k(1.0) / Scalar::sqrt(row / mean));
-                let col = map!(graph, [new[1]], |k; col| k(1.0) / Scalar::sqrt(col));
+                let ratio = map!(graph, [new[0], row_mean], |row, mean| row.over(mean));
+                let (row, col) = (graph.rsqrt(ratio), graph.rsqrt(new[1]));
                 let (row, col) = (graph.repeat_axis(row, over_d0), graph.repeat_axis(col, over_d1));
                 map!(graph, [g, row, col], |g, row, col| g * row * col)
             }
             None => {
                 new[2] = map!(graph, [slots[2], g2], |k; old, x| k(decay) * old + k(1.0 - decay) * x);
-                map!(graph, [g, new[2]], |g, v| g / Scalar::sqrt(v))
+                map!(graph, [g, new[2]], |g, v| g.over(Scalar::sqrt(v)))
             }
         };
         if let Some(clip) = self.clipping_threshold {

@@ -153,13 +153,14 @@ pub(crate) fn adam_coeffs<S: Scalar>([lr, b1, b2, eps, eps_root, decay]: [S; 6],
     [scale, b1, one - b1, b2, one - b2, v_scale, eps, eps_root, lr * decay]
 }
 
-/// Adam's step, with the learning rate, and the new moments.
+/// Adam's step, with the learning rate, and the new moments; of a [limited](Scalar::limited) gradient.
 #[inline(always)]
 pub(crate) fn adam_direction<S: Scalar>(
     &[scale, b1, rest1, b2, rest2, v_scale, eps, eps_root, _]: &[S; 9],
     [m, v]: [S; 2],
     g: S,
 ) -> (S, [S; 2]) {
+    let g = g.limited();
     let m = b1 * m + rest1 * g;
     let v = b2 * v + rest2 * g.square();
     ((scale * m).over((v * v_scale + eps_root).sqrt() + eps), [m, v])

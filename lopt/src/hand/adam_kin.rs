@@ -72,6 +72,7 @@ impl Elementwise for AdaBelief {
         [m, s]: [S; 2],
         g: S,
     ) -> (S, [S; 2]) {
+        let g = g.limited();
         let m = b1 * m + rest1 * g;
         let s = b2 * s + rest2 * (g - m).square() + eps_root;
         (p - (scale * m).over((s * s_scale).sqrt() + eps), [m, s])
@@ -134,6 +135,7 @@ impl Elementwise for Yogi {
         [m, v]: [S; 2],
         g: S,
     ) -> (S, [S; 2]) {
+        let g = g.limited();
         let (m, g2) = (b1 * m + rest1 * g, g.square());
         let v = v - rest2 * (v - g2).sign() * g2;
         (p - (scale * m).over((v * v_scale).sqrt() + eps), [m, v])
@@ -222,6 +224,7 @@ impl Elementwise for RAdam {
         [m, v]: [S; 2],
         g: S,
     ) -> (S, [S; 2]) {
+        let g = g.limited();
         let m = b1 * m + rest1 * g;
         let v = b2 * v + rest2 * g.square();
         let root = (v * v_scale + eps_root).sqrt() + eps;
@@ -275,6 +278,7 @@ impl Elementwise for AdaGrad {
     }
     #[inline(always)]
     fn step<S: Scalar>(&self, &[lr, eps]: &[S; 2], p: S, [s]: [S; 1], g: S) -> (S, [S; 1]) {
+        let g = g.limited();
         let s = s + g.square();
         let zero = S::of(0.0);
         // 0/0 where nothing has come yet and ε = 0.

@@ -71,8 +71,12 @@ impl<E: Float> Optimizer<E> for Graft<E> {
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, key: Key) {
         let (states, steps) = self.inner(state, grad, loss, key);
-        let ratio = E::of(ratio(&steps).0);
-        state.params.iter_mut().zip(&steps[1]).for_each(|(p, d)| *p += *d * ratio);
+        let (wide, _) = ratio(&steps);
+        let ratio = E::of(wide);
+        for (p, d) in state.params.iter_mut().zip(&steps[1]) {
+            // One step 1e38 times as long as the other: the product may be a number where the ratio is none.
+            *p += if num_traits::Float::is_finite(ratio) { *d * ratio } else { E::of(d.f64() * wide) };
+        }
         state.slots = Self::join(states);
         state.step += 1;
     }

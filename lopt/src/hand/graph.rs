@@ -175,6 +175,23 @@ impl<E: Float> Graph<E> {
         map!(self, [sum], |s| Scalar::sqrt(s))
     }
 
+    /// `x^-½`; below the smallest normal f32 that of it, with slope 0.
+    ///
+    /// The slope `-½ x^-³⁄²` alone leaves the range of f32 below x = 1e-25, where the adjoint is 0 or tiny (a
+    /// row without gradient); so the adjoint is multiplied first.
+    pub fn rsqrt(&mut self, v: Var) -> Var {
+        let least = E::of(f64::from(f32::MIN_POSITIVE));
+        let x = self.values[v.0].clone();
+        let root = |x: &E| E::of(1.0) / num_traits::Float::sqrt(nan::max(*x, least));
+        let y: Vec<E> = x.iter().map(root).collect();
+        self.custom(v, y.clone(), move |a, to| {
+            for (((to, a), x), y) in to.iter_mut().zip(a).zip(&x).zip(&y) {
+                let slope_times_a = E::of(-0.5) * (*a * *y) / *x;
+                *to += if *x < least { E::of(0.0) } else { slope_times_a };
+            }
+        })
+    }
+
     /// The mean over one axis.
     pub fn mean_axis(&mut self, v: Var, s: Around) -> Var {
         let (x, count) = (&self.values[v.0], E::of(s.dim as f64));

@@ -8,6 +8,9 @@
 //! in `[0, 1)`, bounds positive. [`Optimizer::validate`](outerloop_core::Optimizer::validate) checks it, and
 //! the [registry](crate::registry) refuses the rest. An ε of 0 works: where 0 is divided by 0, the step is 0.
 //!
+//! Rules that square gradients see them limited to ±1e15, so that one of 1e20 leaves no infinite average behind;
+//! a gradient that is no number stays visible in its parameter.
+//!
 //! ```
 //! use outerloop_core::Optimizer;
 //! use outerloop_lopt::hand::{Adam, Clip, ClipRule, Cosine};

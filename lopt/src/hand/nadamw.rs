@@ -94,7 +94,7 @@ impl Elementwise for NAdamW {
         [m, v]: [S; 2],
         g: S,
     ) -> (S, [S; 2]) {
-        let g = g + l2 * p;
+        let g = (g + l2 * p).limited();
         let m = b1 * m + rest1 * g;
         let v = b2 * v + rest2 * g.square();
         let numerator = match self.kind {

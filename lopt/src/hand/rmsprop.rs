@@ -66,6 +66,7 @@ impl Elementwise for RmsProp {
         [v, w]: [S; 2],
         g: S,
     ) -> (S, [S; 2]) {
+        let g = g.limited();
         let v = decay * v + rest * g.square();
         let (step, w) = self.kind.trace(mu, w, (lr * g).over((v + eps).sqrt()));
         (p - step, [v, w])

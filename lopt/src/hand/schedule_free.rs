@@ -107,6 +107,7 @@ impl Elementwise for ScheduleFreeAdamW {
         [z, v]: [S; 2],
         g: S,
     ) -> (S, [S; 2]) {
+        let g = g.limited();
         let v = b2 * v + rest2 * g.square();
         let u = g.over((v * v_scale).sqrt() + eps) + decay * y;
         if self.beta1 == 0.0 {

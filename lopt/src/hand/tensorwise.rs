@@ -1,8 +1,9 @@
 //! Update rules that look at one whole tensor at a time, each written once on a [`Graph`]; the
 //! update and its exact derivative follow from it.
 
-use super::graph::{Graph, Var};
+use super::graph::{map, Graph, Var};
 use super::At;
+use crate::rule::dual::Scalar;
 use outerloop_core::{Float, OptState, Params, Result, Slot, UpdateAdjoint};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -56,7 +57,8 @@ pub trait Tensorwise: Send + Sync {
     /// shape, any length.
     fn slots(&self, shape: &[usize]) -> Vec<(&'static str, Vec<f64>)>;
 
-    /// The new parameters and slots of a tensor with at least one element (an empty one rests).
+    /// The new parameters and slots of a tensor with at least one element (an empty one rests). The gradient comes
+    /// [limited](Scalar::limited): its squares, and their sums, are finite.
     fn step<E: Float>(
         &self,
         graph: &mut Graph<E>,
@@ -130,6 +132,7 @@ pub fn update<E: Float, R: Tensorwise>(rule: &R, state: &mut OptState<E>, grad: 
         let mut graph = Graph::plain();
         let p = graph.input(&state.params[range.clone()]);
         let g = graph.input(&grad[range.clone()]);
+        let g = map!(graph, [g], |g| g.limited());
         let slots: Vec<Var> =
             state.slots.iter().zip(&slot_ranges).map(|(s, r)| graph.input(&s.data[r.clone()])).collect();
         let (p, slots) = rule.step(&mut graph, at, &shape, p, &slots, g);
@@ -163,7 +166,8 @@ pub fn vjp<E: Float, R: Tensorwise>(
         let data = |(s, r): (&Slot<E>, &Range<usize>)| s.data[r.clone()].to_vec();
         let mut inputs = vec![graph.input(&before.params[range.clone()]), graph.input(&grad[range.clone()])];
         inputs.extend(before.slots.iter().zip(&slot_ranges).map(data).map(|s| graph.input(&s)));
-        let (p, slots) = rule.step(&mut graph, at, &shape, inputs[0], &inputs[2..], inputs[1]);
+        let g = map!(graph, [inputs[1]], |g| g.limited());
+        let (p, slots) = rule.step(&mut graph, at, &shape, inputs[0], &inputs[2..], g);
         let mut outputs = vec![(p, &after.params[range.clone()])];
         for ((new, slot), r) in slots.into_iter().zip(&after.slots).zip(&slot_ranges) {
             outputs.push((new, &slot.data[r.clone()]));

@@ -5,6 +5,8 @@
 //! order, without contractions, to the same bits on every path.
 
 use super::Path;
+use crate::rule::MAX_GRADIENT;
+use outerloop_core::nan;
 use outerloop_core::simd::{load, parts, store, totals, LANES, MAX_PARTS};
 use pulp::{Simd, WithSimd};
 
@@ -106,6 +108,7 @@ fn step<S: Simd, const DECAY: bool>(
     [p, m, v]: [S::f32s; 3],
     g: S::f32s,
 ) -> [S::f32s; 3] {
+    let g = limited(s, g);
     let m = s.add_f32s(s.mul_f32s(b1, m), s.mul_f32s(rest1, g));
     let v = s.add_f32s(s.mul_f32s(b2, v), s.mul_f32s(rest2, s.mul_f32s(g, g)));
     let root = s.sqrt_f32s(s.add_f32s(s.mul_f32s(v, v_scale), eps_root));
@@ -116,6 +119,15 @@ fn step<S: Simd, const DECAY: bool>(
         next = s.sub_f32s(next, s.mul_f32s(decay, p));
     }
     [next, m, v]
+}
+
+/// [`Scalar::limited`](crate::rule::dual::Scalar::limited).
+#[inline(always)]
+fn limited<S: Simd>(s: S, g: S::f32s) -> S::f32s {
+    let [bound, infinity] = [MAX_GRADIENT as f32, f32::INFINITY];
+    let (low, high) = (s.splat_f32s(-bound), s.splat_f32s(bound));
+    let inside = nan::at_most(s, nan::at_least(s, g, low), high);
+    s.select_f32s(s.less_than_f32s(s.abs_f32s(g), s.splat_f32s(infinity)), inside, g)
 }
 
 struct PullBack<'a, const DECAY: bool> {
@@ -173,6 +185,7 @@ fn pull_back<S: Simd, const DECAY: bool>(
     sums: &mut [S::f32s; COEFFS],
 ) -> [S::f32s; 4] {
     let (zero, one) = (s.splat_f32s(0.0), s.splat_f32s(1.0));
+    let (raw, g) = (g, limited(s, g));
     let square = s.mul_f32s(g, g);
     let m = s.mul_add_e_f32s(b1, m0, s.mul_f32s(rest1, g));
     let v = s.mul_add_e_f32s(b2, v0, s.mul_f32s(rest2, square));
@@ -205,5 +218,7 @@ fn pull_back<S: Simd, const DECAY: bool>(
     }
     let through_v = s.mul_f32s(s.mul_f32s(rest2, s.add_f32s(g, g)), a_v);
     let a_g = s.mul_add_e_f32s(a_m, rest1, through_v);
+    let is_beyond = s.less_than_f32s(s.abs_f32s(g), s.abs_f32s(raw));
+    let a_g = s.select_f32s(is_beyond, zero, a_g);
     [a_param, s.mul_f32s(a_m, b1), s.mul_f32s(a_v, b2), a_g]
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// `p ← p − step_multiplier · a · exp(magnitude_rate · b)`.
 ///
 /// Gradients are clipped to ten times a running average of their root mean square. Losses enter
-/// normalized by their running mean and variance. A validation loss
+/// normalized by their running mean and variance, which skip losses that are no numbers. A validation loss
 /// ([`Optimizer::observe_validation`](outerloop_core::Optimizer::observe_validation)) counts as a step
 /// that changes nothing but its average.
 ///
@@ -90,9 +90,13 @@ impl<E: Float> LossAverage<E> {
     fn slot(&self) -> Var<E> {
         Var::concat(&self.0)
     }
-    /// After one more loss.
+    /// After one more loss; one that is no number does not count.
     fn next(&self, loss: &Var<E>, decay: f64) -> Self {
+        if !is_finite(loss) {
+            return LossAverage(self.0.clone());
+        }
         let [mean, variance, count] = &self.0;
+        let loss = &loss.limited();
         let rate = Var::scalar(1.0 - decay);
         let mean = averages::step(mean, loss, &rate);
         let variance = averages::step(variance, &loss.spread(&mean), &rate);
@@ -104,11 +108,18 @@ impl<E: Float> LossAverage<E> {
     fn mean(&self, decay: f64) -> Var<E> {
         &self.0[0] * self.correction(decay)
     }
-    /// A loss in standard deviations from the mean, limited to ±5.
+    /// A loss in standard deviations from the mean, limited to ±5; 0 of one that is no number.
     fn normalize(&self, loss: &Var<E>, decay: f64) -> Var<E> {
+        if !is_finite(loss) {
+            return Var::scalar(0.0);
+        }
         let deviation = (&self.0[1] * self.correction(decay)).shift(1e-8).rsqrt();
         ((loss - self.mean(decay)) * deviation).clip(-5.0, 5.0)
     }
+}
+
+fn is_finite<E: Float>(loss: &Var<E>) -> bool {
+    num_traits::Float::is_finite(loss.data()[0])
 }
 
 impl RnnMlp {

@@ -1,6 +1,7 @@
 //! Forward-mode numbers: an update rule written once over [`Scalar`] runs on f32 and f64 and, on
 //! [`Dual`] numbers, yields its exact derivatives.
 
+use super::MAX_GRADIENT;
 use outerloop_core::{nan, Float};
 use std::cmp::Ordering;
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -57,6 +58,12 @@ pub trait Scalar:
     #[inline(always)]
     fn over(self, divisor: Self) -> Self {
         Self::select(divisor == Self::of(0.0), Self::of(0.0), self / divisor)
+    }
+    /// `self` as rules that square it see it: limited to ±1e15, a constant beyond; ∞ and NaN stay.
+    #[inline(always)]
+    fn limited(self) -> Self {
+        let (bound, infinity) = (Self::of(MAX_GRADIENT), Self::of(f64::INFINITY));
+        Self::select(self.abs() >= infinity, self, self.max(-bound).min(bound))
     }
     /// `self * self`.
     #[inline(always)]

@@ -2,12 +2,14 @@
 //! dfdx operations ([`TensorRule`]), or over numbers that carry derivatives ([`dual`]).
 
 pub mod dual;
+mod limit;
 pub(crate) mod lstm;
 pub(crate) mod mlp;
 mod tape;
 pub(crate) mod taped;
 mod tensor_rule;
 
+pub(crate) use limit::{limit, limited, MAX_GRADIENT};
 pub use tape::{Tape, Var};
 pub use taped::{Slots, StepVars, Taped, Theta, UpdateRule};
 pub use tensor_rule::{FlatTensor, TensorRule, TensorRuleOptimizer, TensorStep};

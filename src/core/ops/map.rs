@@ -124,16 +124,18 @@ unary! {
         let y = x.fast_exp();
         [y, y, y]
     }
-    /// Natural logarithm; derivatives 0 for `x ≤ 0`.
+    /// Natural logarithm; derivatives 0 for `x ≤ 0`, and at most what the dtype holds.
     fn ln(x) {
-        let r = pick(x > k(0.0), k::<E>(1.0) / x, k(0.0));
-        [num_traits::Float::ln(x), r, -r * r]
+        let most: E = num_traits::Float::max_value();
+        let r = pick(x > k(0.0), nan::min(k::<E>(1.0) / x, most), k(0.0));
+        [num_traits::Float::ln(x), r, nan::max(-r * r, -most)]
     }
-    /// Square root; derivatives 0 for `x ≤ 0`.
+    /// Square root; derivatives 0 for `x ≤ 0`, and at most what the dtype holds.
     fn sqrt(x) {
+        let most: E = num_traits::Float::max_value();
         let y = num_traits::Float::sqrt(x);
         let d = pick(x > k(0.0), k::<E>(0.5) / y, k(0.0));
-        [y, d, pick(x > k(0.0), k::<E>(-0.5) * d / x, k(0.0))]
+        [y, d, pick(x > k(0.0), nan::max(k::<E>(-0.5) * d / x, -most), k(0.0))]
     }
     /// `x²`.
     fn square(x) {
@@ -185,11 +187,13 @@ unary! {
     fn gelu(x) {
         let (c, a) = (k::<E>(0.797_884_560_802_865_4), k::<E>(0.044_715));
         let half = k::<E>(0.5);
-        let t = (c * (x + a * x * x * x)).fast_tanh();
-        let (u1, u2) = (c * (k::<E>(1.0) + k::<E>(3.0) * a * x * x), k::<E>(6.0) * c * a * x);
+        // From |x| = 8 on the tanh is ±1 and its derivatives 0; powers of a large x are infinite.
+        let z = nan::clamp(x, k(-10.0), k(10.0));
+        let t = (c * (z + a * z * z * z)).fast_tanh();
+        let (u1, u2) = (c * (k::<E>(1.0) + k::<E>(3.0) * a * z * z), k::<E>(6.0) * c * a * z);
         let t1 = k::<E>(1.0) - t * t;
-        let d1 = half * (k::<E>(1.0) + t + x * t1 * u1);
-        [half * x * (k::<E>(1.0) + t), d1, t1 * (u1 + half * x * (u2 - (t + t) * u1 * u1))]
+        let d1 = half * (k::<E>(1.0) + t + z * t1 * u1);
+        [half * x * (k::<E>(1.0) + t), d1, t1 * (u1 + half * z * (u2 - (t + t) * u1 * u1))]
     }
     /// `ln(1 + e^x)`.
     fn softplus(x) {
@@ -227,5 +231,46 @@ unary! {
     /// `x + c`.
     fn shift(x, c) {
         [x + c, k(1.0), k(0.0)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::scalar;
+    use crate::Float;
+
+    /// Where the value is finite, both derivatives are: up to the ends of the range.
+    fn check<E: Float>(name: &str, f: fn(E) -> [E; 3]) {
+        let large = [1e3, 2e10, 1e18, 1e20, 1e30, 3e38].into_iter();
+        let small = [1e-30, 1e-45, 0.0].into_iter();
+        for x in large.chain(small).flat_map(|x| [x, -x]) {
+            let all = f(E::of(x));
+            let finite = |x: &E| num_traits::Float::is_finite(*x);
+            assert!(!finite(&all[0]) || all[1..].iter().all(finite), "{name}({x:e}): {all:?}");
+        }
+    }
+
+    fn check_all<E: Float>() {
+        check::<E>("exp", scalar::exp);
+        check::<E>("ln", scalar::ln);
+        check::<E>("sqrt", scalar::sqrt);
+        check::<E>("square", scalar::square);
+        check::<E>("tanh", scalar::tanh);
+        check::<E>("sigmoid", scalar::sigmoid);
+        check::<E>("relu", scalar::relu);
+        check::<E>("relu6", scalar::relu6);
+        check::<E>("selu", scalar::selu);
+        check::<E>("silu", scalar::silu);
+        check::<E>("gelu", scalar::gelu);
+        check::<E>("softplus", scalar::softplus);
+        check::<E>("sin", scalar::sin);
+        check::<E>("cos", scalar::cos);
+        check::<E>("abs", scalar::abs);
+    }
+
+    #[test]
+    fn derivatives_are_finite_where_the_value_is() {
+        check_all::<f32>();
+        check_all::<f64>();
     }
 }

@@ -223,7 +223,8 @@ pub(crate) mod tests {
                 let mut want = start::<f32, R>(rule, shape);
                 let mut got = want.clone();
                 for t in 0..50 {
-                    let grad = normal::<f32>(Key::new(t), want.params.len());
+                    let mut grad = normal::<f32>(Key::new(t), want.params.len());
+                    grad.iter_mut().take(usize::from(t == 40)).for_each(|g| *g = 1e20);
                     let coeffs = rounded::<f32, R>(&rule.coeffs(rule.theta(), At::of(&want)));
                     assert!(update_fused::<f32, R>(path, &coeffs, &mut got, &grad));
                     update_plain::<f32, R>(rule, &coeffs, &mut want, &grad);
@@ -243,11 +244,11 @@ pub(crate) mod tests {
         fifty_steps(&Sgd::new(0.02));
     }
 
-    /// All adjoints after a few steps: state, gradient, theta.
+    /// All adjoints after a few steps: state, gradient, theta. `first`: added to the first gradient.
     fn adjoints<E: Float, R: Elementwise>(
         rule: &R,
         shape: &[usize],
-        steps: u64,
+        (steps, first): (u64, f64),
         vjp: impl Fn(&OptState<E>, &[E], &OptState<E>, &mut [E]) -> UpdateAdjoint<E>,
     ) -> Vec<Vec<f64>> {
         // The states come from f32, so that both dtypes start from the same numbers.
@@ -267,7 +268,9 @@ pub(crate) mod tests {
             after.slots[k].data = normal(Key::new(91 + k as u64), n);
         }
         let mut theta = vec![E::of(0.5); rule.theta().len()];
-        let a = vjp(&state, &normal(Key::new(95), n), &after, &mut theta);
+        let mut grad = normal(Key::new(95), n);
+        grad.iter_mut().take(1).for_each(|g| *g += <E as Float>::of(first));
+        let a = vjp(&state, &grad, &after, &mut theta);
         assert_eq!((a.state.step, a.loss), (state.step, E::of(0.0)));
         let mut all = vec![a.state.params, a.grad, theta];
         all.extend(a.state.slots.into_iter().map(|s| s.data));
@@ -275,11 +278,12 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn check_fused_vjp<R: Elementwise>(rule: &R) {
-        for (shape, steps) in SHAPES.into_iter().flat_map(|shape| [(shape, 0), (shape, 3)]) {
-            let want = adjoints::<f64, R>(rule, shape, steps, |s, g, a, t| vjp_dual(rule, s, g, a, t));
+        let cases = [(0, 0.0), (3, 0.0), (3, 1e20)];
+        for (shape, case) in SHAPES.into_iter().flat_map(|shape| cases.map(|case| (shape, case))) {
+            let want = adjoints::<f64, R>(rule, shape, case, |s, g, a, t| vjp_dual(rule, s, g, a, t));
             let mut bits = None;
             for path in Path::available() {
-                let got = adjoints::<f32, R>(rule, shape, steps, |s, g, a, t| {
+                let got = adjoints::<f32, R>(rule, shape, case, |s, g, a, t| {
                     vjp_fused(path, rule, s, g, a, t).expect("the rule has a kernel")
                 });
                 let own: Vec<u64> = got.iter().flatten().map(|x| x.to_bits()).collect();

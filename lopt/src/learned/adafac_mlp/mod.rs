@@ -28,7 +28,7 @@ use std::sync::Arc;
 ///
 /// `(a, b) = mlp(norm(g, p, m, rms, m·r, r, ĝ, row, col, row^-½, col^-½, m̂), time)`, where
 /// `r = (rms + 1e-6)^-½` and hats divide by Adafactor's second moment ([`adafac`]);
-/// `p ← p − step_mult · a · exp(exp_mult · b)`.
+/// `p ← p − step_mult · a · exp(exp_mult · b)`. Gradients are limited to ±1e15, whose squares are finite.
 ///
 /// Theta: `nn/~/w{i}` `[in, out]`, `nn/~/b{i}` `[out]`, and one offset per decay in
 /// `momentum_decays`, `rms_decays`, `adafactor_decays`: a decay is `1 − (1 − d₀) exp(10 θ)`. 197
@@ -137,7 +137,7 @@ impl AdafacNet<'_> {
             rms_epsilon: 1e-6,
             vector_epsilon: 1e-6,
         };
-        accumulators.update(now, &now.slots, &now.grad)
+        accumulators.update(now, &now.slots, &now.grad.limited())
     }
 
     /// Updates the accumulators and runs the network: what it gives per tensor, and the next

@@ -14,7 +14,7 @@ use crate::kernel::dense::{After, Dense};
 use crate::kernel::net::{apply_step, Net, COLUMNS, MAX_LANES};
 use crate::kernel::Path;
 use crate::learned::AdafacMlp;
-use crate::rule::{Taped, UpdateRule};
+use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
@@ -94,6 +94,8 @@ impl Optimizer<f32> for AdafacKernel {
     }
     fn update(&self, state: &mut OptState<f32>, grad: &[f32], _loss: f32, _key: Key) {
         assert_eq!(grad.len(), state.params.len(), "AdafacMlp: length of the gradient");
+        let grad = limit(grad);
+        let grad = &*grad;
         let counts = self.counts();
         let units = self.net.layers[0].outputs;
         let (repeated, vectors) = (Repeated::Biases(units), BLOCK);
@@ -281,7 +283,8 @@ pub(crate) mod tests {
         layouts
     }
 
-    fn run(opt: &dyn Optimizer<f32>, layout: &Arc<Layout>, steps: u64) -> OptState<f32> {
+    /// `huge`: the first gradient of the third update, whose square is infinite.
+    fn run(opt: &dyn Optimizer<f32>, layout: &Arc<Layout>, steps: u64, huge: Option<f32>) -> OptState<f32> {
         let key = Key::new(8);
         let mut params = Params::zeros(layout.clone());
         key.fill_normal(&mut params.data);
@@ -289,6 +292,9 @@ pub(crate) mod tests {
         let mut grad = vec![0.0; layout.len()];
         for t in 0..steps {
             key.fold_in(t).fill_normal(&mut grad);
+            if let (2, Some(first), Some(huge)) = (t, grad.first_mut(), huge) {
+                *first = huge;
+            }
             opt.update(&mut state, &grad, 0.0, key);
         }
         state
@@ -296,15 +302,24 @@ pub(crate) mod tests {
 
     #[test]
     fn fifty_steps_agree_with_the_twin() {
+        check_steps(50, None);
+    }
+
+    #[test]
+    fn one_huge_gradient_does_what_it_does_to_the_twin() {
+        check_steps(5, Some(1e20));
+    }
+
+    fn check_steps(steps: u64, huge: Option<f32>) {
         let layouts = layouts();
         for rule in rules() {
             let mut theta = LearnedOptimizer::<f32>::init(&rule, Key::new(6));
             theta.iter_mut().enumerate().for_each(|(i, t)| *t += 0.01 * (i as f32).sin());
             for layout in &layouts {
-                let want = run(&Taped::<_, f32>::new(rule.clone(), &theta), layout, 50);
+                let want = run(&Taped::<_, f32>::new(rule.clone(), &theta), layout, steps, huge);
                 let mut first = None;
                 for path in Path::available() {
-                    let got = run(&AdafacKernel::new(rule.clone(), &theta, path), layout, 50);
+                    let got = run(&AdafacKernel::new(rule.clone(), &theta, path), layout, steps, huge);
                     let bits = bits(&got);
                     let first = first.get_or_insert_with(|| bits.clone());
                     assert!(*first == bits, "bits on {path:?}: {rule:?} {layout:?}");

@@ -9,6 +9,7 @@ use super::features::{VectorTensor, RMS_EPSILON};
 use super::step::AdafacKernel;
 use super::tensor_vjp::TensorAdjoint;
 use crate::features::normalize;
+use crate::rule::limit;
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Entry, Key, OptState, UpdateAdjoint, UpdateVjp};
 use pulp::{Simd, WithSimd};
@@ -24,6 +25,8 @@ impl UpdateVjp<f32> for AdafacKernel {
         after: &OptState<f32>,
         theta: &mut [f32],
     ) -> UpdateAdjoint<f32> {
+        let limited = limit(grad);
+        let (raw, grad) = (grad, &*limited);
         let rule = self.twin.rule();
         let mults = [rule.exp_mult, rule.step_mult];
         let wanted = Wanted { net: &self.net, mults, rates: &self.rates, rms_epsilon: RMS_EPSILON, before };
@@ -32,6 +35,11 @@ impl UpdateVjp<f32> for AdafacKernel {
             let (accumulators, backward) = wanted.passes(grad, &mut adjoint, scratch);
             self.path.run(Vjp { kernel: self, accumulators, backward, theta });
         });
+        // The update does not depend on what was cut off.
+        let is_beyond = |(raw, g): (&f32, &f32)| g.abs() < raw.abs();
+        for (a, _) in adjoint.grad.iter_mut().zip(raw.iter().zip(grad)).filter(|(_, g)| is_beyond(*g)) {
+            *a = 0.0;
+        }
         adjoint
     }
 }

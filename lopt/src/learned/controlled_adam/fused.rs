@@ -3,7 +3,7 @@
 //! bits.
 
 use super::{constant_features, ControlledAdam, EPSILON};
-use crate::rule::{Taped, UpdateRule};
+use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::{nan, Entry, Key, OptState, Optimizer, Params, UpdateVjp};
 use std::ops::Range;
 
@@ -146,7 +146,8 @@ impl Optimizer<f32> for Fused {
     }
     fn update(&self, state: &mut OptState<f32>, grad: &[f32], _loss: f32, _key: Key) {
         assert_eq!(grad.len(), state.params.len(), "ControlledAdam: length of the gradient");
-        pulp::Arch::new().dispatch(|| self.run(state, grad));
+        let grad = limit(grad);
+        pulp::Arch::new().dispatch(|| self.run(state, &grad));
         state.step += 1;
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {

@@ -27,7 +27,7 @@ const TENSOR_FEATURES: usize = 9;
 /// `mₖ ← dₖ mₖ + (1 − dₖ) g`, `v ← d v + (1 − d) g²`, hats divide by `1 − dᵗ`;
 /// directions `u₀ = g/√v̂`, `uₖ = m̂ₖ/√v̂`; per tensor `(a, b₀..ₖ) = mlp(features)`;
 /// `p ← p − step_mult · (1.01 − f)^decay · exp(a) · (b₀ u₀ + Σₖ (1/K + bₖ) uₖ)` with the fraction `f` of the
-/// run that is done, 0 if its length is unknown.
+/// run that is done, 0 if its length is unknown. Gradients are limited to ±1e15, whose squares are finite.
 ///
 /// Features of a tensor: `½ ln(mean uₖ² + 1e-6)` of each direction, which falls with the noise of the
 /// gradients; `0.15 ln(mean p² + 1e-8)`; `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with
@@ -162,8 +162,9 @@ impl UpdateRule for ControlledAdam {
     }
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>) {
         let (momentum_rates, square_rate) = self.rates(theta);
-        let momentum = averages::update(&now.slots[0], &now.grad, &momentum_rates);
-        let square = averages::step(&now.slots[1], &now.grad.square(), &square_rate);
+        let grad = now.grad.limited();
+        let momentum = averages::update(&now.slots[0], &grad, &momentum_rates);
+        let square = averages::step(&now.slots[1], &grad.square(), &square_rate);
         // 1 − dᵗ
         let correction = |rate: &Var<E>| {
             let kept = (Var::scalar(1.0) - rate).ln().scale((now.step + 1) as f64).exp();
@@ -171,7 +172,7 @@ impl UpdateRule for ControlledAdam {
         };
         let n = now.params.len();
         let rsqrt = (&square / correction(&square_rate)).shift(EPSILON).rsqrt();
-        let mut directions = vec![&now.grad * &rsqrt];
+        let mut directions = vec![&grad * &rsqrt];
         for (k, rate) in momentum_rates.iter().enumerate() {
             directions.push(momentum.row(k, n) / correction(rate) * &rsqrt);
         }
@@ -266,6 +267,9 @@ mod tests {
             for t in 0..50 {
                 let mut grad = vec![0.0f32; params.data.len()];
                 key.fold_in(t).fill_normal(&mut grad);
+                if t == 40 {
+                    grad[0] = 1e20;
+                }
                 fused.update(&mut states[0], &grad, 1.0, key);
                 exact.update(&mut states[1], &grad, 1.0, key);
             }

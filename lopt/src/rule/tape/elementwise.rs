@@ -1,6 +1,7 @@
 //! Operations on each element, and on pairs of elements.
 
 use super::Var;
+use crate::rule::limited;
 use outerloop_core::{nan, Float};
 use std::ops;
 
@@ -63,6 +64,11 @@ impl<E: Float> Var<E> {
             move |x| nan::clamp(x, lo, hi),
             move |x, _| if x < lo || x > hi { E::of(0.0) } else { E::ONE },
         )
+    }
+    /// `x` as rules that square it see it: limited to ±1e15, slope 0 beyond; ∞ and NaN stay.
+    pub fn limited(&self) -> Self {
+        let size = |x: E| num_traits::Float::abs(x);
+        self.map(limited, move |x, y| if size(y) < size(x) { E::of(0.0) } else { E::ONE })
     }
     /// `x · c`.
     pub fn scale(&self, c: f64) -> Self {

@@ -1,0 +1,43 @@
+//! Gradients that rules square. One of 1e20, whose square leaves the range of f32, would make an average of squares
+//! infinite for good, and a mean over the tensor with it.
+
+use outerloop_core::{nan, Float};
+use std::borrow::Cow;
+
+/// Rules that square gradients see none beyond ± this: squares, and their sums over 1e8 parameters, stay in the
+/// range of f32. The same in f64, so that both take the same steps.
+pub(crate) const MAX_GRADIENT: f64 = 1e15;
+
+/// `x` limited to ±[`MAX_GRADIENT`]; NaN and ∞ stay, to be seen.
+#[inline(always)]
+pub(crate) fn limited<E: Float>(x: E) -> E {
+    if num_traits::Float::is_infinite(x) {
+        x
+    } else {
+        nan::clamp(x, E::of(-MAX_GRADIENT), E::of(MAX_GRADIENT))
+    }
+}
+
+/// All elements [`limited`]; no copy if they are.
+pub(crate) fn limit(grad: &[f32]) -> Cow<'_, [f32]> {
+    let is_beyond = |g: &f32| (limited(*g) < *g) | (limited(*g) > *g);
+    if grad.iter().fold(false, |any, g| any | is_beyond(g)) {
+        grad.iter().map(|g| limited(*g)).collect()
+    } else {
+        Cow::Borrowed(grad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_stays() {
+        let all = [1e20f32, -1e20, 1e15, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        let want = [1e15f32, -1e15, 1e15, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&limit(&all)), bits(&want));
+        assert!(matches!(limit(&want), Cow::Borrowed(_)));
+    }
+}
