@@ -136,7 +136,8 @@ impl Schedule {
             }
             Schedule::PiecewiseLinear(points) => {
                 if points.is_empty() || !points.is_sorted_by(|a, b| a.0 < b.0) {
-                    return Err(Error::mismatch(what, "at least one point, steps that rise", points));
+                    let expected = "at least one point, and steps that rise".into();
+                    return Err(Error::Mismatch { what: what.into(), expected, got: format!("{points:?}") });
                 }
                 points.iter().try_for_each(|p| check(&[("step", p.0, RATE), ("value", p.1, RATE)]))
             }

@@ -93,7 +93,8 @@ impl AdafacNet<'_> {
             Interval::DECAY.check_all(&what, decays)?;
             // Momentum k is divided by average k, or all by the only one.
             if decays.len() != momenta && decays.len() != 1 {
-                return Err(Error::mismatch(what, format!("1 or {momenta} decays"), decays.len()));
+                let (expected, got) = (format!("1 or {momenta} decays"), decays.len().to_string());
+                return Err(Error::Mismatch { what, expected, got });
             }
         }
         Interval::COUNT.check(&format!("{name}: hidden_size"), self.hidden_size as f64)
