@@ -148,9 +148,11 @@ impl<'a> NetVjp<'a> {
             let d = &block[rows(adjoints[i + 1], layer.outputs)];
             add_outer::<S, BLOCK>(s, &block[rows(inputs[i], layer.inputs)], d, weight);
             for (b, d) in bias.chunks_exact_mut(parts::<S>()).zip(d.chunks_exact(BLOCK)) {
-                for (v, d) in d.iter().enumerate() {
-                    let b = &mut b[v % parts::<S>()];
-                    *b = s.add_f32s(*b, *d);
+                let d: &[S::f32s; BLOCK] = d.first_chunk().expect("chunks of a block");
+                for part in 0..parts::<S>() {
+                    for turn in 0..BLOCK / parts::<S>() {
+                        b[part] = s.add_f32s(b[part], d[turn * parts::<S>() + part]);
+                    }
                 }
             }
         }

@@ -161,12 +161,14 @@ fn gram_tile<S: Simd, const N: usize, const I: usize, const J: usize>(
             for (to, row) in ys.iter_mut().zip(y[j * cols..].chunks_exact(cols)) {
                 *to = row;
             }
-            for c in (part..cols).step_by(parts::<S>()) {
+            let mut c = part;
+            while c < cols {
                 for (x, sums) in xs.iter().zip(&mut sums) {
                     for (y, sum) in ys.iter().zip(sums) {
                         *sum = s.mul_add_e_f32s(x[c], y[c], *sum);
                     }
                 }
+                c += parts::<S>();
             }
         }
         all[part] = sums;

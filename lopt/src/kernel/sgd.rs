@@ -69,15 +69,16 @@ impl WithSimd for SgdVjp<'_> {
         let SgdVjp { g, after, out, .. } = self;
         let minus_lr = s.splat_f32s(-self.lr);
         let mut total = 0.0;
-        for start in (0..g.len()).step_by(CHUNK) {
-            let end = g.len().min(start + CHUNK);
+        for ((g, after), out) in g.chunks(CHUNK).zip(after.chunks(CHUNK)).zip(out.chunks_mut(CHUNK)) {
             let mut sums = [[s.splat_f32s(0.0)]; MAX_PARTS];
             for part in 0..parts::<S>() {
                 let [mut own] = sums[part];
-                for i in (start + part * S::F32_LANES..end).step_by(LANES) {
-                    let a = load(s, &after[i..end]);
-                    own = s.negate_mul_add_e_f32s(a, load(s, &g[i..end]), own);
-                    store(s, &mut out[i..end], s.mul_f32s(minus_lr, a));
+                let from = g.len().min(part * S::F32_LANES);
+                let places = g[from..].chunks(LANES).zip(after[from..].chunks(LANES));
+                for ((g, after), out) in places.zip(out[from..].chunks_mut(LANES)) {
+                    let a = load(s, after);
+                    own = s.negate_mul_add_e_f32s(a, load(s, g), own);
+                    store(s, out, s.mul_f32s(minus_lr, a));
                 }
                 sums[part] = [own];
             }
