@@ -149,10 +149,12 @@ impl<'a> NetVjp<'a> {
             add_outer::<S, BLOCK>(s, &block[rows(inputs[i], layer.inputs)], d, weight);
             for (b, d) in bias.chunks_exact_mut(parts::<S>()).zip(d.chunks_exact(BLOCK)) {
                 let d: &[S::f32s; BLOCK] = d.first_chunk().expect("chunks of a block");
-                for part in 0..parts::<S>() {
+                for (part, b) in b.iter_mut().enumerate() {
+                    let mut own = *b;
                     for turn in 0..BLOCK / parts::<S>() {
-                        b[part] = s.add_f32s(b[part], d[turn * parts::<S>() + part]);
+                        own = s.add_f32s(own, d[turn * parts::<S>() + part]);
                     }
+                    *b = own;
                 }
             }
         }

@@ -173,13 +173,13 @@ impl<'a> TensorVjp<'a> {
             for ((sums, x), adjoint) in sums.zip(self.features.chunks_exact(n)) {
                 let adjoint = loaded::<S, BLOCK>(s, &adjoint[at.clone()]);
                 let x: &[S::f32s; BLOCK] = x.first_chunk().expect("chunks of a block");
-                for part in 0..parts::<S>() {
-                    let mut own = sums[part];
+                for (part, sum) in sums.iter_mut().enumerate() {
+                    let mut own = *sum;
                     for turn in 0..BLOCK / parts::<S>() {
                         let v = turn * parts::<S>() + part;
                         own = s.mul_add_e_f32s(x[v], adjoint[v], own);
                     }
-                    sums[part] = own;
+                    *sum = own;
                 }
             }
             dots.added_block(s);
