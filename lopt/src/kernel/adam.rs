@@ -148,8 +148,8 @@ impl<const DECAY: bool> WithSimd for PullBack<'_, DECAY> {
         for start in (0..n).step_by(CHUNK) {
             let end = n.min(start + CHUNK);
             let mut sums = [[s.splat_f32s(0.0); COEFFS]; MAX_PARTS];
-            for part in 0..parts::<S>() {
-                let mut own = sums[part];
+            for (part, to) in sums.iter_mut().enumerate().take(parts::<S>()) {
+                let mut own = *to;
                 for i in (start + part * S::F32_LANES..end).step_by(LANES) {
                     let i = i..end;
                     let x = [
@@ -164,7 +164,7 @@ impl<const DECAY: bool> WithSimd for PullBack<'_, DECAY> {
                         store(s, &mut out[k][i.clone()], adjoints[k]);
                     }
                 }
-                sums[part] = own;
+                *to = own;
             }
             for (total, sum) in total.iter_mut().zip(totals(s, &sums)) {
                 *total += f64::from(sum);

@@ -11,15 +11,15 @@ pub(crate) const SUM: usize = 120 * LANES;
 #[inline(always)]
 pub(crate) fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
     let mut sum = 0.0;
-    for start in (0..x.len()).step_by(SUM) {
-        let end = x.len().min(start + SUM);
+    for (x, y) in x.chunks(SUM).zip(y.chunks(SUM)) {
         let mut sums = [s.splat_f32s(0.0); MAX_PARTS];
-        for part in 0..parts::<S>() {
-            let mut own = sums[part];
-            for i in (start + part * S::F32_LANES..end).step_by(LANES) {
-                own = s.mul_add_e_f32s(load(s, &x[i..end]), load(s, &y[i..end]), own);
+        for (part, to) in sums.iter_mut().enumerate().take(parts::<S>()) {
+            let mut own = *to;
+            let from = x.len().min(part * S::F32_LANES);
+            for (x, y) in x[from..].chunks(LANES).zip(y[from..].chunks(LANES)) {
+                own = s.mul_add_e_f32s(load(s, x), load(s, y), own);
             }
-            sums[part] = own;
+            *to = own;
         }
         sum += total(s, &sums);
     }

@@ -148,9 +148,13 @@ impl<'a> NetVjp<'a> {
             let d = &block[rows(adjoints[i + 1], layer.outputs)];
             add_outer::<S, BLOCK>(s, &block[rows(inputs[i], layer.inputs)], d, weight);
             for (b, d) in bias.chunks_exact_mut(parts::<S>()).zip(d.chunks_exact(BLOCK)) {
-                for (v, d) in d.iter().enumerate() {
-                    let b = &mut b[v % parts::<S>()];
-                    *b = s.add_f32s(*b, *d);
+                let d: &[S::f32s; BLOCK] = d.first_chunk().expect("chunks of a block");
+                for (part, b) in b.iter_mut().enumerate() {
+                    let mut own = *b;
+                    for turn in 0..BLOCK / parts::<S>() {
+                        own = s.add_f32s(own, d[turn * parts::<S>() + part]);
+                    }
+                    *b = own;
                 }
             }
         }

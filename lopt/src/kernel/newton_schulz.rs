@@ -150,26 +150,28 @@ fn gram_tile<S: Simd, const N: usize, const I: usize, const J: usize>(
     stride: usize,
 ) {
     let mut all = [[[s.splat_f32s(0.0); J]; I]; MAX_PARTS];
-    for part in 0..parts::<S>() {
-        let mut sums = all[part];
+    for (part, to) in all.iter_mut().enumerate().take(parts::<S>()) {
+        let mut sums = *to;
         for (x, y) in pairs {
             let cols = x.len() / k;
             let (mut xs, mut ys) = ([&x[..0]; I], [&y[..0]; J]);
-            for (to, row) in xs.iter_mut().zip(x[i * cols..].chunks_exact(cols)) {
-                *to = row;
+            for (x, row) in xs.iter_mut().zip(x[i * cols..].chunks_exact(cols)) {
+                *x = row;
             }
-            for (to, row) in ys.iter_mut().zip(y[j * cols..].chunks_exact(cols)) {
-                *to = row;
+            for (y, row) in ys.iter_mut().zip(y[j * cols..].chunks_exact(cols)) {
+                *y = row;
             }
-            for c in (part..cols).step_by(parts::<S>()) {
+            let mut c = part;
+            while c < cols {
                 for (x, sums) in xs.iter().zip(&mut sums) {
                     for (y, sum) in ys.iter().zip(sums) {
                         *sum = s.mul_add_e_f32s(x[c], y[c], *sum);
                     }
                 }
+                c += parts::<S>();
             }
         }
-        all[part] = sums;
+        *to = sums;
     }
     for i in 0..I {
         let mut row = [[s.splat_f32s(0.0); J]; MAX_PARTS];

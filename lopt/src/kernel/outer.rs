@@ -46,28 +46,44 @@ fn tile<S: Simd, const I: usize, const J: usize, const V: usize>(
     sums: &mut [S::f32s],
     row: usize,
 ) {
+    add_part::<S, I, J, V, 0>(s, x, d, sums, row);
+    if const { parts::<S>() > 1 } {
+        add_part::<S, I, J, V, 1>(s, x, d, sums, row);
+    }
+    if const { parts::<S>() > 2 } {
+        add_part::<S, I, J, V, 2>(s, x, d, sums, row);
+        add_part::<S, I, J, V, 3>(s, x, d, sums, row);
+    }
+}
+
+#[inline(always)]
+fn add_part<S: Simd, const I: usize, const J: usize, const V: usize, const PART: usize>(
+    s: S,
+    x: &[S::f32s],
+    d: &[S::f32s],
+    sums: &mut [S::f32s],
+    row: usize,
+) {
     let parts = parts::<S>();
-    for part in 0..parts {
-        let mut acc = [[s.splat_f32s(0.0); J]; I];
+    let mut acc = [[s.splat_f32s(0.0); J]; I];
+    for i in 0..I {
+        let sums = &sums[i * row..][..J * parts];
+        for j in 0..J {
+            acc[i][j] = sums[j * parts + PART];
+        }
+    }
+    for turn in 0..V / parts {
+        let v = turn * parts + PART;
         for i in 0..I {
-            let sums = &sums[i * row..][..J * parts];
             for j in 0..J {
-                acc[i][j] = sums[j * parts + part];
+                acc[i][j] = s.mul_add_e_f32s(x[i * V + v], d[j * V + v], acc[i][j]);
             }
         }
-        for turn in 0..V / parts {
-            let v = turn * parts + part;
-            for i in 0..I {
-                for j in 0..J {
-                    acc[i][j] = s.mul_add_e_f32s(x[i * V + v], d[j * V + v], acc[i][j]);
-                }
-            }
-        }
-        for i in 0..I {
-            let sums = &mut sums[i * row..][..J * parts];
-            for j in 0..J {
-                sums[j * parts + part] = acc[i][j];
-            }
+    }
+    for i in 0..I {
+        let sums = &mut sums[i * row..][..J * parts];
+        for j in 0..J {
+            sums[j * parts + PART] = acc[i][j];
         }
     }
 }

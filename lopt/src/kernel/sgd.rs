@@ -69,17 +69,18 @@ impl WithSimd for SgdVjp<'_> {
         let SgdVjp { g, after, out, .. } = self;
         let minus_lr = s.splat_f32s(-self.lr);
         let mut total = 0.0;
-        for start in (0..g.len()).step_by(CHUNK) {
-            let end = g.len().min(start + CHUNK);
+        for ((g, after), out) in g.chunks(CHUNK).zip(after.chunks(CHUNK)).zip(out.chunks_mut(CHUNK)) {
             let mut sums = [[s.splat_f32s(0.0)]; MAX_PARTS];
-            for part in 0..parts::<S>() {
-                let [mut own] = sums[part];
-                for i in (start + part * S::F32_LANES..end).step_by(LANES) {
-                    let a = load(s, &after[i..end]);
-                    own = s.negate_mul_add_e_f32s(a, load(s, &g[i..end]), own);
-                    store(s, &mut out[i..end], s.mul_f32s(minus_lr, a));
+            for (part, to) in sums.iter_mut().enumerate().take(parts::<S>()) {
+                let [mut own] = *to;
+                let from = g.len().min(part * S::F32_LANES);
+                let places = g[from..].chunks(LANES).zip(after[from..].chunks(LANES));
+                for ((g, after), out) in places.zip(out[from..].chunks_mut(LANES)) {
+                    let a = load(s, after);
+                    own = s.negate_mul_add_e_f32s(a, load(s, g), own);
+                    store(s, out, s.mul_f32s(minus_lr, a));
                 }
-                sums[part] = [own];
+                *to = [own];
             }
             let [sum] = totals(s, &sums);
             total += f64::from(sum);
@@ -108,8 +109,8 @@ impl WithSimd for MomentumVjp<'_> {
         for start in (0..g.len()).step_by(CHUNK) {
             let end = g.len().min(start + CHUNK);
             let mut sums = [[s.splat_f32s(0.0); 2]; MAX_PARTS];
-            for part in 0..parts::<S>() {
-                let mut own = sums[part];
+            for (part, to) in sums.iter_mut().enumerate().take(parts::<S>()) {
+                let mut own = *to;
                 for i in (start + part * S::F32_LANES..end).step_by(LANES) {
                     let i = i..end;
                     let (old, a_p) = (load(s, &v[i.clone()]), load(s, &after_p[i.clone()]));
@@ -120,7 +121,7 @@ impl WithSimd for MomentumVjp<'_> {
                     store(s, &mut out_v[i.clone()], s.mul_f32s(mu, a));
                     store(s, &mut out_g[i], a);
                 }
-                sums[part] = own;
+                *to = own;
             }
             for (total, sum) in total.iter_mut().zip(totals(s, &sums)) {
                 *total += f64::from(sum);

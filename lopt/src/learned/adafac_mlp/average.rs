@@ -3,7 +3,7 @@
 use super::features::{load_row, store_row};
 use crate::kernel::dot::SUM;
 use crate::kernel::net_vjp::BLOCK;
-use outerloop_core::simd::{parts, total};
+use outerloop_core::simd::{parts, total, MAX_PARTS};
 use pulp::Simd;
 
 /// A block of an average `a ← (1 − r) a + r x`.
@@ -29,13 +29,16 @@ impl Average<'_> {
         let (keep, rate) = (s.splat_f32s(1.0 - self.rate), s.splat_f32s(self.rate));
         let old = loaded::<S, BLOCK>(s, self.old);
         let mut adjoint = loaded::<S, BLOCK>(s, self.adjoint);
+        let parts = parts::<S>();
+        let mut rates = [s.splat_f32s(0.0); MAX_PARTS];
+        rates[..parts].copy_from_slice(&rate_adjoint[..parts]);
         for v in 0..BLOCK {
             let a = s.add_f32s(adjoint[v], more[v]);
-            let rate_adjoint = &mut rate_adjoint[v % parts::<S>()];
-            *rate_adjoint = s.mul_add_e_f32s(a, s.sub_f32s(value[v], old[v]), *rate_adjoint);
+            rates[v % parts] = s.mul_add_e_f32s(a, s.sub_f32s(value[v], old[v]), rates[v % parts]);
             value_adjoint[v] = s.mul_add_e_f32s(rate, a, value_adjoint[v]);
             adjoint[v] = s.mul_f32s(keep, a);
         }
+        rate_adjoint[..parts].copy_from_slice(&rates[..parts]);
         store_row(s, &adjoint, self.adjoint);
     }
 }

@@ -224,12 +224,13 @@ fn pull_back_ratios<S: Simd>(s: S, [_, axis, inner]: [usize; 3], row: &[f32], u:
         }
         let mean = s.splat_f32s(row.iter().sum::<f32>() * by + epsilon);
         let mut sums = [s.splat_f32s(0.0); MAX_PARTS];
-        for part in 0..parts::<S>() {
-            let mut own = sums[part];
-            for i in (part * S::F32_LANES..row.len()).step_by(LANES) {
-                own = s.add_f32s(own, unclipped(s, load(s, &row[i..]), mean, load(s, &u[i..])));
+        for (part, to) in sums.iter_mut().enumerate().take(parts::<S>()) {
+            let mut own = *to;
+            let from = row.len().min(part * S::F32_LANES);
+            for (row, u) in row[from..].chunks(LANES).zip(u[from..].chunks(LANES)) {
+                own = s.add_f32s(own, unclipped(s, load(s, row), mean, load(s, u)));
             }
-            sums[part] = own;
+            *to = own;
         }
         let through_mean = s.div_f32s(s.splat_f32s(total(s, &sums) * by), mean);
         for (row, u) in row.chunks(S::F32_LANES).zip(u.chunks_mut(S::F32_LANES)) {

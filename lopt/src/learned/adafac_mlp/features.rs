@@ -4,7 +4,7 @@
 use crate::features::adafac::{column_count, FACTOR_EPSILON};
 use crate::features::factored::{EPSILON, SQUARE_EPSILON};
 use crate::kernel::{apart, dot::SUM};
-use outerloop_core::simd::{load, parts, store, total, LANES};
+use outerloop_core::simd::{load, parts, store, total, LANES, MAX_PARTS};
 use pulp::bytemuck::cast_slice_mut;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
@@ -132,11 +132,15 @@ fn add_squares<S: Simd, T: Tensor, const V: usize>(
     load_block::<S, T, V>(s, tensor, params, start, x, None);
     // The part of the first vector; always the first one of vectors that are long enough.
     let first = if const { BLOCK * S::F32_LANES % LANES == 0 } { 0 } else { summed / S::F32_LANES };
-    for (sums, x) in squares.chunks_exact_mut(parts::<S>()).zip(x.chunks_exact(V)) {
-        for (v, x) in x.iter().enumerate() {
-            let sum = &mut sums[(first + v) % parts::<S>()];
-            *sum = s.mul_add_e_f32s(*x, *x, *sum);
+    let parts = parts::<S>();
+    for (sums, x) in squares.chunks_exact_mut(parts).zip(x.chunks_exact(V)) {
+        let x: &[S::f32s; V] = x.first_chunk().expect("chunks of a block");
+        let mut own = [s.splat_f32s(0.0); MAX_PARTS];
+        own[..parts].copy_from_slice(sums);
+        for v in 0..V {
+            own[(first + v) % parts] = s.mul_add_e_f32s(x[v], x[v], own[(first + v) % parts]);
         }
+        sums.copy_from_slice(&own[..parts]);
     }
     V
 }

@@ -172,9 +172,14 @@ impl<'a> TensorVjp<'a> {
             let sums = dots.vectors(s).chunks_exact_mut(parts::<S>()).zip(x.chunks_exact(BLOCK));
             for ((sums, x), adjoint) in sums.zip(self.features.chunks_exact(n)) {
                 let adjoint = loaded::<S, BLOCK>(s, &adjoint[at.clone()]);
-                for (v, (x, a)) in x.iter().zip(adjoint).enumerate() {
-                    let sum = &mut sums[v % parts::<S>()];
-                    *sum = s.mul_add_e_f32s(*x, a, *sum);
+                let x: &[S::f32s; BLOCK] = x.first_chunk().expect("chunks of a block");
+                for (part, sum) in sums.iter_mut().enumerate() {
+                    let mut own = *sum;
+                    for turn in 0..BLOCK / parts::<S>() {
+                        let v = turn * parts::<S>() + part;
+                        own = s.mul_add_e_f32s(x[v], adjoint[v], own);
+                    }
+                    *sum = own;
                 }
             }
             dots.added_block(s);

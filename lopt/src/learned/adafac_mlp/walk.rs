@@ -31,12 +31,12 @@ impl Reduced {
         for (run, x) in x.chunks(self.run).enumerate() {
             if self.is_constant() {
                 let mut sum = [s.splat_f32s(0.0); MAX_PARTS];
-                for part in 0..parts::<S>() {
-                    let mut own = sum[part];
-                    for i in (part * S::F32_LANES..x.len()).step_by(LANES) {
-                        own = plus::<S, SQUARE>(s, own, load(s, &x[i..]));
+                for (part, to) in sum.iter_mut().enumerate().take(parts::<S>()) {
+                    let mut own = *to;
+                    for x in x[x.len().min(part * S::F32_LANES)..].chunks(LANES) {
+                        own = plus::<S, SQUARE>(s, own, load(s, x));
                     }
-                    sum[part] = own;
+                    *to = own;
                 }
                 sums[run] += total(s, &sum);
             } else {

@@ -59,8 +59,8 @@ impl Features<'_> {
         for start in range.clone().step_by(CHUNK) {
             let mut sums = [[s.splat_f32s(0.0); TENSOR_FEATURES]; MAX_PARTS];
             let end = range.end.min(start + CHUNK);
-            for part in 0..parts::<S>() {
-                let mut own = sums[part];
+            for (part, to) in sums.iter_mut().enumerate().take(parts::<S>()) {
+                let mut own = *to;
                 for i in (start + part * S::F32_LANES..end).step_by(LANES) {
                     let g = load(s, &self.grad[i..end]);
                     let p = load(s, &self.params[i..end]);
@@ -74,7 +74,7 @@ impl Features<'_> {
                         own[2 + k] = s.mul_add_e_f32s(next, next, own[2 + k]);
                     }
                 }
-                sums[part] = own;
+                *to = own;
             }
             for (t, sum) in total.iter_mut().zip(totals(s, &sums)) {
                 *t += sum;
