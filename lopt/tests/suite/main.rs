@@ -1,5 +1,6 @@
 //! Tests over all optimizers of the crate, one program: a module per subject.
 
 mod contract;
+mod describe;
 mod f32_derivatives;
 mod golden;

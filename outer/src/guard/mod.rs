@@ -72,6 +72,7 @@ pub struct GuardReport {
 /// check_optimizer(&opt)?;
 /// # Ok::<(), outerloop_core::Error>(())
 /// ```
+#[derive(Debug)]
 pub struct Guarded<E: Float = f32> {
     inner: Box<dyn Optimizer<E>>,
     fallback: Option<Box<dyn Optimizer<E>>>,
