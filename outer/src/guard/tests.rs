@@ -135,7 +135,7 @@ fn guards_nest() {
     let nested = || guarded(guarded(Sgd::new(1.5)).with_fallback(Box::new(Sgd::new(1.5))));
     check_optimizer(&nested()).unwrap();
     let family = SingleTask::new(QuadraticTask::new(5));
-    // The inner guard goes back once and diverges again, which the outer one sees.
+    // Both guards are alarmed at once; the outer one's fallback, guarded itself, goes on.
     let opt =
         nested().with_fallback(Box::new(guarded(Sgd::new(0.25)).with_fallback(Box::new(Adam::new(0.1)))));
     check_optimizer(&opt).unwrap();
