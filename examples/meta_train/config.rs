@@ -30,10 +30,10 @@ pub struct Options {
     recipe: Option<PathBuf>,
 }
 
-/// Halving the loss is worth the same everywhere, down to 1e-5, and the end of a run counts double: the mean
-/// of raw losses is all about its first steps.
+/// Halving the loss is worth the same everywhere, down to 1e-5 (or, of a run that starts above 3 or far below
+/// it, of its start), and the end of a run counts double: the mean of raw losses is all about its first steps.
 const OBJECTIVE: Objective =
-    Objective { scale: LossScale::Log { floor: 1e-5, ceiling: 3.0 }, emphasis: Emphasis::Power(1.0) };
+    Objective { scale: LossScale::FittedLog { floor: 1e-5, ceiling: 3.0 }, emphasis: Emphasis::Power(1.0) };
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -310,7 +310,7 @@ impl Config {
         if self.validation_tasks == 0 {
             return Ok(learner);
         }
-        Ok(learner.with_validation(Validation {
+        learner.with_validation(Validation {
             family: self.family()?,
             objective: self.objective,
             num_tasks: self.validation_tasks,
@@ -318,7 +318,7 @@ impl Config {
             // The same for all restarts, and of no use to any.
             key: Key::new(self.seed).named("validation"),
             every: self.validation_every,
-        }))
+        })
     }
 
     pub fn summary(&self, lopt: &dyn LearnedOptimizer, threads: usize) -> String {

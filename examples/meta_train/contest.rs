@@ -57,11 +57,17 @@ pub fn compare(
         .with("learned optimizer", lopt.architecture())
         .with_hash("theta", &theta)
         .with("configuration", config.to_toml()?);
+    for warning in state.warnings() {
+        report.receipt = report.receipt.with("warning", warning.to_string());
+    }
     report.times = time_steps(&contest);
     table(&contest, &results, &report);
     let files = dir.file("report");
     std::fs::create_dir_all(&files).map_err(|e| Error::io(&files, e))?;
     println!("wrote {}", report.save(&files)?.display());
+    for warning in state.warnings() {
+        println!("warning: {warning}");
+    }
     Ok(())
 }
 
@@ -140,7 +146,7 @@ pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> 
     let raw = Series { style: Style::Points, ..Series::line("per outer step", points) };
     let scale = match config.objective.scale {
         LossScale::Linear => "normalized training loss",
-        LossScale::Log { .. } => "ln of the training loss",
+        LossScale::Log { .. } | LossScale::FittedLog { .. } => "ln of the training loss",
         LossScale::Power { .. } => "power of the training loss",
     };
     let emphasis = match config.objective.emphasis {

@@ -38,7 +38,16 @@ fn run(options: Options) -> Result<()> {
     let mut best: Option<(RunDir, LearnerState)> = None;
     let mut inner_steps = 0;
     for seed in config.seeds()? {
-        let found = one_run(&options, &config, seed, &learner, &dir, &workers)?;
+        let found = match one_run(&options, &config, seed, &learner, &dir, &workers) {
+            Err(e @ Error::NonFinite { .. }) => {
+                let state = own_dir(&config, seed, &dir)?.load(&learner)?;
+                let path = dir.file("theta.safetensors");
+                let theta = learner.chosen_theta(&state);
+                theta::save(path, &*lopt, &theta, provenance(&config, state.inner_steps)?)?;
+                return Err(e);
+            }
+            found => found?,
+        };
         inner_steps += found.1.inner_steps;
         if best.as_ref().is_none_or(|b| score(&found.1) < score(&b.1)) {
             best = Some(found);
@@ -55,12 +64,8 @@ fn run(options: Options) -> Result<()> {
     let opt = lopt.opt_fn(&theta);
     let seen = input_ranges(&*config.family()?, &*opt, config.max_length, RANGE_RUNS, key, &workers);
     let seen = serde_json::to_string(&seen).map_err(|e| Error::invalid("input ranges", e.to_string()))?;
-    let provenance = BTreeMap::from([
-        ("input_ranges".to_string(), seen),
-        ("config".to_string(), config.to_toml()?),
-        ("inner_steps".to_string(), inner_steps.to_string()),
-        ("outerloop".to_string(), env!("CARGO_PKG_VERSION").to_string()),
-    ]);
+    let mut provenance = provenance(&config, inner_steps)?;
+    provenance.insert("input_ranges".to_string(), seen);
     theta::save(dir.file("theta.safetensors"), &*lopt, &theta, provenance)?;
     println!(
         "{} outer steps, {inner_steps} inner steps in all; theta: {}",
@@ -83,9 +88,8 @@ fn one_run(
     dir: &RunDir,
     workers: &Workers,
 ) -> Result<(RunDir, LearnerState)> {
-    let several = config.seeds()?.count() > 1;
-    let own = if several { RunDir::new(dir.file(&format!("seed-{seed}"))) } else { dir.clone() };
-    if several {
+    let own = own_dir(config, seed, dir)?;
+    if own != *dir {
         println!("seed {seed}");
     }
     let run = RunConfig {
@@ -106,6 +110,21 @@ fn one_run(
         }
         state => Ok((own, state?)),
     }
+}
+
+/// Where the run of one seed is.
+fn own_dir(config: &Config, seed: u64, dir: &RunDir) -> Result<RunDir> {
+    let several = config.seeds()?.count() > 1;
+    Ok(if several { RunDir::new(dir.file(&format!("seed-{seed}"))) } else { dir.clone() })
+}
+
+/// How a theta came about.
+fn provenance(config: &Config, inner_steps: u64) -> Result<BTreeMap<String, String>> {
+    Ok(BTreeMap::from([
+        ("config".to_string(), config.to_toml()?),
+        ("inner_steps".to_string(), inner_steps.to_string()),
+        ("outerloop".to_string(), env!("CARGO_PKG_VERSION").to_string()),
+    ]))
 }
 
 /// What restarts are compared by: the best validation.

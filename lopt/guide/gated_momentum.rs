@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 /// Momentum behind a learned gate: `m ← 0.9 m + 0.1 g`, then `p ← p − lr · exp(a) · m`, where a
 /// network of one hidden layer gives `a` per parameter from how g and m agree.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct GatedMomentum {
     learning_rate: f64,
     hidden_size: usize,

@@ -99,6 +99,25 @@ pub struct SweepConfig {
     pub clip: Option<f64>,
 }
 
+impl SweepConfig {
+    /// Errors on numbers out of range.
+    pub fn validate(&self) -> Result<()> {
+        let weights = match &self.weights {
+            StepWeights::Given(w) => &w[..],
+            _ => &[],
+        };
+        if let Some(w) = weights.iter().find(|w| !w.is_finite()) {
+            return Err(Error::invalid("step weights", format!("expected finite numbers, got {w}")));
+        }
+        match self.clip {
+            Some(c) if !(c > 0.0 && c.is_finite()) => {
+                Err(Error::invalid("adjoint clip", format!("expected a positive finite number, got {c}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A meta-loss and its gradient.
 #[derive(Clone, Debug)]
 pub struct Sweep<E> {
@@ -206,7 +225,6 @@ impl<E: Float> Unroll<'_, E> {
         let bytes = size_of::<E>() * (2 * start.params.len()) + start.slot_bytes();
         let every = memory.every(steps, bytes);
         let last = steps.saturating_sub(1) / every * every;
-        let objective = &self.rules.objective;
         let mut forward = Forward {
             every,
             saved: Vec::new(),
@@ -227,7 +245,7 @@ impl<E: Float> Unroll<'_, E> {
                 forward.segment.push(recorded);
                 outcome
             };
-            let task = &*run.episode.task;
+            let (task, objective) = (&*run.episode.task, self.rules.objective_of(run.episode));
             forward.window.push(objective, task, run.clock, outcome);
             let (loss, slope) = match outcome {
                 StepOutcome::Reset => (E::of(f64::NAN), (0.0, 0.0)),

@@ -2,7 +2,7 @@
 
 use outerloop_core::{BatchKey, Evaluator, FlatFamily, FlatTask, Float, Key, OptState, Optimizer};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The keys of one inner training run: pure functions of lane and episode.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +36,15 @@ pub struct Episode<E: Float = f32> {
     family: Arc<dyn FlatFamily<E>>,
     lane: Key,
     number: u64,
+    first_loss: OnceLock<f64>,
 }
 
 impl<E: Float> Episode<E> {
     /// Run number `number` of a lane, on a task of the family.
     pub fn new(family: &Arc<dyn FlatFamily<E>>, lane: Key, number: u64) -> Self {
         let keys = EpisodeKeys::new(lane, number);
-        Episode { keys, task: family.sample_task(keys.task), family: family.clone(), lane, number }
+        let (task, family, first_loss) = (family.sample_task(keys.task), family.clone(), OnceLock::new());
+        Episode { keys, task, family, lane, number, first_loss }
     }
 
     /// Run number `number` of the same lane.
@@ -77,6 +79,15 @@ impl<E: Float> Episode<E> {
     ) -> (Clock, [Trajectory<E>; N]) {
         let clock = Clock { episode: self.number, inner_step: 0, length, is_done: false };
         (clock, opts.map(|opt| fresh(&*self.task, opt, self.keys, length)))
+    }
+
+    /// The raw loss of the first batch at the initial parameters. A function of the keys alone, computed when
+    /// it is first asked for, so that it needs no saving.
+    pub(crate) fn first_loss(&self) -> f64 {
+        *self.first_loss.get_or_init(|| {
+            let (params, at) = (self.task.init(self.keys.init), BatchKey::train(0, self.keys.data));
+            self.task.evaluator().loss(&params.data, &self.task.init_state(), at).f64()
+        })
     }
 
     /// The training batch of the next step.

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct EvalConfig {
     /// Updates per run; also told to the optimizer. Default 1000.
     pub num_steps: u64,
-    /// Evaluate on `splits` every this many steps, and after the last. Default 100.
+    /// Evaluate on `splits` every this many steps (0 counts as 1), and after the last. Default 100.
     pub eval_every: u64,
-    /// Batches averaged per evaluation. Default 5.
+    /// Batches averaged per evaluation (0 counts as 1). Default 5.
     pub eval_batches: u64,
     /// Splits to evaluate on; the training loss is recorded at every step anyway. Default: none.
     pub splits: Vec<Split>,
@@ -49,9 +49,9 @@ pub struct EvalPoint {
 }
 
 impl Curve {
-    /// Mean training loss of the last `n` steps; NaN if any of them is.
+    /// Mean training loss of the last `n` steps (0 counts as 1); NaN if any of them is.
     pub fn final_train(&self, n: usize) -> f32 {
-        let tail = &self.train[self.train.len().saturating_sub(n)..];
+        let tail = &self.train[self.train.len().saturating_sub(n.max(1))..];
         tail.iter().sum::<f32>() / tail.len() as f32
     }
 }
@@ -69,15 +69,15 @@ pub fn training_curve(
     let task = family.sample_task(keys.task);
     let mut t = fresh(&*task, opt, keys, Some(config.num_steps));
     let (evaluator, grad) = worker.evaluator(&task);
-    let mut curve = Curve { train: Vec::with_capacity(config.num_steps as usize + 1), evals: Vec::new() };
+    let mut curve = Curve { train: Vec::new(), evals: Vec::new() };
+    let batches = config.eval_batches.max(1);
     for step in 0..=config.num_steps {
         if step % config.eval_every.max(1) == 0 || step == config.num_steps {
             for &split in &config.splits {
                 let at = |i| BatchKey { split, step: i, key: keys.data.named("eval") };
                 let params = opt.evaluation_params(&t.opt);
-                let sum: f32 =
-                    (0..config.eval_batches).map(|i| evaluator.loss(&params, &t.model_state, at(i))).sum();
-                curve.evals.push(EvalPoint { step, split, loss: sum / config.eval_batches as f32 });
+                let sum: f32 = (0..batches).map(|i| evaluator.loss(&params, &t.model_state, at(i))).sum();
+                curve.evals.push(EvalPoint { step, split, loss: sum / batches as f32 });
             }
         }
         let at = BatchKey::train(step, keys.data);

@@ -87,7 +87,7 @@ impl<E: Float> TruncatedStep<E> {
                 };
                 StepOutcome::Trained { loss: update.loss, meta }
             };
-            window.push(&self.objective, &*pair.episode.task, pair.clock, outcome);
+            window.push(self.objective_of(pair.episode), &*pair.episode.task, pair.clock, outcome);
         }
     }
 }

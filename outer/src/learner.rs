@@ -1,6 +1,8 @@
 //! The outer update: estimates averaged, one step of any [`Optimizer`] on theta.
 
 use crate::estimator::{Estimate, EstimatorState, GradientEstimator};
+use crate::fingerprint;
+use crate::health::{Health, Warning};
 use crate::validation::{Validated, Validation};
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, LearnedOptimizer, OptState, Optimizer, Params, Result};
@@ -34,12 +36,21 @@ pub struct LearnerState {
     pub outer_step: u64,
     /// Inner steps done, all lanes and signs.
     pub inner_steps: u64,
-    /// Outer updates left out because the estimate was not finite.
+    /// Outer updates left out because the estimate, or theta after it, was not finite.
     pub skipped: u64,
+    /// Counts of steps that taught nothing.
+    pub health: Health,
     /// One state per estimator.
     pub estimators: Vec<EstimatorState>,
     /// What validation found, if the learner has one.
     pub validated: Option<Validated>,
+}
+
+impl LearnerState {
+    /// Signs that the run so far learns nothing, or not what was asked for, with what to do about it.
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.health.warnings(self.outer_step, self.skipped, self.inner_steps)
+    }
 }
 
 /// What one outer step did.
@@ -57,6 +68,9 @@ pub struct StepReport {
     pub masked: usize,
     /// The estimate was not finite, and theta was left alone.
     pub skipped: bool,
+    /// The outer update made theta non-finite, and theta and the outer optimizer's slots were put back. It
+    /// counts as skipped, too.
+    pub undone: bool,
     /// The new theta's score, if the step ended with a validation.
     pub validation: Option<f64>,
 }
@@ -84,11 +98,11 @@ impl GradientLearner {
     }
 
     /// Measures theta now and then and keeps the best: [`Self::chosen_theta`]. Default: the last
-    /// theta counts.
-    #[must_use]
-    pub fn with_validation(mut self, validation: Validation) -> Self {
+    /// theta counts. Errors on numbers out of range.
+    pub fn with_validation(mut self, validation: Validation) -> Result<Self> {
+        validation.validate()?;
         self.validation = Some(validation);
-        self
+        Ok(self)
     }
 
     /// The theta to use: the best by validation, or else the last, as the outer optimizer means it
@@ -110,8 +124,8 @@ impl GradientLearner {
         parts.extend(self.validation.as_ref().map(Validation::describe));
         format!(
             "lopt={}; outer={} for {} steps; {}; {}",
-            self.lopt.architecture(),
-            self.theta_opt.name(),
+            fingerprint::of_lopt(&*self.lopt),
+            fingerprint::short(self.theta_opt.describe()),
             self.num_steps,
             parts.join("; "),
             self.note
@@ -124,9 +138,12 @@ impl GradientLearner {
         self.init_from(theta, key, workers)
     }
 
-    /// [`Self::init`] from a given theta.
+    /// [`Self::init`] from a given theta. Errors if it has another length or is not finite.
     pub fn init_from(&self, theta: Vec<f32>, key: Key, workers: &Workers) -> Result<LearnerState> {
         let theta = Params::new(self.lopt.theta_layout(), theta)?;
+        if !is_finite(&theta.data) {
+            return Err(Error::invalid("initial theta", "expected finite numbers"));
+        }
         let estimators = self.estimators.iter().enumerate();
         let estimators = estimators
             .map(|(i, e)| e.init(&theta.data, key.named("estimator").fold_in(i as u64), workers))
@@ -137,6 +154,7 @@ impl GradientLearner {
             outer_step: 0,
             inner_steps: 0,
             skipped: 0,
+            health: Health::default(),
             estimators,
             validated: None,
             theta: self.theta_opt.init(&theta, Some(self.num_steps), key.named("outer")),
@@ -147,10 +165,10 @@ impl GradientLearner {
     pub fn check(&self, state: &LearnerState) -> Result<()> {
         let mine = self.fingerprint();
         if mine == state.fingerprint {
-            Ok(())
-        } else {
-            Err(Error::mismatch("saved run", mine, &state.fingerprint))
+            return Ok(());
         }
+        let [mine, saved] = fingerprint::first_difference(&mine, &state.fingerprint);
+        Err(Error::mismatch("saved run", mine, saved))
     }
 
     /// One outer step. A pure function of the state, whatever the number of workers.
@@ -165,24 +183,31 @@ impl GradientLearner {
             }
             estimates.push(e);
         }
-        let mean_loss = estimates.iter().map(|e| e.mean_loss).sum::<f64>() / f64::from(n);
+        let losses = || estimates.iter().map(|e| e.mean_loss).filter(|loss| !loss.is_nan());
+        let mean_loss = losses().sum::<f64>() / losses().count() as f64;
         let grad_norm = grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
-        let skipped = !grad_norm.is_finite();
-        if !skipped {
-            self.theta_opt.update(&mut state.theta, &grad, mean_loss as f32, state.key.named("outer"));
-        }
         let mut report = StepReport {
             mean_loss,
             grad_norm,
             inner_steps: estimates.iter().map(|e| e.inner_steps).sum(),
             diverged: estimates.iter().map(|e| e.diverged).sum(),
             masked: estimates.iter().map(|e| e.masked).sum(),
-            skipped,
+            skipped: !grad_norm.is_finite(),
+            undone: false,
             validation: None,
         };
+        if !report.skipped {
+            report.undone = !self.update_theta(state, &grad, mean_loss);
+            report.skipped = report.undone;
+        }
         state.outer_step += 1;
         state.inner_steps += report.inner_steps;
-        state.skipped += u64::from(skipped);
+        state.skipped += u64::from(report.skipped);
+        state.health.zero += u64::from(grad_norm == 0.0);
+        state.health.clipped += u64::from(self.theta_opt.clipped(&grad) >= 0.5);
+        for e in &estimates {
+            state.health.saturated = state.health.saturated + e.saturated;
+        }
         if let Some(v) = self.validation.as_ref().filter(|v| v.is_due(state.outer_step, self.num_steps)) {
             let theta = self.theta_opt.evaluation_params(&state.theta);
             let score = v.score(&*self.lopt.opt_fn(&theta), workers);
@@ -190,5 +215,122 @@ impl GradientLearner {
             report.validation = Some(score);
         }
         report
+    }
+
+    /// The outer update; `false` if it would make theta non-finite, and then nothing has changed.
+    fn update_theta(&self, state: &mut LearnerState, grad: &[f32], mean_loss: f64) -> bool {
+        let before = state.theta.clone();
+        self.theta_opt.update(&mut state.theta, grad, mean_loss as f32, state.key.named("outer"));
+        let is_good =
+            is_finite(&state.theta.params) && is_finite(&self.theta_opt.evaluation_params(&state.theta));
+        if !is_good {
+            state.theta = before;
+        }
+        is_good
+    }
+}
+
+fn is_finite(theta: &[f32]) -> bool {
+    theta.iter().all(|x| x.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::estimator::Antithetic;
+    use crate::objective::{LossScale, Objective};
+    use crate::{TruncatedPes, TruncatedStep, TruncationSchedule};
+    use outerloop_lopt::hand::{Adam, Clip, ClipRule, Cosine, Sgd};
+    use outerloop_lopt::LearnableAdam;
+    use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
+
+    fn learner(outer: impl Optimizer + 'static, scale: LossScale) -> GradientLearner {
+        let lopt: Arc<dyn LearnedOptimizer> = Arc::new(LearnableAdam::default());
+        let family = Arc::new(FixedDimQuadraticFamily { dim: 3 });
+        let step = TruncatedStep::new(family, lopt.clone(), TruncationSchedule::Constant(20))
+            .and_then(|s| s.with_objective(Objective { scale, ..Objective::default() }))
+            .unwrap();
+        let common = Antithetic { num_tasks: 2, trunc_length: 5, ..Antithetic::default() };
+        let pes = TruncatedPes::new(step, common).unwrap();
+        GradientLearner::new(lopt, vec![Box::new(pes)], Box::new(outer), 30).unwrap()
+    }
+
+    fn run(learner: &GradientLearner) -> LearnerState {
+        let workers = Workers::new(1).unwrap();
+        let mut state = learner.init(Key::new(0), &workers).unwrap();
+        (0..30).for_each(|_| drop(learner.step(&mut state, &workers)));
+        state
+    }
+
+    #[test]
+    fn a_state_of_another_outer_optimizer_is_refused() {
+        let learner = |outer: Adam| learner(outer, LossScale::Linear);
+        let saved = learner(Adam::new(1e-2)).init(Key::new(0), &Workers::new(1).unwrap()).unwrap();
+        assert!(learner(Adam::new(1e-2)).check(&saved).is_ok());
+        for (what, other) in [
+            ("learning_rate: Constant(0.1)", Adam::new(1e-1)),
+            ("beta1: 0.5", Adam { beta1: 0.5, ..Adam::new(1e-2) }),
+            ("Cosine", Adam::new(Cosine::default())),
+        ] {
+            let error = learner(other).check(&saved).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    /// Gradient descent whose fourth step fails.
+    #[derive(Debug)]
+    struct Breaks;
+    impl Optimizer for Breaks {
+        fn name(&self) -> String {
+            "breaks".into()
+        }
+        fn init(&self, params: &Params, num_steps: Option<u64>, _: Key) -> OptState {
+            OptState::new(params, num_steps).with_zeros("spoilt")
+        }
+        fn update(&self, state: &mut OptState, grad: &[f32], loss: f32, key: Key) {
+            Sgd::new(1e-3).update(state, grad, loss, key);
+            if state.step == 4 {
+                state.params[1] = f32::NEG_INFINITY;
+                state.slots[0].data.fill(f32::NAN);
+            }
+        }
+    }
+
+    #[test]
+    fn theta_stays_finite() {
+        let (learner, workers) = (learner(Breaks, LossScale::Linear), Workers::new(1).unwrap());
+        let mut state = learner.init(Key::new(0), &workers).unwrap();
+        for t in 0..6 {
+            let before = state.theta.clone();
+            let report = learner.step(&mut state, &workers);
+            // The outer optimizer's own count stays with its state, so that it breaks again.
+            assert_eq!((report.undone, report.skipped), (t >= 3, t >= 3));
+            assert_eq!(state.theta == before, t >= 3, "{t}");
+            assert!(is_finite(&learner.chosen_theta(&state)));
+        }
+        assert_eq!((state.outer_step, state.skipped), (6, 3));
+        let theta = vec![f32::NAN; state.theta.params.len()];
+        assert!(learner.init_from(theta, Key::new(0), &workers).is_err());
+    }
+
+    #[test]
+    fn a_run_above_the_ceiling_says_so_and_a_fitted_one_learns() {
+        let [floor, ceiling] = [1e-5, 1e-3];
+        let state = run(&learner(Adam::new(1e-2), LossScale::Log { floor, ceiling }));
+        assert_eq!((state.health.zero, state.health.saturated.ceiling), (30, state.inner_steps));
+        let [first, second] = &state.warnings()[..] else { panic!("{:?}", state.warnings()) };
+        assert_eq!(
+            [*first, *second],
+            [Warning::Ceiling(state.inner_steps, state.inner_steps), Warning::Zero(30, 30)]
+        );
+        let state = run(&learner(Adam::new(1e-2), LossScale::FittedLog { floor, ceiling: 2.0 }));
+        assert_eq!((state.health, state.warnings()), (Health::default(), Vec::new()));
+    }
+
+    #[test]
+    fn clipped_meta_gradients_are_counted() {
+        let clip = |c| Clip::new(ClipRule::Value(c), Box::new(Adam::new(1e-2)));
+        assert_eq!(run(&learner(clip(1e-9), LossScale::Linear)).warnings(), [Warning::Clipped(30, 30)]);
+        assert_eq!(run(&learner(clip(1e9), LossScale::Linear)).health.clipped, 0);
     }
 }

@@ -10,6 +10,8 @@
 //! | [`adjoint`] | the exact gradient of an unroll | only against its tests by differences |
 //! | [`estimator`] | meta-gradient estimators, one file each | add one: a file, and a row in its tests of expectations |
 //! | [`learner`] | the outer update of theta | freely; what [`LearnerState`] holds is in checkpoints |
+//! | [`health`] | signs that a run learns nothing | freely; its counts are in checkpoints |
+//! | `fingerprint` | what a resumed run is recognized by | freely: runs of before are then refused |
 //! | [`validation`] | which theta of a run to keep | freely |
 //! | [`workers`] | threads; results do not depend on their number | leave it |
 //! | [`benchmark`] | optimizers compared: sweeps, metrics with intervals, the report | add metrics, tables and pictures freely |
@@ -27,8 +29,10 @@ pub mod checkpoint;
 pub mod episode;
 pub mod estimator;
 pub mod eval;
+mod fingerprint;
 mod grouped;
 pub mod guard;
+pub mod health;
 pub mod interrupt;
 pub mod learner;
 pub mod metrics;

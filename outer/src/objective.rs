@@ -46,6 +46,15 @@ pub enum LossScale {
         /// Losses above this count alike. Above the floor, finite.
         ceiling: f64,
     },
+    /// [`LossScale::Log`] for tasks whose losses may have any size: floor and ceiling as they are for a run
+    /// that starts between their geometric mean and the ceiling, and in units of the run's first loss for
+    /// any other ([`Self::fitted`]). A run that starts above a fixed ceiling, or at its floor, teaches nothing.
+    FittedLog {
+        /// As above; below 1, so that a run's start lies above its floor.
+        floor: f64,
+        /// As above; above 1.
+        ceiling: f64,
+    },
     /// `(min(max(x, 0), ceiling) + floor)^power`; NaN counts as the ceiling.
     Power {
         /// Above 0.
@@ -57,14 +66,24 @@ pub enum LossScale {
     },
 }
 
+/// The two ends of a [`LossScale`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleEnd {
+    /// At or below the floor.
+    Floor,
+    /// At or above the ceiling, or NaN.
+    Ceiling,
+}
+
 /// How much a step counts by its place in the run; mean 1 over a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub enum Emphasis {
     /// All steps alike.
     #[default]
     Uniform,
-    /// `(p + 1) ((t + 1) / T)^p` for step `t` of a run of length `T`, `p >= 0`: later steps count more.
-    /// Runs without end count all steps alike.
+    /// `(p + 1) ((t + 1) / T)^p` for step `t` of a run of length `T`, `p >= 0`: later steps count more,
+    /// and steps behind the last ([`crate::InitialOffset::Counter`]) as the last. Runs without end count all
+    /// steps alike.
     Power(f64),
 }
 
@@ -73,9 +92,29 @@ impl LossScale {
     fn limits(self) -> Option<[f64; 2]> {
         match self {
             LossScale::Linear => None,
-            LossScale::Log { floor, ceiling } | LossScale::Power { floor, ceiling, .. } => {
-                Some([floor, ceiling])
-            }
+            LossScale::Log { floor, ceiling }
+            | LossScale::FittedLog { floor, ceiling }
+            | LossScale::Power { floor, ceiling, .. } => Some([floor, ceiling]),
+        }
+    }
+
+    /// The scale of one run, by its normalized loss before the first update. One that is not positive and
+    /// finite has no size and changes nothing.
+    #[must_use]
+    pub fn fitted(self, first: f64) -> Self {
+        let LossScale::FittedLog { floor, ceiling } = self else { return self };
+        let is_within = (floor * ceiling).sqrt() <= first && first <= ceiling;
+        let unit = if is_within || !(first > 0.0 && first.is_finite()) { 1.0 } else { first };
+        LossScale::Log { floor: unit * floor, ceiling: unit * ceiling }
+    }
+
+    /// At which end of the scale a normalized loss lies, where a change of it counts little or nothing.
+    pub fn end(self, loss: f64) -> Option<ScaleEnd> {
+        let [floor, ceiling] = self.limits()?;
+        match loss {
+            _ if loss.is_nan() || loss >= ceiling => Some(ScaleEnd::Ceiling),
+            _ if loss <= floor => Some(ScaleEnd::Floor),
+            _ => None,
         }
     }
 
@@ -104,7 +143,9 @@ impl Emphasis {
     /// The weight of step `step` (from 0) of a run of `length` steps; `None`: a run without end.
     pub fn weight(self, step: u64, length: Option<u64>) -> f64 {
         match (self, length) {
-            (Emphasis::Power(p), Some(length)) => (p + 1.0) * ((step + 1) as f64 / length as f64).powf(p),
+            (Emphasis::Power(p), Some(length)) => {
+                (p + 1.0) * ((step + 1) as f64 / length as f64).min(1.0).powf(p)
+            }
             _ => 1.0,
         }
     }
@@ -119,6 +160,11 @@ impl Objective {
                 return bad("the scale needs 0 < floor < ceiling < ∞");
             }
         }
+        if let LossScale::FittedLog { floor, ceiling } = self.scale {
+            if !(floor < 1.0 && ceiling > 1.0) {
+                return bad("a fitted scale needs floor < 1 < ceiling: in units of the run's start");
+            }
+        }
         if let LossScale::Power { power, .. } = self.scale {
             if !(power > 0.0 && power.is_finite()) {
                 return bad("the power of the scale must be positive and finite");
@@ -130,6 +176,12 @@ impl Objective {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The objective of one run, by the raw loss of its first batch at the initial parameters.
+    #[must_use]
+    pub fn fitted<E: Float>(self, task: &dyn FlatTask<E>, first: f64) -> Self {
+        Objective { scale: self.scale.fitted(task.normalizer(first)), ..self }
     }
 
     /// A raw meta-loss on the scale, before the emphasis.
@@ -205,6 +257,38 @@ mod tests {
     }
 
     #[test]
+    fn emphasis_stays_in_its_range_behind_an_offset() {
+        // A lane whose counter starts behind the end of its first run.
+        assert_eq!(Emphasis::Power(1.0).weight(315, Some(10)), 2.0);
+        assert_eq!(Emphasis::Power(3.0).weight(10, Some(10)), 4.0);
+    }
+
+    #[test]
+    fn a_fitted_scale_moves_to_runs_that_start_elsewhere() {
+        let fitted = |first| LossScale::FittedLog { floor: 1e-4, ceiling: 4.0 }.fitted(first);
+        let unmoved = LossScale::Log { floor: 1e-4, ceiling: 4.0 };
+        // Between √(1e-4 · 4) = 0.02 and 4, and what has no size.
+        for first in [0.021, 1.0, 4.0, 0.0, -7.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(fitted(first), unmoved, "{first}");
+        }
+        for first in [1e-20, 0.019, 4.1, 2e7] {
+            let scale = fitted(first);
+            assert_eq!(scale, LossScale::Log { floor: 1e-4 * first, ceiling: 4.0 * first });
+            assert!(scale.slope(first) > 0.0 && scale.end(first).is_none(), "{first}");
+        }
+        assert_eq!(ROOT.fitted(1e9), ROOT);
+    }
+
+    #[test]
+    fn the_ends_are_where_losses_count_alike() {
+        let at = |x| LOG.end(x);
+        assert_eq!([at(f64::NAN), at(f64::INFINITY), at(5.0)], [Some(ScaleEnd::Ceiling); 3]);
+        assert_eq!([at(-1.0), at(0.0), at(1e-4)], [Some(ScaleEnd::Floor); 3]);
+        assert_eq!([at(2e-4), at(4.9)], [None; 2]);
+        assert_eq!(LossScale::Linear.end(f64::NAN), None);
+    }
+
+    #[test]
     fn the_slope_is_the_derivative_through_normalizer_and_scale() {
         for scale in [LossScale::Linear, LOG, ROOT] {
             let o = Objective { scale, ..Objective::default() };
@@ -225,6 +309,10 @@ mod tests {
         for (floor, ceiling) in [(0.0, 1.0), (1.0, 1.0), (f64::NAN, 1.0), (1e-3, f64::INFINITY)] {
             let o = Objective { scale: LossScale::Log { floor, ceiling }, ..Objective::default() };
             assert!(o.validate().is_err(), "{o:?}");
+        }
+        for (floor, ceiling) in [(1e-5, 1.0), (1.0, 3.0)] {
+            let o = Objective { scale: LossScale::FittedLog { floor, ceiling }, ..Objective::default() };
+            assert!(o.validate().unwrap_err().to_string().contains("floor < 1 < ceiling"), "{o:?}");
         }
         for p in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(Objective { emphasis: Emphasis::Power(p), ..Objective::default() }.validate().is_err());

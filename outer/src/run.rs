@@ -1,6 +1,7 @@
 //! A meta-training run on disk: progress, metrics, checkpoints, and a stop that can be resumed.
 
 use crate::checkpoint::{self, Kind};
+use crate::health::Warning;
 use crate::interrupt::Interrupt;
 use crate::learner::{GradientLearner, LearnerState, StepReport};
 use crate::metrics::{CsvWriter, MetricWriter, TensorBoardWriter};
@@ -90,7 +91,8 @@ impl Default for RunConfig {
 
 /// Meta-trains to the learner's number of outer steps, writing metrics (CSV and TensorBoard) and
 /// checkpoints into `dir`. Returns the final state, or [`Error::Interrupted`] after Ctrl-C, with
-/// everything saved.
+/// everything saved. Signs that nothing is learned ([`LearnerState::warnings`]) are shown once. An outer
+/// update that makes theta non-finite ends the run with [`Error::NonFinite`], the theta before it saved.
 ///
 /// Killed at any point and resumed, it ends with the same bytes as an uninterrupted run.
 pub fn meta_train(
@@ -122,12 +124,25 @@ pub fn meta_train(
         Progress::silent(total, state.outer_step)
     };
     let mut speed = Speed::default();
+    let mut said: Vec<Warning> = Vec::new();
     while state.outer_step < total {
         let began = Instant::now();
         let report = learner.step(&mut state, workers);
         let rate = speed.update(report.inner_steps, began.elapsed().as_secs_f64());
         writers.row(state.outer_step - 1, &row(&report, &state))?;
         progress.update(state.outer_step, rate, report.mean_loss);
+        for warning in state.warnings() {
+            if !said.iter().any(|s| s.is_like(&warning)) {
+                progress.println(format!("warning: {warning}"));
+                said.push(warning);
+            }
+        }
+        if report.undone {
+            writers.flush()?;
+            dir.save(&state)?;
+            progress.finish();
+            return Err(lost_theta(&state, dir));
+        }
         let stop = interrupt.requested();
         if stop || state.outer_step % config.checkpoint_every.max(1) == 0 || state.outer_step == total {
             writers.flush()?;
@@ -140,6 +155,15 @@ pub fn meta_train(
     }
     progress.finish();
     Ok(state)
+}
+
+/// The error that ends a run whose outer update made theta non-finite.
+fn lost_theta(state: &LearnerState, dir: &RunDir) -> Error {
+    let why = format!(
+        "the theta before it is saved in {}; try a smaller outer learning rate",
+        dir.checkpoint().display()
+    );
+    Error::NonFinite { what: format!("theta in outer step {}", state.outer_step), why }
 }
 
 /// What is written per outer step: a function of the run alone, so a resumed run writes the same file.

@@ -19,7 +19,7 @@ pub enum TruncationSchedule {
     /// A length that changes over the outer steps: linear between knots `(outer step, length)`,
     /// constant outside, plus Gaussian jitter of whole steps.
     Scheduled {
-        /// Outer steps (increasing) and the lengths there.
+        /// Outer steps (increasing) and the lengths there, finite and not negative.
         knots: Vec<(u64, f64)>,
         /// Standard deviation of the jitter, in steps; 0 for none.
         std: f64,
@@ -31,7 +31,7 @@ pub enum TruncationSchedule {
     Growing {
         /// Shortest length.
         min: u64,
-        /// Outer steps (increasing) and the upper ends there, at least `min`.
+        /// Outer steps (increasing) and the upper ends there, finite and at least `min`.
         knots: Vec<(u64, f64)>,
     },
     /// Runs never end; `num_steps` is unknown to the optimizer.
@@ -48,15 +48,16 @@ impl TruncationSchedule {
             Self::Scheduled { knots, .. } | Self::Growing { knots, .. } if !increasing(knots) => {
                 bad("needs at least one knot, outer steps increasing")
             }
-            Self::Growing { min, knots } if *min == 0 || !knots.iter().all(|k| k.1 >= *min as f64) => {
-                bad("needs min >= 1 and upper ends of at least min")
+            Self::Growing { min, knots } if *min == 0 || !all_from(*min as f64, knots) => {
+                bad("needs min >= 1 and finite upper ends of at least min")
             }
-            Self::Scheduled { std, min_length, .. } => {
-                if *min_length == 0 || !(std.is_finite() && *std >= 0.0) {
-                    bad("needs min_length >= 1 and a finite std >= 0")
-                } else {
-                    Ok(())
-                }
+            Self::Scheduled { knots, .. } if !all_from(0.0, knots) => {
+                bad("needs finite lengths that are not negative")
+            }
+            Self::Scheduled { std, min_length, .. }
+                if *min_length == 0 || !(std.is_finite() && *std >= 0.0) =>
+            {
+                bad("needs min_length >= 1 and a finite std >= 0")
             }
             _ => Ok(()),
         }
@@ -83,6 +84,11 @@ impl TruncationSchedule {
 
 fn increasing(knots: &[(u64, f64)]) -> bool {
     !knots.is_empty() && knots.windows(2).all(|w| w[0].0 < w[1].0)
+}
+
+/// Whether all lengths are finite and at least `low`.
+fn all_from(low: f64, knots: &[(u64, f64)]) -> bool {
+    knots.iter().all(|k| k.1 >= low && k.1.is_finite())
 }
 
 fn log_uniform(min: u64, max: u64, key: Key) -> u64 {
@@ -153,6 +159,11 @@ mod tests {
             TruncationSchedule::Growing { min: 0, knots: vec![(0, 5.0)] },
             TruncationSchedule::Growing { min: 10, knots: vec![(0, 20.0), (9, 5.0)] },
             TruncationSchedule::Growing { min: 10, knots: vec![(0, f64::NAN)] },
+            TruncationSchedule::Growing { min: 10, knots: vec![(0, f64::INFINITY)] },
+            TruncationSchedule::Scheduled { knots: vec![(0, f64::NAN)], std: 0.0, min_length: 1 },
+            TruncationSchedule::Scheduled { knots: vec![(0, -5.0)], std: 0.0, min_length: 1 },
+            TruncationSchedule::Scheduled { knots: vec![(0, 5.0)], std: -1.0, min_length: 1 },
+            TruncationSchedule::Scheduled { knots: vec![(0, 5.0)], std: 0.0, min_length: 0 },
         ] {
             assert!(bad.validate().is_err(), "{bad:?}");
         }

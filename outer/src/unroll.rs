@@ -2,7 +2,10 @@
 //! and reset when their run is over.
 
 use crate::episode::{train_step, Clock, Episode, Trajectory};
-use crate::{objective::Objective, workers::Worker, TruncationSchedule};
+use crate::fingerprint;
+use crate::health::Saturated;
+use crate::objective::{LossScale, Objective};
+use crate::{workers::Worker, TruncationSchedule};
 use outerloop_core::{
     BatchKey, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, Optimizer, Result, Split,
 };
@@ -82,23 +85,28 @@ pub struct Window {
     pub inner_step: Vec<u64>,
     /// A raw loss was NaN or infinite.
     pub diverged: bool,
+    /// Steps whose loss lay at an end of the objective's scale.
+    pub saturated: Saturated,
 }
 
 impl Window {
     /// An empty window with room for `steps` steps.
     pub(crate) fn with_capacity(steps: usize) -> Self {
+        // A run that practically never ends must not ask for all memory at once.
+        let steps = steps.min(1 << 16);
         Window {
             loss: Vec::with_capacity(steps),
             mask: Vec::with_capacity(steps),
             is_done: Vec::with_capacity(steps),
             inner_step: Vec::with_capacity(steps),
-            diverged: false,
+            ..Window::default()
         }
     }
 
+    /// `objective`: that of the run.
     pub(crate) fn push<E: Float>(
         &mut self,
-        objective: &Objective,
+        objective: Objective,
         task: &dyn FlatTask<E>,
         clock: &Clock,
         outcome: StepOutcome<E>,
@@ -107,11 +115,10 @@ impl Window {
             StepOutcome::Reset => (0.0, false),
             StepOutcome::Trained { loss, meta } => {
                 self.diverged |= !(loss.f64().is_finite() && meta.f64().is_finite());
-                (
-                    objective.scaled(task, meta.f64())
-                        * objective.emphasis.weight(clock.inner_step - 1, clock.length),
-                    true,
-                )
+                let Objective { scale, emphasis } = objective;
+                let normalized = task.normalizer(meta.f64());
+                self.saturated.count(scale.end(normalized));
+                (scale.apply(normalized) * emphasis.weight(clock.inner_step - 1, clock.length), true)
             }
         };
         self.loss.push(loss);
@@ -177,6 +184,12 @@ impl<E: Float> TruncatedStep<E> {
         })
     }
 
+    /// Errors on numbers out of range.
+    pub fn validate(&self) -> Result<()> {
+        self.schedule.validate()?;
+        self.objective.validate()
+    }
+
     /// Uses another meta-loss.
     #[must_use]
     pub fn with_meta_loss(mut self, meta_loss: MetaLoss) -> Self {
@@ -200,15 +213,17 @@ impl<E: Float> TruncatedStep<E> {
 
     /// What a resumed run must match.
     pub fn describe(&self) -> String {
-        format!(
-            "family={} lopt={} schedule={:?} meta_loss={:?} {:?} offset={:?}",
-            self.family.name(),
-            self.lopt.architecture(),
-            self.schedule,
-            self.meta_loss,
-            self.objective,
-            self.offset
-        )
+        let TruncatedStep { family, lopt, schedule, meta_loss, objective, offset } = self;
+        let (family, lopt) = (fingerprint::of_family(&**family), fingerprint::of_lopt(&**lopt));
+        format!("family={family} lopt={lopt} {schedule:?} {meta_loss:?} {objective:?} {offset:?}")
+    }
+
+    /// The objective of one run.
+    pub(crate) fn objective_of(&self, episode: &Episode<E>) -> Objective {
+        match self.objective.scale {
+            LossScale::FittedLog { .. } => self.objective.fitted(&*episode.task, episode.first_loss()),
+            _ => self.objective,
+        }
     }
 
     /// Run number `episode` of a lane at its start: fresh task, parameters and optimizer state.
@@ -267,7 +282,7 @@ impl<E: Float> TruncatedStep<E> {
         for _ in 0..steps {
             let outcomes = self.advance(opts, run, worker);
             for (w, outcome) in windows.iter_mut().zip(outcomes) {
-                w.push(&self.objective, &*run.episode.task, run.clock, outcome);
+                w.push(self.objective_of(run.episode), &*run.episode.task, run.clock, outcome);
             }
         }
         windows

@@ -2,9 +2,10 @@
 
 use crate::episode::EpisodeKeys;
 use crate::eval::{training_curve, EvalConfig};
+use crate::fingerprint;
 use crate::objective::Objective;
 use crate::workers::Workers;
-use outerloop_core::{FlatFamily, Key, Optimizer};
+use outerloop_core::{Error, FlatFamily, Key, Optimizer, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -20,13 +21,13 @@ pub struct Validation {
     pub family: Arc<dyn FlatFamily>,
     /// What their losses count.
     pub objective: Objective,
-    /// Tasks: the draws `0, ..., num_tasks − 1` of `key`.
+    /// Tasks: the draws `0, ..., num_tasks − 1` of `key`; at least 1.
     pub num_tasks: u64,
-    /// Length of the runs, also told to the optimizer.
+    /// Length of the runs, also told to the optimizer; at least 1.
     pub num_steps: u64,
     /// Root of the tasks' randomness; one that meta-training does not use.
     pub key: Key,
-    /// Outer steps from one measurement to the next; the last outer step is measured, too.
+    /// Outer steps from one measurement to the next, at least 1; the last outer step is measured, too.
     pub every: u64,
 }
 
@@ -42,6 +43,21 @@ pub struct Validated {
 }
 
 impl Validation {
+    /// Errors on numbers out of range.
+    pub fn validate(&self) -> Result<()> {
+        self.objective.validate()?;
+        for (what, got) in [
+            ("validation: num_tasks", self.num_tasks),
+            ("validation: num_steps", self.num_steps),
+            ("validation: every", self.every),
+        ] {
+            if got == 0 {
+                return Err(Error::invalid(what, "expected at least 1, got 0"));
+            }
+        }
+        Ok(())
+    }
+
     /// The objective of the training loss, averaged over steps and tasks: lower is better. Not finite
     /// losses on an objective without ceiling make it infinite.
     pub fn score(&self, opt: &dyn Optimizer, workers: &Workers) -> f64 {
@@ -50,14 +66,15 @@ impl Validation {
         let scores = workers.map(&mut runs, |worker, _, key| {
             let task = self.family.sample_task(EpisodeKeys::new(*key, 0).task);
             let curve = training_curve(&*self.family, opt, &config, *key, worker);
+            let objective = self.objective.fitted(&*task, f64::from(curve.train[0]));
             let count = |(step, loss): (usize, &f32)| {
-                let weight = self.objective.emphasis.weight(step as u64, Some(self.num_steps));
-                weight * self.objective.scaled(&*task, f64::from(*loss))
+                let weight = objective.emphasis.weight(step as u64, Some(self.num_steps));
+                weight * objective.scaled(&*task, f64::from(*loss))
             };
             let losses = &curve.train[..self.num_steps as usize];
-            losses.iter().enumerate().map(count).sum::<f64>() / losses.len().max(1) as f64
+            losses.iter().enumerate().map(count).sum::<f64>() / losses.len() as f64
         });
-        let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
         if mean.is_finite() {
             mean
         } else {
@@ -67,7 +84,7 @@ impl Validation {
 
     /// Whether theta is measured after so many outer steps of all.
     pub(crate) fn is_due(&self, outer_step: u64, num_steps: u64) -> bool {
-        outer_step % self.every.max(1) == 0 || outer_step == num_steps
+        outer_step % self.every == 0 || outer_step == num_steps
     }
 
     /// Keeps theta if it is the best so far; of equals the first stays.
@@ -80,7 +97,7 @@ impl Validation {
     /// For the description of a run.
     pub(crate) fn describe(&self) -> String {
         let Validation { family, objective, num_tasks, num_steps, key, every } = self;
-        let family = family.name();
+        let family = fingerprint::of_family(&**family);
         format!(
             "validation={num_tasks} tasks of {family} x {num_steps} every {every} for {objective:?}, {key:?}"
         )
@@ -133,6 +150,22 @@ mod tests {
     }
 
     #[test]
+    fn impossible_validations_are_refused() {
+        assert!(validation().validate().is_ok());
+        for bad in [
+            Validation { num_tasks: 0, ..validation() },
+            Validation { num_steps: 0, ..validation() },
+            Validation { every: 0, ..validation() },
+        ] {
+            let error = bad.validate().unwrap_err().to_string();
+            assert!(error.contains("at least 1, got 0"), "{error}");
+        }
+        let emphasis = Emphasis::Power(-1.0);
+        let bad = Validation { objective: Objective { emphasis, ..Objective::default() }, ..validation() };
+        assert!(bad.validate().is_err());
+    }
+
+    #[test]
     fn a_run_keeps_its_best_theta() {
         let (workers, lopt) = (Workers::new(1).unwrap(), Arc::new(LearnableSgd::default()));
         let family = Arc::new(FixedDimQuadraticFamily { dim: 4 });
@@ -143,7 +176,8 @@ mod tests {
         let v = validation();
         let learner = GradientLearner::new(lopt.clone(), vec![es], Box::new(Sgd::new(0.5)), 11)
             .unwrap()
-            .with_validation(v.clone());
+            .with_validation(v.clone())
+            .unwrap();
         let mut state = learner.init(Key::new(0), &workers).unwrap();
         assert_eq!(*learner.chosen_theta(&state), state.theta.params);
         let (mut scores, mut thetas) = (Vec::new(), Vec::new());
@@ -174,7 +208,7 @@ mod tests {
             GradientLearner::new(lopt.clone(), vec![es], averaged, 8).unwrap()
         };
         let (plain, validated) =
-            (learner(), learner().with_validation(Validation { every: 8, ..validation() }));
+            (learner(), learner().with_validation(Validation { every: 8, ..validation() }).unwrap());
         let mut state = plain.init(Key::new(0), &workers).unwrap();
         for _ in 0..8 {
             plain.step(&mut state, &workers);

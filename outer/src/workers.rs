@@ -39,6 +39,9 @@ impl<E: Float> Worker<E> {
     }
 }
 
+/// More than any machine has cores: a mistake.
+const MAX_THREADS: usize = 4096;
+
 /// A fixed set of worker threads.
 pub struct Workers<E: Float = f32> {
     pool: Option<rayon::ThreadPool>,
@@ -63,8 +66,11 @@ pub(crate) struct LaneBuffers<E: Float> {
 struct Cell<'a, T, R>(Mutex<(&'a mut T, Option<R>)>);
 
 impl<E: Float> Workers<E> {
-    /// `threads` workers; 0 means one per available core.
+    /// `threads` workers, at most 4096; 0 means one per available core.
     pub fn new(threads: usize) -> Result<Self> {
+        if threads > MAX_THREADS {
+            return Err(Error::mismatch("worker threads", 0..=MAX_THREADS, threads));
+        }
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
@@ -133,6 +139,12 @@ impl<E: Float> Workers<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_threads_than_any_machine_has_are_refused() {
+        let error = Workers::<f32>::new(usize::MAX).err().unwrap().to_string();
+        assert!(error.contains("expected 0..=4096, got"), "{error}");
+    }
 
     #[test]
     fn results_keep_item_order_for_any_number_of_threads() {

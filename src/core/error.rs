@@ -64,6 +64,14 @@ pub enum Error {
     /// An optional part was not compiled in.
     #[error("this build lacks the feature `{0}`; rebuild with `--features {0}`")]
     FeatureDisabled(&'static str),
+    /// Training left the finite numbers and stopped; what was good is saved.
+    #[error("{what} became NaN or infinite: {why}")]
+    NonFinite {
+        /// What, and when.
+        what: String,
+        /// What is left, and what to do.
+        why: String,
+    },
     /// The work was interrupted on request; what was finished is saved.
     #[error("interrupted")]
     Interrupted,

@@ -2,8 +2,7 @@
 
 use crate::{Error, Float, Key, Layout, Params, Result};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
-use std::sync::Arc;
+use std::{borrow::Cow, fmt, sync::Arc};
 
 /// A named buffer of an optimizer: momentum, an accumulator, a scalar (length 1).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,12 +91,15 @@ impl<E: Float> OptState<E> {
 ///   its arguments: same inputs, same bits, on any thread;
 /// - a non-finite gradient may spoil the state but never panics;
 /// - `evaluation_params` are the initial parameters before the first update, and a pure function of the
-///   state.
+///   state;
+/// - its `Debug` form names everything that `init` and `update` depend on: [`Self::describe`] is what a
+///   resumed run is recognized by. A derived one does.
 ///
 /// ```
 /// use outerloop_core::{Float, Key, OptState, Optimizer, Params};
 ///
 /// /// v ← μ v + g;  p ← p − lr v
+/// #[derive(Debug)]
 /// struct Momentum { lr: f64, mu: f64 }
 ///
 /// impl<E: Float> Optimizer<E> for Momentum {
@@ -115,9 +117,15 @@ impl<E: Float> OptState<E> {
 ///     }
 /// }
 /// ```
-pub trait Optimizer<E: Float = f32>: Send + Sync {
+pub trait Optimizer<E: Float = f32>: fmt::Debug + Send + Sync {
     /// Short name for reports.
     fn name(&self) -> String;
+
+    /// The whole configuration, with inner optimizers and theta, if there are any: two optimizers of the same
+    /// description do the same.
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
 
     /// The state before the first update. `num_steps`: planned number of updates, if known.
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E>;
@@ -147,6 +155,13 @@ pub trait Optimizer<E: Float = f32>: Send + Sync {
     /// Tells the rule a validation loss at the current parameters. Ignored by default.
     fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
         let _ = (state, loss);
+    }
+
+    /// The part of a gradient's elements, 0 to 1, that `update` limits before it uses them, for reports: what
+    /// a wrapper clips. 0 by default.
+    fn clipped(&self, grad: &[E]) -> f64 {
+        let _ = grad;
+        0.0
     }
 
     /// The derivative of `update`, if it is known. Needed by unrolled gradients only.

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 ///
 /// The inner optimizer counts its own updates: `step / num_average` of `num_steps / num_average`
 /// planned ones, both rounded down.
+#[derive(Debug)]
 pub struct Accumulate<E: Float = f32> {
     num_average: u64,
     inner: Box<dyn Optimizer<E>>,

@@ -7,6 +7,7 @@ use outerloop_core::{
 use std::borrow::Cow;
 
 /// Clips the gradient before another optimizer sees it.
+#[derive(Debug)]
 pub struct Clip<E: Float = f32> {
     rule: ClipRule,
     inner: Box<dyn Optimizer<E>>,
@@ -94,6 +95,10 @@ impl<E: Float> Optimizer<E> for Clip<E> {
     }
     fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
         self.inner.evaluation_params(state)
+    }
+    fn clipped(&self, grad: &[E]) -> f64 {
+        let changed = self.rule.clip(grad).iter().zip(grad).filter(|(c, g)| c != g).count();
+        changed as f64 / grad.len().max(1) as f64
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         self.inner.update_vjp().map(|_| self as _)

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 /// `direction` and m of `magnitude`, 2-norms over all tensors. No step if `|d| = 0`.
 ///
 /// Reference: Agarwal et al. 2020, arXiv:2002.11803.
+#[derive(Debug)]
 pub struct Graft<E: Float = f32> {
     magnitude: Box<dyn Optimizer<E>>,
     direction: Box<dyn Optimizer<E>>,

@@ -21,6 +21,7 @@ use std::ops::Range;
 /// use outerloop_lopt::{tensor_map, tensorwise_optimizer};
 ///
 /// /// p ← p − lr g/(|g| + 1e-8) in every tensor
+/// #[derive(Debug)]
 /// struct NormalizedSgd { lr: f64 }
 ///
 /// impl Tensorwise for NormalizedSgd {

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 /// L2 regularization in front of another optimizer: `g ← g + λ p`, and the loss it sees gets the
 /// [`LossTerm`].
+#[derive(Debug)]
 pub struct WeightDecay<E: Float = f32> {
     weight_decay: f64,
     loss_term: LossTerm,

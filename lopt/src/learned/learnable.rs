@@ -60,6 +60,7 @@ impl LearnableSgd {
     }
 }
 
+#[derive(Debug)]
 struct LearnedSgd {
     theta: [f64; 1],
     config: LearnableSgd,
@@ -122,6 +123,7 @@ impl LearnableSgdm {
     }
 }
 
+#[derive(Debug)]
 struct LearnedSgdm {
     theta: [f64; 2],
     config: LearnableSgdm,
@@ -208,6 +210,7 @@ impl LearnableAdam {
     }
 }
 
+#[derive(Debug)]
 struct LearnedAdam {
     theta: [f64; 4],
     config: LearnableAdam,
@@ -299,6 +302,7 @@ impl<E: Float> LearnedOptimizer<E> for HandAsLearned<E> {
 }
 
 /// An optimizer owned together with its [`HandAsLearned`].
+#[derive(Debug)]
 struct Shared<E: Float>(Arc<dyn Optimizer<E>>);
 
 impl<E: Float> Optimizer<E> for Shared<E> {

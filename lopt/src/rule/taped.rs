@@ -62,7 +62,7 @@ pub type Slots<E> = Vec<(&'static str, Var<E>)>;
 /// A learned update rule, written once for every dtype, for values and for derivatives.
 /// [`learned_optimizer!`](crate::learned_optimizer) makes it a
 /// [`LearnedOptimizer`](outerloop_core::LearnedOptimizer).
-pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
+pub trait UpdateRule: Clone + std::fmt::Debug + serde::Serialize + Send + Sync + 'static {
     /// Short name for reports and files.
     fn name(&self) -> String;
     /// Whether every hyperparameter is in its range; see [`Optimizer::validate`](outerloop_core::Optimizer::validate).
@@ -144,6 +144,7 @@ pub(crate) fn zero_slots<E: Float>(lens: impl IntoIterator<Item = (&'static str,
 }
 
 /// An [`UpdateRule`] with its theta, as an optimizer.
+#[derive(Debug)]
 pub struct Taped<R, E> {
     rule: R,
     layout: Arc<Layout>,

@@ -42,7 +42,7 @@ pub struct TensorStep<E: Float, M> {
 /// use outerloop_lopt::{FlatTensor, TensorRule, TensorRuleOptimizer, TensorStep};
 ///
 /// /// v ← v/2 + g;  p ← p − e^θ v
-/// #[derive(Clone)]
+/// #[derive(Clone, Debug)]
 /// struct Half;
 ///
 /// impl TensorRule for Half {
@@ -61,7 +61,7 @@ pub struct TensorStep<E: Float, M> {
 /// #     |theta| Box::new(TensorRuleOptimizer::<Half, f64>::new(Half, theta.to_vec())), &[-2.0])?;
 /// # Ok::<(), outerloop_core::Error>(())
 /// ```
-pub trait TensorRule: Clone + Send + Sync + 'static {
+pub trait TensorRule: Clone + std::fmt::Debug + Send + Sync + 'static {
     /// Short name for reports.
     fn name(&self) -> String;
     /// Names and lengths of the slots, which start at zero, for this many parameters.
@@ -76,6 +76,7 @@ pub trait TensorRule: Clone + Send + Sync + 'static {
 }
 
 /// A [`TensorRule`] at a theta, as an optimizer with its derivative.
+#[derive(Debug)]
 pub struct TensorRuleOptimizer<R, E> {
     rule: R,
     theta: Vec<E>,

@@ -22,6 +22,7 @@ use std::borrow::Cow;
 /// assert_eq!(opt.name(), "params_ema(adam)");
 /// # outerloop_core::Result::Ok(())
 /// ```
+#[derive(Debug)]
 pub struct ParamsEma<E: Float = f32> {
     decay: f64,
     inner: Box<dyn Optimizer<E>>,

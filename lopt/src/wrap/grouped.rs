@@ -3,7 +3,7 @@
 use super::parts::{optimizer_of_parts, Parts};
 use super::Part;
 use outerloop_core::{Entry, Error, Float, Layout, Optimizer, Result};
-use std::{ops::Range, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 /// Which group a tensor belongs to, by its name and shape.
 #[derive(Clone)]
@@ -13,8 +13,16 @@ pub struct GroupRule {
     group: Arc<dyn Fn(&Entry) -> usize + Send + Sync>,
 }
 
+/// A closure cannot be shown: the name stands for it.
+impl fmt::Debug for GroupRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GroupRule({:?}, {} groups)", self.name, self.num_groups)
+    }
+}
+
 impl GroupRule {
-    /// A rule of one's own: `group` gives a number below `num_groups`.
+    /// A rule of one's own: `group` gives a number below `num_groups`. Rules that differ need names that
+    /// differ: a resumed run is recognized by them.
     pub fn new(
         name: impl Into<String>,
         num_groups: usize,
@@ -86,6 +94,7 @@ impl GroupRule {
 /// assert_eq!(opt.name(), "grouped(muon, adam)");
 /// # Result::Ok(())
 /// ```
+#[derive(Debug)]
 pub struct Grouped<E: Float = f32>(Parts<E>);
 
 impl<E: Float> Grouped<E> {

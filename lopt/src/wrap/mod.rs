@@ -28,6 +28,7 @@ use outerloop_core::{Float, OptState, Optimizer, Slot};
 use std::ops::Range;
 
 /// One of several optimizers, and where its theta lies in the whole theta.
+#[derive(Debug)]
 pub(crate) struct Part<E: Float> {
     pub(crate) opt: Box<dyn Optimizer<E>>,
     pub(crate) theta: Range<usize>,

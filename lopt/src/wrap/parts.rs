@@ -7,6 +7,7 @@ use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Result, Up
 use std::{borrow::Cow, iter::once, ops::Range, sync::Arc};
 
 /// Optimizers whose steps from the same parameters are summed, or, with a rule, each for its group of tensors.
+#[derive(Debug)]
 pub(super) struct Parts<E: Float> {
     pub(super) parts: Vec<Part<E>>,
     pub(super) rule: Option<GroupRule>,

@@ -8,6 +8,7 @@ use outerloop_core::{Float, Optimizer};
 ///
 /// A learned correction beside a trusted rule, for example. Reference: `SumOptimizer` of
 /// google/learned_optimization.
+#[derive(Debug)]
 pub struct SumOptimizer<E: Float = f32>(Parts<E>);
 
 impl<E: Float> SumOptimizer<E> {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 ///
 /// An inner optimizer that averages its iterates averages those of its own steps: put the average
 /// around instead, [`super::ParamsEma`].
+#[derive(Debug)]
 pub struct WidthScaled<E: Float = f32> {
     inner: Box<dyn Optimizer<E>>,
     base: Arc<Layout>,

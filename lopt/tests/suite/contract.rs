@@ -141,6 +141,7 @@ fn wrappers_differentiate_the_loss() {
     use outerloop_core::{OptState, Params, UpdateAdjoint, UpdateVjp};
 
     /// p ← p − 0.01 loss g
+    #[derive(Debug)]
     struct LossScaled;
     impl Optimizer<f64> for LossScaled {
         fn name(&self) -> String {

@@ -2,5 +2,6 @@
 
 mod bad_steps;
 mod contract;
+mod describe;
 mod f32_derivatives;
 mod golden;

@@ -64,18 +64,24 @@ pub struct FullEs {
 impl FullEs {
     /// Full ES; `common.trunc_length` and `common.window_loss` are not used. Errors if `step.schedule` never ends.
     pub fn new(step: TruncatedStep, common: Antithetic, loss: FullLoss) -> Result<Self> {
-        common.validate()?;
+        common.validate(&step)?;
         if step.schedule == TruncationSchedule::NeverEnding {
             return Err(Error::invalid("schedule of full ES", "runs must end"));
+        }
+        if matches!(loss, FullLoss::LastRecomputed { batches: 0, .. }) {
+            return Err(Error::invalid("batches of the recomputed loss", "expected at least 1, got 0"));
         }
         Ok(FullEs { step, common, loss, clip: None })
     }
 
-    /// Clips loss differences to ±`clip` (before the sign option).
-    #[must_use]
-    pub fn with_clip(mut self, clip: f64) -> Self {
+    /// Clips loss differences to ±`clip` (before the sign option). Errors unless it is positive; it may be
+    /// infinite.
+    pub fn with_clip(mut self, clip: f64) -> Result<Self> {
+        if clip.is_nan() || clip <= 0.0 {
+            return Err(Error::invalid("clip of loss differences", format!("expected above 0, got {clip}")));
+        }
         self.clip = Some(clip);
-        self
+        Ok(self)
     }
 
     /// A lane's loss difference: non-finite becomes NaN (the lane is masked), then clip, then sign.
@@ -93,10 +99,11 @@ impl FullEs {
             return f64::NAN;
         };
         let key = episode.keys.data.named("recompute");
+        let objective = self.step.objective_of(episode);
         let (evaluator, _) = worker.evaluator(&episode.task);
         let mut one = |step: u64| {
             let l = evaluator.loss(&t.opt.params, &t.model_state, BatchKey { split, step, key });
-            self.step.objective.scaled(&*episode.task, f64::from(l))
+            objective.scaled(&*episode.task, f64::from(l))
         };
         (0..batches as u64).map(&mut one).sum::<f64>() / batches as f64
     }

@@ -21,9 +21,10 @@ pub use truncated_es::TruncatedEs;
 pub use truncated_grad::TruncatedGrad;
 
 use crate::episode::{Clock, Trajectory};
+use crate::health::Saturated;
 use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{Worker, Workers};
-use outerloop_core::{Key, LearnedOptimizer, Optimizer};
+use outerloop_core::{Error, Key, LearnedOptimizer, Optimizer, Result};
 use reduce::{over_lanes, Contribution};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -60,6 +61,8 @@ pub struct Estimate {
     pub mean_loss: f64,
     /// Inner steps (loss, gradient and update) that were computed.
     pub inner_steps: u64,
+    /// Steps among them whose loss lay at an end of the objective's scale.
+    pub saturated: Saturated,
     /// Lanes that took part.
     pub lanes: usize,
     /// Lanes whose raw loss became non-finite in this window; they were reset.
@@ -206,18 +209,13 @@ impl Default for Antithetic {
 }
 
 impl Antithetic {
-    fn validate(&self) -> outerloop_core::Result<()> {
-        let bad = |what: &str, why: String| Err(outerloop_core::Error::invalid(what, why));
-        if self.num_tasks == 0 {
-            return bad("num_tasks", "must be at least 1".into());
-        }
-        if self.trunc_length == 0 {
-            return bad("trunc_length", "must be at least 1".into());
-        }
-        if !(self.std.is_finite() && self.std > 0.0) {
-            return bad("std", format!("must be positive and finite, got {}", self.std));
-        }
-        Ok(())
+    /// Errors on numbers out of range, these and those of the runs.
+    fn validate(&self, step: &TruncatedStep) -> Result<()> {
+        step.validate()?;
+        at_least_one("num_tasks", self.num_tasks)?;
+        at_least_one("trunc_length", self.trunc_length)?;
+        positive("std", f64::from(self.std))?;
+        self.sign.map_or(Ok(()), |c| positive("sign", c))
     }
 
     /// `1 / (2 σ²)`: what turns loss differences times perturbations into a gradient.
@@ -248,6 +246,20 @@ impl Antithetic {
         eps.resize(len, 0.0);
         self.noise.draw(self.std, index, eps);
     }
+}
+
+fn at_least_one(what: &str, got: usize) -> Result<()> {
+    match got {
+        0 => Err(Error::invalid(what, "expected at least 1, got 0")),
+        _ => Ok(()),
+    }
+}
+
+fn positive(what: &str, got: f64) -> Result<()> {
+    if got > 0.0 && got.is_finite() {
+        return Ok(());
+    }
+    Err(Error::invalid(what, format!("expected a positive finite number, got {got}")))
 }
 
 /// Theta plus `sign` times a perturbation.
@@ -302,10 +314,10 @@ fn whole_length(step: &TruncatedStep, key: Key, outer_step: u64) -> u64 {
     length.expect("checked by the constructor")
 }
 
-/// Masked mean of a window's losses.
+/// Masked mean of a window's losses; NaN if there is none.
 fn masked_mean(w: &Window) -> f64 {
     let sum: f64 = w.loss.iter().zip(&w.mask).filter(|(_, m)| **m).map(|(l, _)| l).sum();
-    sum / WindowLoss::Mean.divisor(&w.mask)
+    sum / trained_steps(w) as f64
 }
 
 fn trained_steps(w: &Window) -> u64 {

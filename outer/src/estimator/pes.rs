@@ -130,7 +130,7 @@ pub(super) fn sign_of(x: f64) -> f64 {
 impl TruncatedPes {
     /// PES over the runs that `step` describes. Errors on settings out of range.
     pub fn new(step: TruncatedStep, common: Antithetic) -> Result<Self> {
-        common.validate()?;
+        common.validate(&step)?;
         Ok(TruncatedPes { step, common, terminal: TerminalWeight::default() })
     }
 

@@ -38,7 +38,7 @@ impl PesAnalytic {
     /// Errors on settings out of range, an update rule without derivative, and the sign option, which
     /// has no unbiased control variate.
     pub fn new(step: TruncatedStep, common: Antithetic, memory: Memory) -> Result<Self> {
-        common.validate()?;
+        common.validate(&step)?;
         check(&step, common.num_tasks, &SweepConfig::default())?;
         if common.sign.is_some() {
             return Err(Error::invalid(

@@ -1,6 +1,7 @@
 //! From the lanes' contributions to one estimate.
 
 use super::{masked_mean, trained_steps, Estimate, EstimateInputs};
+use crate::health::Saturated;
 use crate::unroll::Window;
 use crate::workers::{LaneBuffers, Worker, Workers};
 
@@ -14,6 +15,7 @@ pub(super) struct Contribution {
     pub terms: Vec<(f64, Vec<f32>)>,
     pub mean_loss: f64,
     pub inner_steps: u64,
+    pub saturated: Saturated,
     pub diverged: bool,
 }
 
@@ -23,6 +25,7 @@ impl Contribution {
         Contribution {
             mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
             inner_steps: trained_steps(pos) + trained_steps(neg),
+            saturated: pos.saturated + neg.saturated,
             diverged: pos.diverged || neg.diverged,
             ..Contribution::default()
         }
@@ -80,9 +83,11 @@ fn reduce(
 ) -> Estimate {
     let lanes = contributions.len();
     let (mut loss, mut healthy, mut inner_steps, mut diverged, mut masked) = (0.0, 0usize, 0, 0, 0);
+    let mut saturated = Saturated::default();
     let mut terms: Vec<(f64, &[f32])> = Vec::with_capacity(2 * lanes);
     for (c, buffers) in contributions.iter().zip(buffers) {
         inner_steps += c.inner_steps;
+        saturated = saturated + c.saturated;
         diverged += usize::from(c.diverged);
         if c.mean_loss.is_finite() {
             loss += c.mean_loss;
@@ -110,6 +115,7 @@ fn reduce(
         grad: sums.into_iter().map(|s| (s * scale) as f32).collect(),
         mean_loss: loss / healthy as f64,
         inner_steps,
+        saturated,
         lanes,
         diverged,
         masked,

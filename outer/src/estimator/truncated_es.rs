@@ -25,7 +25,7 @@ pub struct TruncatedEs {
 impl TruncatedEs {
     /// Truncated ES over the runs that `step` describes. Errors on settings out of range.
     pub fn new(step: TruncatedStep, common: Antithetic) -> Result<Self> {
-        common.validate()?;
+        common.validate(&step)?;
         Ok(TruncatedEs { step, common })
     }
 

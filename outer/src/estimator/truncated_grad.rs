@@ -1,8 +1,8 @@
 //! Truncated backpropagation through the unroll.
 
 use super::{
-    masked_mean, over_lanes, start_lanes, trained_steps, Contribution, Estimate, EstimateInputs,
-    EstimatorState, GradientEstimator,
+    at_least_one, masked_mean, over_lanes, start_lanes, trained_steps, Contribution, Estimate,
+    EstimateInputs, EstimatorState, GradientEstimator,
 };
 use crate::adjoint::{StepWeights, Sweep, SweepConfig};
 use crate::episode::Episode;
@@ -38,9 +38,7 @@ impl TruncatedGrad {
         sweep: SweepConfig,
     ) -> Result<Self> {
         check(&step, num_tasks, &sweep)?;
-        if trunc_length == 0 {
-            return Err(Error::invalid("trunc_length", "must be at least 1"));
-        }
+        at_least_one("trunc_length", trunc_length)?;
         if let StepWeights::Given(w) = &sweep.weights {
             if w.len() != trunc_length {
                 return Err(Error::mismatch("step weights", trunc_length, w.len()));
@@ -52,15 +50,9 @@ impl TruncatedGrad {
 
 /// What both gradient estimators need.
 pub(super) fn check(step: &TruncatedStep, num_tasks: usize, sweep: &SweepConfig) -> Result<()> {
-    if num_tasks == 0 {
-        return Err(Error::invalid("num_tasks", "must be at least 1"));
-    }
-    if sweep.clip.is_some_and(|c| !(c > 0.0 && c.is_finite())) {
-        return Err(Error::invalid(
-            "adjoint clip",
-            format!("must be positive and finite, got {:?}", sweep.clip),
-        ));
-    }
+    step.validate()?;
+    at_least_one("num_tasks", num_tasks)?;
+    sweep.validate()?;
     let opt = step.lopt.opt_fn(&step.lopt.init(Key::new(0)));
     if opt.update_vjp().is_none() {
         let why = "its update has no derivative; implement `Optimizer::update_vjp` or use an ES estimator";
@@ -75,6 +67,7 @@ pub(super) fn contribution(sweep: Sweep<f32>) -> Contribution {
     Contribution {
         mean_loss: masked_mean(&sweep.window),
         inner_steps: trained_steps(&sweep.window),
+        saturated: sweep.window.saturated,
         diverged: sweep.window.diverged,
         terms: vec![(if finite { 1.0 } else { f64::NAN }, sweep.grad)],
         ..Contribution::default()

@@ -12,10 +12,11 @@ use std::ops::RangeInclusive;
 
 /// Decay of the average of losses that is watched.
 const LOSS_DECAY: f64 = 0.9;
-/// Names of the slots behind the inner optimizer's.
-const WATCH: &str = "guard/watch";
-const BEST: &str = "guard/best_params";
-const FALLBACK: &str = "guard/fallback/";
+/// Begins the names of the slots behind the inner optimizer's; once more for every guard inside.
+const GUARD: &str = "guard/";
+const WATCH: &str = "watch";
+const BEST: &str = "best_params";
+const FALLBACK: &str = "fallback/";
 
 /// When to be alarmed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +26,8 @@ pub struct GuardConfig {
     /// Inputs seen in meta-training, from [`input_ranges`]. Default: unknown, nothing is counted.
     pub ranges: Option<InputRanges>,
     /// A run has diverged when its loss (averaged with decay 0.9) is above the best so far by more than
-    /// this part of the initial loss, or of the progress made, whichever is larger. Default 0.5.
+    /// this part of the initial loss, or of the progress made, whichever is larger. Not negative; infinite:
+    /// only non-finite numbers count. Default 0.5.
     pub tolerance: f64,
 }
 
@@ -70,6 +72,7 @@ pub struct GuardReport {
 /// check_optimizer(&opt)?;
 /// # Ok::<(), outerloop_core::Error>(())
 /// ```
+#[derive(Debug)]
 pub struct Guarded<E: Float = f32> {
     inner: Box<dyn Optimizer<E>>,
     fallback: Option<Box<dyn Optimizer<E>>>,
@@ -96,7 +99,13 @@ const WATCHED: usize = Watch::Losses as usize + 1;
 
 impl<E: Float> Guarded<E> {
     /// Watches `inner`, without a fallback.
+    ///
+    /// # Panics
+    /// If the tolerance is negative or NaN, or the range of horizons is empty.
+    #[track_caller]
     pub fn new(inner: Box<dyn Optimizer<E>>, config: GuardConfig) -> Self {
+        assert!(config.tolerance >= 0.0, "guard: expected a tolerance >= 0, got {}", config.tolerance);
+        assert!(!config.horizons.is_empty(), "guard: expected low <= high, got {:?}", config.horizons);
         Guarded { inner, fallback: None, config }
     }
 
@@ -112,7 +121,7 @@ impl<E: Float> Guarded<E> {
     /// # Panics
     /// If the state is not of a guarded optimizer.
     pub fn report(&self, state: &OptState<E>) -> GuardReport {
-        let watch = state.slot(WATCH).expect("a state that `init` made");
+        let watch = &state.slots[Self::own(&state.slots)].data;
         let count = |w: Watch| watch[w as usize].f64() as u64;
         let horizons = &self.config.horizons;
         let planned = state.num_steps.is_some_and(|n| horizons.contains(&n) && state.step <= n);
@@ -182,8 +191,9 @@ impl<E: Float> Guarded<E> {
             let fresh = fallback.init(&params, left, key).slots;
             slots.iter_mut().zip(fresh).for_each(|(slot, fresh)| slot.data = fresh.data);
         } else if grad.iter().all(|g| g.f64().is_finite()) {
+            let prefix = format!("{}{FALLBACK}", watch.name.trim_end_matches(WATCH));
             let take = |s: &mut Slot<E>| Slot {
-                name: s.name.trim_start_matches(FALLBACK).into(),
+                name: s.name.strip_prefix(&prefix).unwrap_or(&s.name).into(),
                 data: std::mem::take(&mut s.data),
             };
             let mut part = OptState {
@@ -202,9 +212,19 @@ impl<E: Float> Guarded<E> {
 
     /// Splits off the guard's slots, so that `state` is the inner optimizer's.
     fn split(state: &mut OptState<E>) -> Vec<Slot<E>> {
-        let at = state.slots.iter().position(|s| s.name == WATCH).expect("a state that `init` made");
-        state.slots.split_off(at)
+        state.slots.split_off(Self::own(&state.slots))
     }
+
+    /// Where the guard's slots begin: behind those of all guards inside.
+    fn own(slots: &[Slot<E>]) -> usize {
+        slots.iter().rposition(|s| is_watch(&s.name)).expect("a state that `init` made")
+    }
+}
+
+/// Whether a slot is a guard's own numbers; those of a fallback's guard have another name.
+fn is_watch(name: &str) -> bool {
+    name.strip_suffix(WATCH).is_some_and(|guards| guards.trim_start_matches(GUARD).is_empty())
+        && name.starts_with(GUARD)
 }
 
 impl<E: Float> Optimizer<E> for Guarded<E> {
@@ -216,13 +236,15 @@ impl<E: Float> Optimizer<E> for Guarded<E> {
     }
 
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
-        let mut state = self.inner.init(params, num_steps, key).with_slot(WATCH, WATCHED, E::of(0.0));
+        let inner = self.inner.init(params, num_steps, key);
+        let guards = 1 + inner.slots.iter().filter(|s| is_watch(&s.name)).count();
+        let name = |of: &str| format!("{}{of}", GUARD.repeat(guards));
+        let mut state = inner.with_slot(name(WATCH), WATCHED, E::of(0.0));
         if let Some(fallback) = &self.fallback {
-            state.slots.push(Slot { name: BEST.into(), data: params.data.clone() });
+            state.slots.push(Slot { name: name(BEST), data: params.data.clone() });
             let slots = fallback.init(params, num_steps, key).slots;
-            state
-                .slots
-                .extend(slots.into_iter().map(|s| Slot { name: format!("{FALLBACK}{}", s.name), ..s }));
+            let named = |s: Slot<E>| Slot { name: name(&format!("{FALLBACK}{}", s.name)), ..s };
+            state.slots.extend(slots.into_iter().map(named));
         }
         state
     }

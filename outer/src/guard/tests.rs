@@ -98,7 +98,7 @@ fn the_fallback_has_its_own_slots_and_steps() {
     let opt = guarded(Momentum::new(3.0, 0.9)).with_fallback(Box::new(Adam::new(0.1)));
     let (report, state) = train(&family, &opt, Some(100), 50);
     let alarm = report.diverged_at.unwrap();
-    let start = state.slot(BEST).unwrap().to_vec();
+    let start = state.slot("guard/best_params").unwrap().to_vec();
     let mut adam = Adam::new(0.1).init(
         &Params { layout: state.layout.clone(), data: start },
         Some(100 - alarm),
@@ -128,6 +128,36 @@ fn guards_mean_what_the_guarded_optimizer_means() {
     assert!(average.name.ends_with("params_ema"), "{}", average.name);
     assert_eq!(*opt.evaluation_params(&state), average.data);
     assert_ne!(average.data, state.params);
+}
+
+#[test]
+fn guards_nest() {
+    let nested = || guarded(guarded(Sgd::new(1.5)).with_fallback(Box::new(Sgd::new(1.5))));
+    check_optimizer(&nested()).unwrap();
+    let family = SingleTask::new(QuadraticTask::new(5));
+    // Both guards are alarmed at once; the outer one's fallback, guarded itself, goes on.
+    let opt =
+        nested().with_fallback(Box::new(guarded(Sgd::new(0.25)).with_fallback(Box::new(Adam::new(0.1)))));
+    check_optimizer(&opt).unwrap();
+    let (report, state) = train(&family, &opt, Some(100), 100);
+    assert_eq!(report.diverged_at, Some(2));
+    assert!(state.params.iter().all(|p| p.abs() < 1e-20), "{:?}", state.params);
+    let mut names: Vec<&str> = state.slots.iter().map(|s| &s.name[..]).collect();
+    assert!(names.contains(&"guard/guard/fallback/guard/fallback/m"), "{names:?}");
+    names.sort_unstable();
+    assert!(names.windows(2).all(|w| w[0] != w[1]), "{names:?}");
+    // Left alone while all is well.
+    let calm = guarded(guarded(Adam::new(1e-2)));
+    assert_eq!(losses(&digits(), &calm, 50), losses(&digits(), &Adam::new(1e-2), 50));
+}
+
+#[test]
+#[should_panic(expected = "expected a tolerance >= 0, got NaN")]
+fn impossible_tolerances_are_refused() {
+    Guarded::<f32>::new(
+        Box::new(Sgd::new(0.1)),
+        GuardConfig { tolerance: f64::NAN, ..GuardConfig::default() },
+    );
 }
 
 #[test]

@@ -329,7 +329,7 @@ pub fn full(case: &Case) -> Outcome {
     let common = antithetic(case, given(&case.json, false, &layout), 1);
     let mut es = FullEs::new(step, common, full_loss(&case.json)).expect("valid settings");
     if let Some(clip) = option(&case.json, "clip_loss_diff") {
-        es = es.with_clip(clip);
+        es = es.with_clip(clip).expect("a positive clip");
     }
     let workers = Workers::new(2).expect("two threads");
     let theta: Vec<f32> =

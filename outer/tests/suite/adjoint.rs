@@ -87,7 +87,7 @@ proptest! {
         meta in 0usize..3,
         weighting in 0usize..3,
         every in 1usize..6,
-        scale in 0usize..3,
+        scale in 0usize..4,
         power in 0usize..2,
     ) {
         let meta_loss = [MetaLoss::Train, MetaLoss::SameBatch, MetaLoss::Fresh(Split::OuterValid)][meta];
@@ -103,6 +103,8 @@ proptest! {
                 scale: [
                     LossScale::Linear,
                     LossScale::Log { floor: 1e-3, ceiling: 1e6 },
+                    // Runs start below √(1e-3 · 1e6): floor and ceiling are moved.
+                    LossScale::FittedLog { floor: 1e-3, ceiling: 1e6 },
                     LossScale::Power { power: 0.25, floor: 1e-3, ceiling: 1e6 },
                 ][scale],
                 emphasis: [Emphasis::Uniform, Emphasis::Power(1.5)][power],

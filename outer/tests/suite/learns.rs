@@ -1,16 +1,21 @@
 //! Meta-training works: in about half a minute on one core, PES makes an optimizer that beats its own
-//! start and Adam at default settings on seeds that it never saw.
+//! start and Adam at default settings on seeds that it never saw. And every kind of task and of learned
+//! optimizer of `examples/meta_train` improves on its start with the objective that is the default there.
 
-use outerloop_core::{FlatFamily, Key, LearnedOptimizer, Optimizer, SingleTask};
+use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Tensor};
+use outerloop_core::{BatchKey, FlatFamily, Float, Key, LearnedOptimizer, Optimizer, SingleTask, Task};
 use outerloop_lopt::hand::{Adam, Cosine};
-use outerloop_lopt::ControlledAdam;
+use outerloop_lopt::{AdafacMlp, ControlledAdam, LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt};
 use outerloop_outer::estimator::Antithetic;
 use outerloop_outer::eval::{training_curves, EvalConfig};
 use outerloop_outer::{
     Emphasis, GradientLearner, InitialOffset, LossScale, Objective, TruncatedPes, TruncatedStep,
-    TruncationSchedule, Workers,
+    TruncationSchedule, Validation, Workers,
 };
-use outerloop_tasks::image::ImageMlp;
+use outerloop_tasks::data::Splits;
+use outerloop_tasks::image::{ImageMlp, ImageMlpFamily};
+use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
+use outerloop_tasks::suite::Training;
 use std::sync::Arc;
 
 /// Length of a run, in steps.
@@ -70,4 +75,99 @@ fn a_minute_of_meta_training_beats_the_start_and_untuned_adam() {
         // A third of the loss at least, and six standard deviations of single seeds.
         assert!(mean > 3f64.ln() && mean > 6.0 * spread, "{name}: {mean} with spread {spread}");
     }
+}
+
+/// `a |x|²` in three dimensions.
+struct Bowl(f64);
+impl<E: Float, B: Backend<E>> Task<E, B> for Bowl {
+    type Params = Tensor<Rank1<3>, E, B>;
+    type Batch = ();
+    fn name(&self) -> String {
+        "bowl".into()
+    }
+    fn init(&self, dev: &B, key: Key) -> Self::Params {
+        dev.normal(key)
+    }
+    fn batch(&self, _: &B, _: BatchKey) {}
+    fn loss<M: Mode<E, B>>(&self, x: &Self::Params, _: &(), m: M) -> Tensor<Rank0, E, B, M> {
+        use dfdx::prelude::{PutTape, SumTo};
+        (x.clone().put_tape(m).square() * E::of(self.0)).sum()
+    }
+}
+
+/// Meta-trains for a second or so, and asserts that theta became better on tasks that it never saw.
+fn improves(family: impl FlatFamily + 'static, lopt: Arc<dyn LearnedOptimizer>) {
+    let (family, length, outer_steps) = (Arc::new(family), 30, 60);
+    let objective = Objective {
+        scale: LossScale::FittedLog { floor: 1e-5, ceiling: 3.0 },
+        emphasis: Emphasis::Power(1.0),
+    };
+    let step = TruncatedStep::new(
+        family.clone(),
+        lopt.clone(),
+        TruncationSchedule::LogUniform { min: 10, max: length },
+    )
+    .and_then(|s| s.with_objective(objective))
+    .expect("valid settings")
+    .with_offset(InitialOffset::BurnIn(length));
+    let common = Antithetic { num_tasks: 8, trunc_length: 10, ..Antithetic::default() };
+    let pes = TruncatedPes::new(step, common).expect("valid settings");
+    let outer = Box::new(Adam::new(1e-2));
+    let learner = GradientLearner::new(lopt.clone(), vec![Box::new(pes)], outer, outer_steps);
+    let (learner, workers) = (learner.expect("one estimator"), Workers::new(1).expect("one thread"));
+    let mut state = learner.init(Key::new(0), &workers).expect("theta fits");
+    let validation = Validation {
+        family: family.clone(),
+        objective,
+        num_tasks: 8,
+        num_steps: length,
+        key: Key::new(0).named("held-out tasks"),
+        every: 1,
+    };
+    let score = |theta: &[f32]| validation.score(&*lopt.opt_fn(theta), &workers);
+    let untrained = score(&state.theta.params);
+    (0..outer_steps).for_each(|_| drop(learner.step(&mut state, &workers)));
+    let learned = score(&state.theta.params);
+    let what = format!("{} on {}", lopt.name(), FlatFamily::name(&*family));
+    println!("{what}: {untrained} -> {learned}");
+    assert!(learned < untrained, "{what}: {untrained} -> {learned}");
+    assert_eq!(state.warnings(), [], "{what}");
+}
+
+fn adam() -> Arc<dyn LearnedOptimizer> {
+    Arc::new(LearnableAdam::default())
+}
+
+fn quadratics() -> FixedDimQuadraticFamily {
+    FixedDimQuadraticFamily { dim: 10 }
+}
+
+#[test]
+fn every_kind_of_task_improves_on_its_start() {
+    improves(SingleTask::new(ImageMlp::digits()), adam());
+    improves(
+        ImageMlpFamily { width: 8..=32, layers: 0..=2, ..ImageMlpFamily::new(Splits::digits()) },
+        adam(),
+    );
+    improves(quadratics(), adam());
+    improves(Training { width: [8, 32], ..Training::default() }, adam());
+}
+
+/// Tasks of one's own: losses of any size, no normalizer.
+#[test]
+fn losses_of_any_size_teach() {
+    // Without terms that are large or small beside the gradient.
+    let adam = LearnableAdam { initial_epsilon: 1e-20, epsilon_root: 0.0, ..LearnableAdam::default() };
+    for size in [1e-9, 1e-3, 1.0, 1e9] {
+        improves(SingleTask::new(Bowl(size)), Arc::new(adam.clone()));
+    }
+}
+
+#[test]
+fn every_kind_of_learned_optimizer_improves_on_its_start() {
+    improves(quadratics(), Arc::new(LearnableSgd::default()));
+    improves(quadratics(), Arc::new(LearnableSgdm::default()));
+    improves(quadratics(), Arc::new(MlpLopt { exp_mult: 0.01, step_mult: 0.01, ..MlpLopt::default() }));
+    improves(quadratics(), Arc::new(AdafacMlp { exp_mult: 0.01, step_mult: 0.01, ..AdafacMlp::default() }));
+    improves(quadratics(), Arc::new(ControlledAdam { step_mult: 0.01, ..ControlledAdam::default() }));
 }

@@ -8,5 +8,6 @@ mod guide;
 mod learns;
 mod precision;
 mod resume;
+mod settings;
 mod support;
 mod trajectories;

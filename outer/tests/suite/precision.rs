@@ -18,6 +18,7 @@ const STEPS: usize = 50;
 type Log = Arc<Mutex<Vec<Vec<f64>>>>;
 
 /// An optimizer that logs what its derivative returns.
+#[derive(Debug)]
 struct Logged<O: ?Sized>(Log, Box<O>);
 
 impl<E: Float> LearnedOptimizer<E> for Logged<dyn LearnedOptimizer<E>> {

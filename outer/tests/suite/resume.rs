@@ -1,6 +1,6 @@
 //! A stopped or killed run continues to the same bytes.
 
-use outerloop_core::{Error, Key, LearnedOptimizer};
+use outerloop_core::{Error, Key, LearnedOptimizer, OptState, Optimizer, Params};
 use outerloop_lopt::hand::Adam;
 use outerloop_lopt::{LearnableAdam, MlpLopt};
 use outerloop_outer::adjoint::SweepConfig;
@@ -33,14 +33,15 @@ fn learner(num_steps: u64) -> GradientLearner {
         Box::new(TruncatedGrad::new(step(), 2, 4, SweepConfig::default()).unwrap()),
     ];
     let learner = GradientLearner::new(lopt, estimators, Box::new(Adam::new(1e-2)), num_steps).unwrap();
-    learner.with_validation(Validation {
+    let validation = Validation {
         family: Arc::new(FixedDimQuadraticFamily { dim: 3 }),
         objective: Objective::default(),
         num_tasks: 2,
         num_steps: 20,
         key: Key::new(1),
         every: 3,
-    })
+    };
+    learner.with_validation(validation).unwrap()
 }
 
 fn config(resume: bool) -> RunConfig {
@@ -132,6 +133,50 @@ fn another_configuration_is_refused() {
     let missing = RunDir::new(root.path().join("missing"));
     let error = meta_train(&learner(2), &workers, &missing, &config(true)).unwrap_err();
     assert!(matches!(error, Error::Io { .. }) && error.to_string().contains("missing"), "{error}");
+}
+
+/// Adam whose learning rate is NaN from the fourth step on.
+#[derive(Debug)]
+struct Breaks;
+impl Optimizer for Breaks {
+    fn name(&self) -> String {
+        "breaks".into()
+    }
+    fn init(&self, params: &Params, num_steps: Option<u64>, key: Key) -> OptState {
+        Adam::new(1e-2).init(params, num_steps, key)
+    }
+    fn update(&self, state: &mut OptState, grad: &[f32], loss: f32, key: Key) {
+        Adam::new(1e-2).update(state, grad, loss, key);
+        if state.step > 3 {
+            state.params[0] = f32::NAN;
+        }
+    }
+}
+
+#[test]
+fn a_theta_that_breaks_stops_the_run_and_the_last_good_one_is_saved() {
+    let root = tempfile::tempdir().unwrap();
+    let lopt = Arc::new(LearnableAdam::default());
+    let learner = |outer: Box<dyn Optimizer>| {
+        let family = Arc::new(FixedDimQuadraticFamily { dim: 3 });
+        let step = TruncatedStep::new(family, lopt.clone(), TruncationSchedule::Constant(20)).unwrap();
+        let es =
+            TruncatedEs::new(step, Antithetic { num_tasks: 2, trunc_length: 4, ..Antithetic::default() });
+        GradientLearner::new(lopt.clone(), vec![Box::new(es.unwrap())], outer, 10).unwrap()
+    };
+    let workers = Workers::new(1).unwrap();
+    let breaks = learner(Box::new(Breaks));
+    let dir = RunDir::new(root.path().join("breaks"));
+    let once = RunConfig { checkpoint_every: 100, ..config(false) };
+    let error = meta_train(&breaks, &workers, &dir, &once).unwrap_err();
+    assert!(matches!(&error, Error::NonFinite { what, .. } if what.contains("outer step 4")), "{error}");
+    let saved = dir.load(&breaks).unwrap();
+    let sound = learner(Box::new(Adam::new(1e-2)));
+    let mut want = sound.init(Key::new(7), &workers).unwrap();
+    (0..3).for_each(|_| drop(sound.step(&mut want, &workers)));
+    assert_eq!((&saved.theta.params, saved.outer_step, saved.skipped), (&want.theta.params, 4, 1));
+    let again = RunConfig { resume: true, ..once };
+    assert!(matches!(meta_train(&breaks, &workers, &dir, &again), Err(Error::NonFinite { .. })));
 }
 
 #[test]

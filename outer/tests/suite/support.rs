@@ -48,7 +48,7 @@ impl<E: Float, B: Backend<E>> Task<E, B> for Bowl {
 }
 
 /// Rules with one meta-parameter.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub enum Rule {
     /// `p ← p + θ`
     Shift,
@@ -63,6 +63,7 @@ pub struct OneTheta {
     pub init: f64,
 }
 
+#[derive(Debug)]
 struct OneThetaOpt<E> {
     rule: Rule,
     theta: E,

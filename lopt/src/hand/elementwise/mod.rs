@@ -69,7 +69,7 @@ impl<T, const N: usize> Array<T> for [T; N] {
 /// use outerloop_lopt::hand::{At, Elementwise};
 ///
 /// /// v ← μ v + g;  p ← p − lr v
-/// #[derive(Clone)]
+/// #[derive(Clone, Debug)]
 /// struct Momentum { lr: f64, mu: f64 }
 ///
 /// impl Elementwise for Momentum {

@@ -18,6 +18,7 @@ use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
+use std::fmt;
 use std::ops::Range;
 
 /// Vectors per block.
@@ -82,6 +83,13 @@ impl AdafacKernel {
     pub(crate) fn rate_places(&self) -> impl Iterator<Item = usize> {
         let layout = self.twin.rule().theta_layout();
         DECAY_NAMES.into_iter().flat_map(move |name| layout.get(name).expect("theta holds it").range())
+    }
+}
+
+/// All else follows from rule and theta, which the twin holds.
+impl fmt::Debug for AdafacKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.twin.fmt(f)
     }
 }
 

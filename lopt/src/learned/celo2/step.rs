@@ -18,6 +18,7 @@ use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
 use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
+use std::fmt;
 use std::ops::Range;
 
 /// Vectors per block.
@@ -134,6 +135,13 @@ pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
     match shape {
         [.., rows, cols] => [*rows, *cols],
         _ => [1, 1],
+    }
+}
+
+/// All else follows from rule and theta, which the twin holds.
+impl fmt::Debug for Celo2Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.twin.fmt(f)
     }
 }
 

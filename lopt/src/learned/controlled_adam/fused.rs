@@ -5,6 +5,7 @@
 use super::{constant_features, ControlledAdam, EPSILON};
 use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::{nan, Entry, Key, OptState, Optimizer, Params, UpdateVjp};
+use std::fmt;
 use std::ops::Range;
 
 /// Numbers that are summed side by side.
@@ -135,6 +136,13 @@ fn squares(n: usize, f: impl Fn(usize) -> f32) -> f32 {
         *s += y * y;
     }
     sums.iter().sum()
+}
+
+/// All else follows from rule and theta, which the twin holds.
+impl fmt::Debug for Fused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.twin.fmt(f)
+    }
 }
 
 impl Optimizer<f32> for Fused {

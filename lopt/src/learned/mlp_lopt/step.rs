@@ -18,6 +18,7 @@ use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 /// [`MlpLopt`] in f32 at one theta; the weights are packed when they are first used.
@@ -70,6 +71,13 @@ impl MlpKernel {
         }
         let rows = TENSOR_FEATURES + 2 * self.net.widest();
         [MAX_LANES * COLUMNS * rows, self.net.layers[0].outputs]
+    }
+}
+
+/// All else follows from rule and theta, which the twin holds.
+impl fmt::Debug for MlpKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.twin.fmt(f)
     }
 }
 
