@@ -76,7 +76,7 @@ pub struct StepReport {
 }
 
 impl GradientLearner {
-    /// A learner for `num_steps` outer steps. Errors if there is no estimator.
+    /// A learner for `num_steps` outer steps, at least 1. Errors if there is none, or no estimator.
     pub fn new(
         lopt: Arc<dyn LearnedOptimizer>,
         estimators: Vec<Box<dyn GradientEstimator>>,
@@ -85,6 +85,9 @@ impl GradientLearner {
     ) -> Result<Self> {
         if estimators.is_empty() {
             return Err(Error::invalid("estimators", "need at least one"));
+        }
+        if num_steps == 0 {
+            return Err(Error::invalid("number of outer steps", "must be at least 1, got 0"));
         }
         let (validation, note) = (None, String::new());
         Ok(GradientLearner { lopt, estimators, theta_opt, num_steps, validation, note })
@@ -169,6 +172,43 @@ impl GradientLearner {
         }
         let [mine, saved] = fingerprint::first_difference(&mine, &state.fingerprint);
         Err(Error::mismatch("saved run", mine, saved))
+    }
+
+    /// Takes over a state of `before`: a deliberate change of a run in progress. Only the settings of the
+    /// outer optimizer, the number of outer steps, how often theta is validated, and the note may differ.
+    /// The result is what this learner continues; the checks refuse it to `before`.
+    ///
+    /// # Errors
+    /// If `before` did not make the state, if anything else differs (the slots of the outer optimizer, too),
+    /// or if another number of outer steps leaves none to do.
+    pub fn adopt(&self, before: &GradientLearner, mut state: LearnerState) -> Result<LearnerState> {
+        before.check(&state)?;
+        let (mine, theirs) = (self.fixed(), before.fixed());
+        if mine != theirs {
+            return Err(Error::mismatch("what a running meta-training keeps", theirs, mine));
+        }
+        let theta = Params::new(state.theta.layout.clone(), state.theta.params.clone())?;
+        let fresh = self.theta_opt.init(&theta, Some(self.num_steps), state.key.named("outer"));
+        let shapes =
+            |s: &OptState| s.slots.iter().map(|s| (s.name.clone(), s.data.len())).collect::<Vec<_>>();
+        if shapes(&fresh) != shapes(&state.theta) {
+            return Err(Error::mismatch("outer optimizer's slots", shapes(&state.theta), shapes(&fresh)));
+        }
+        // The last step is validated: it has to be one that is still to come.
+        if self.num_steps != before.num_steps && self.num_steps <= state.outer_step {
+            let why = format!("{} are done already, got {}", state.outer_step, self.num_steps);
+            return Err(Error::invalid("number of outer steps", why));
+        }
+        state.theta.num_steps = Some(self.num_steps);
+        state.fingerprint = self.fingerprint();
+        Ok(state)
+    }
+
+    /// The part of the fingerprint that [`Self::adopt`] does not let change.
+    fn fixed(&self) -> Vec<String> {
+        let estimators = self.estimators.iter().map(|e| e.describe());
+        let validation = self.validation.iter().map(|v| Validation { every: 1, ..v.clone() }.describe());
+        std::iter::once(fingerprint::of_lopt(&*self.lopt)).chain(estimators).chain(validation).collect()
     }
 
     /// One outer step. A pure function of the state, whatever the number of workers.

@@ -8,10 +8,12 @@ use crate::metrics::{CsvWriter, MetricWriter, TensorBoardWriter};
 use crate::progress::Progress;
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, Result};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 const KIND: Kind = Kind(*b"LRNR");
+const HOLDS_RUN: &str = "holds a run already; resume it, or choose another directory";
 
 /// The directory of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +28,35 @@ impl RunDir {
     /// Makes the directory. Errors if it holds a run already.
     pub fn create(&self) -> Result<()> {
         if self.checkpoint().exists() {
-            let why = "holds a run already; resume it, or choose another directory";
-            return Err(Error::invalid(format!("run directory {}", self.0.display()), why));
+            return Err(Error::invalid(format!("run directory {}", self.0.display()), HOLDS_RUN));
         }
         std::fs::create_dir_all(&self.0).map_err(|e| Error::io(&self.0, e))
+    }
+
+    /// Errors unless a run can begin here: the directory does not exist yet, or holds nothing but files of
+    /// the names `leftovers` (what a run that never came to its first checkpoint may leave behind).
+    pub fn check_free(&self, leftovers: &[&str]) -> Result<()> {
+        let here = || format!("run directory {}", self.0.display());
+        let entries = match std::fs::read_dir(&self.0) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(|e| Error::io(&self.0, e))?,
+        };
+        let mut foreign = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(&self.0, e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.path() == self.checkpoint() || RunDir::new(entry.path()).checkpoint().exists() {
+                return Err(Error::invalid(here(), HOLDS_RUN));
+            }
+            if !leftovers.contains(&name.as_str()) && !outerloop_core::atomic::is_temp(&name) {
+                foreign.push(name);
+            }
+        }
+        // The first by name: the order of a directory is anybody's guess.
+        foreign.sort();
+        let Some(name) = foreign.first() else { return Ok(()) };
+        let why = format!("is in use: it holds `{name}`, which no run left there; choose another directory");
+        Err(Error::invalid(here(), why))
     }
 
     /// The directory itself.
@@ -66,8 +93,8 @@ impl RunDir {
 pub struct RunConfig {
     /// Root of all randomness.
     pub seed: u64,
-    /// Outer steps between checkpoints; one is also written at the start, the end and on Ctrl-C.
-    /// Default 100.
+    /// Outer steps between checkpoints, at least 1; one is also written at the start, the end and on
+    /// Ctrl-C. Default 100.
     pub checkpoint_every: u64,
     /// Continue the saved run instead of starting one.
     pub resume: bool,
@@ -95,12 +122,19 @@ impl Default for RunConfig {
 /// update that makes theta non-finite ends the run with [`Error::NonFinite`], the theta before it saved.
 ///
 /// Killed at any point and resumed, it ends with the same bytes as an uninterrupted run.
+///
+/// # Errors
+/// Settings out of range, before anything is written; a directory that holds a run already, or on resume
+/// holds none of this learner.
 pub fn meta_train(
     learner: &GradientLearner,
     workers: &Workers,
     dir: &RunDir,
     config: &RunConfig,
 ) -> Result<LearnerState> {
+    if config.checkpoint_every == 0 {
+        return Err(Error::invalid("checkpoint_every", "must be at least 1, got 0"));
+    }
     let interrupt = Interrupt::install()?;
     let mut state = if config.resume {
         dir.load(learner)?
@@ -144,7 +178,7 @@ pub fn meta_train(
             return Err(lost_theta(&state, dir));
         }
         let stop = interrupt.requested();
-        if stop || state.outer_step % config.checkpoint_every.max(1) == 0 || state.outer_step == total {
+        if stop || state.outer_step % config.checkpoint_every == 0 || state.outer_step == total {
             writers.flush()?;
             dir.save(&state)?;
         }

@@ -42,6 +42,11 @@ fn persist(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a file of this name is one that a killed [`write_atomic`] left.
+pub fn is_temp(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+}
+
 /// Removes the temporary files that killed processes left in `dir`, and returns their paths.
 ///
 /// Call it once at the start of a run that owns the directory: a file that another live process is
@@ -53,7 +58,7 @@ pub fn sweep_temp(dir: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(dir).map_err(at)? {
         let entry = entry.map_err(at)?;
         let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|n| n.starts_with(PREFIX) && n.ends_with(SUFFIX));
+        let ours = name.to_str().is_some_and(is_temp);
         if ours && entry.file_type().map_err(at)?.is_file() {
             let path = entry.path();
             fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;

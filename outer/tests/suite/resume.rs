@@ -1,7 +1,7 @@
 //! A stopped or killed run continues to the same bytes.
 
-use outerloop_core::{Error, Key, LearnedOptimizer, OptState, Optimizer, Params};
-use outerloop_lopt::hand::Adam;
+use outerloop_core::{Error, Key, LearnedOptimizer, OptState, Optimizer, Params, Result};
+use outerloop_lopt::hand::{Adam, Sgd};
 use outerloop_lopt::{LearnableAdam, MlpLopt};
 use outerloop_outer::adjoint::SweepConfig;
 use outerloop_outer::estimator::{Antithetic, FullLoss};
@@ -18,6 +18,12 @@ use std::time::Duration;
 
 /// Every estimator at once, so that all their states are in the checkpoint.
 fn learner(num_steps: u64) -> GradientLearner {
+    changed(num_steps, 1e-2, 3)
+}
+
+/// The same with settings that may change while a run is in progress: the outer learning rate, and how often
+/// theta is validated.
+fn changed(num_steps: u64, outer_lr: f64, every: u64) -> GradientLearner {
     let lopt = Arc::new(MlpLopt { hidden_size: 4, hidden_layers: 1, step_mult: 0.02, ..MlpLopt::default() });
     let step = || {
         let schedule = TruncationSchedule::LogUniform { min: 5, max: 20 };
@@ -32,16 +38,19 @@ fn learner(num_steps: u64) -> GradientLearner {
         Box::new(FullEs::new(step(), common(), FullLoss::Mean).unwrap()),
         Box::new(TruncatedGrad::new(step(), 2, 4, SweepConfig::default()).unwrap()),
     ];
-    let learner = GradientLearner::new(lopt, estimators, Box::new(Adam::new(1e-2)), num_steps).unwrap();
-    let validation = Validation {
+    let learner = GradientLearner::new(lopt, estimators, Box::new(Adam::new(outer_lr)), num_steps).unwrap();
+    learner.with_validation(validation(2, every)).unwrap()
+}
+
+fn validation(num_tasks: u64, every: u64) -> Validation {
+    Validation {
         family: Arc::new(FixedDimQuadraticFamily { dim: 3 }),
         objective: Objective::default(),
-        num_tasks: 2,
+        num_tasks,
         num_steps: 20,
         key: Key::new(1),
-        every: 3,
-    };
-    learner.with_validation(validation).unwrap()
+        every,
+    }
 }
 
 fn config(resume: bool) -> RunConfig {
@@ -177,6 +186,94 @@ fn a_theta_that_breaks_stops_the_run_and_the_last_good_one_is_saved() {
     assert_eq!((&saved.theta.params, saved.outer_step, saved.skipped), (&want.theta.params, 4, 1));
     let again = RunConfig { resume: true, ..once };
     assert!(matches!(meta_train(&breaks, &workers, &dir, &again), Err(Error::NonFinite { .. })));
+}
+
+#[test]
+fn an_adopted_run_stopped_or_not_ends_the_same() {
+    let (old, new, workers) = (learner(8), changed(13, 3e-3, 2), Workers::new(2).unwrap());
+    let mut state = old.init(Key::new(3), &workers).unwrap();
+    for _ in 0..5 {
+        old.step(&mut state, &workers);
+    }
+    assert!(new.check(&state).is_err());
+    let mut straight = new.adopt(&old, state.clone()).unwrap();
+    assert_eq!((straight.theta.num_steps, straight.outer_step), (Some(13), 5));
+    assert!(old.check(&straight).is_err());
+
+    let root = tempfile::tempdir().unwrap();
+    let dir = RunDir::new(root.path());
+    dir.save(&straight).unwrap();
+    let mut stopped = dir.load(&new).unwrap();
+    while straight.outer_step < 13 {
+        assert_eq!(new.step(&mut straight, &workers), new.step(&mut stopped, &workers));
+        dir.save(&stopped).unwrap();
+        stopped = dir.load(&new).unwrap();
+    }
+    assert_eq!(straight, stopped);
+    // The new settings did something.
+    while state.outer_step < 8 {
+        old.step(&mut state, &workers);
+    }
+    assert_ne!(state.theta.params, straight.theta.params);
+}
+
+#[test]
+fn what_a_run_keeps_cannot_be_adopted() {
+    let (old, workers) = (learner(8), Workers::new(1).unwrap());
+    let mut state = old.init(Key::new(3), &workers).unwrap();
+    for _ in 0..4 {
+        old.step(&mut state, &workers);
+    }
+    let refused = |new: GradientLearner, before: &GradientLearner| {
+        new.adopt(before, state.clone()).map(drop).unwrap_err().to_string()
+    };
+    assert!(refused(learner(8), &learner(9)).contains("saved run"), "not the learner that made it");
+    assert!(refused(learner(3), &old).contains("4 are done already, got 3"));
+    // Other tasks to validate on would make scores that cannot be compared.
+    assert!(refused(learner(8).with_validation(validation(5, 3)).unwrap(), &old).contains("keeps"));
+
+    let adam = || Box::new(Adam::new(1e-2));
+    let old = small(adam(), 0.01, 8).unwrap();
+    let state = old.init(Key::new(0), &workers).unwrap();
+    let refused = |new: GradientLearner| new.adopt(&old, state.clone()).map(drop).unwrap_err().to_string();
+    assert!(refused(small(Box::new(Sgd::new(1e-2)), 0.01, 8).unwrap()).contains("slots"));
+    assert!(refused(small(adam(), 0.02, 8).unwrap()).contains("keeps"));
+    assert_eq!(small(adam(), 0.01, 8).unwrap().adopt(&old, state.clone()).unwrap(), state);
+}
+
+/// One estimator, any outer optimizer.
+fn small(outer: Box<dyn Optimizer>, std: f32, num_steps: u64) -> Result<GradientLearner> {
+    let lopt = Arc::new(LearnableAdam::default());
+    let family = Arc::new(FixedDimQuadraticFamily { dim: 3 });
+    let step = TruncatedStep::new(family, lopt.clone(), TruncationSchedule::Constant(5))?;
+    let common = Antithetic { num_tasks: 2, trunc_length: 5, std, ..Antithetic::default() };
+    GradientLearner::new(lopt, vec![Box::new(TruncatedEs::new(step, common)?)], outer, num_steps)
+}
+
+#[test]
+fn a_run_needs_a_step_a_checkpoint_and_a_place() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = RunDir::new(root.path().join("run"));
+    let none = small(Box::new(Adam::new(0.1)), 0.01, 0).map(drop).unwrap_err();
+    assert_eq!(none.to_string(), "number of outer steps: must be at least 1, got 0");
+
+    let workers = Workers::new(1).unwrap();
+    let never = RunConfig { checkpoint_every: 0, ..config(false) };
+    let error = meta_train(&learner(2), &workers, &dir, &never).unwrap_err();
+    assert_eq!(error.to_string(), "checkpoint_every: must be at least 1, got 0");
+    assert!(!dir.path().exists());
+
+    let free = |dir: &RunDir| dir.check_free(&["config.toml"]).map_err(|e| e.to_string());
+    assert_eq!(free(&dir), Ok(()));
+    std::fs::create_dir(dir.path()).unwrap();
+    std::fs::write(dir.file("config.toml"), "").unwrap();
+    std::fs::write(dir.file(".outerloop-x.tmp"), "").unwrap();
+    assert_eq!(free(&dir), Ok(()));
+    std::fs::write(dir.file("thesis.tex"), "").unwrap();
+    assert!(free(&dir).unwrap_err().contains("`thesis.tex`"));
+    run(&RunDir::new(dir.file("seed-3")), 1, false, 1);
+    assert!(free(&dir).unwrap_err().contains("holds a run already"));
+    assert!(free(&RunDir::new(dir.file("thesis.tex"))).is_err());
 }
 
 #[test]
