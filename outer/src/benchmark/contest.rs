@@ -109,24 +109,28 @@ fn distinct<T: Ord>(items: impl Iterator<Item = T>) -> bool {
     items.into_iter().all(|item| seen.insert(item))
 }
 
+/// All losses of all runs are kept: more steps or seeds are a mistake.
+const MAX_STEPS: u64 = 1_000_000_000;
+const MAX_SEEDS: u64 = 100_000;
+
 /// Lengths and seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContestConfig {
-    /// Updates per run: the horizon that optimizers are told and judged at. Default 500.
+    /// Updates per run: the horizon that optimizers are told and judged at, at least 1. Default 500.
     pub num_steps: u64,
-    /// The reference runs this many times longer, so that speed-ups up to this can be measured.
-    /// Default 4.
+    /// The reference runs this many times longer, so that speed-ups up to this can be measured: at least 1,
+    /// and at most 1e9 in all. Default 4.
     pub reference_factor: u64,
-    /// Runs per optimizer and task: initial parameters and order of batches. Default 3.
+    /// Runs per optimizer and task: initial parameters and order of batches. 1 to 100 000, default 3.
     pub seeds: u64,
     /// Root of all randomness. Default 0.
     pub seed: u64,
     /// Horizons at which learned optimizers are run besides, at most `num_steps reference_factor`.
     /// Default: none.
     pub other_horizons: Vec<u64>,
-    /// Evaluations on the validation data per run, evenly spread. Default 10.
+    /// Evaluations on the validation data per run, evenly spread; at least 1. Default 10.
     pub evaluations: u64,
-    /// Batches per evaluation. Default 5.
+    /// Batches per evaluation, at least 1. Default 5.
     pub eval_batches: u64,
     /// Data of the validation loss. Default [`Split::OuterValid`].
     pub validation: Split,
@@ -151,9 +155,38 @@ impl Default for ContestConfig {
 }
 
 impl ContestConfig {
+    /// Errors on settings out of range.
+    pub fn validate(&self) -> Result<()> {
+        let longest = self.num_steps.saturating_mul(self.reference_factor);
+        let counts = [
+            ("num_steps", self.num_steps, MAX_STEPS),
+            ("reference_factor", self.reference_factor, MAX_STEPS),
+            ("num_steps x reference_factor", longest, MAX_STEPS),
+            ("seeds", self.seeds, MAX_SEEDS),
+            ("evaluations", self.evaluations, u64::MAX),
+            ("eval_batches", self.eval_batches, u64::MAX),
+        ];
+        for (name, got, most) in counts {
+            if !(1..=most).contains(&got) {
+                return Err(Error::invalid(
+                    format!("{name} of a contest"),
+                    format!("must be 1 to {most}, got {got}"),
+                ));
+            }
+        }
+        if self.other_horizons.iter().any(|h| !(1..=longest).contains(h)) {
+            let why = format!(
+                "must be 1 to {longest} (the reference runs no longer), got {:?}",
+                self.other_horizons
+            );
+            return Err(Error::invalid("other horizons of a contest", why));
+        }
+        Ok(())
+    }
+
     /// Steps between evaluations: a divisor of the horizon, so that longer runs are evaluated there too.
     fn eval_every(&self) -> u64 {
-        let at_least = (self.num_steps / self.evaluations.max(1)).max(1);
+        let at_least = (self.num_steps / self.evaluations).max(1);
         (at_least..=self.num_steps).find(|n| self.num_steps % n == 0).unwrap_or(1)
     }
 }
@@ -208,19 +241,12 @@ impl Contest {
     /// Errors unless there is something to compare.
     pub fn check(&self) -> Result<()> {
         let bad = |why: &str| Err(Error::invalid("contest", why));
-        let c = &self.config;
+        self.config.validate()?;
         if self.tasks.is_empty() || self.contestants.iter().any(|c| c.variants.is_empty()) {
             return bad("expected at least one task, and at least one variant of every contestant");
         }
         if self.reference >= self.contestants.len() {
             return bad("the reference must be one of the contestants");
-        }
-        if [c.num_steps, c.seeds, c.reference_factor, c.eval_batches].contains(&0) {
-            return bad("num_steps, seeds, reference_factor and eval_batches must be at least 1");
-        }
-        let longest = self.longest();
-        if c.other_horizons.iter().any(|&h| h == 0 || h > longest) {
-            return bad(&format!("other horizons must be 1 to {longest}: the reference runs no longer"));
         }
         if !distinct(self.tasks.iter().map(|t| &t.name))
             || !distinct(self.contestants.iter().map(|c| &c.name))

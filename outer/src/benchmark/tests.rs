@@ -369,9 +369,25 @@ fn contests_without_sense_are_refused() {
     let message = |contest: Contest| contest.check().unwrap_err().to_string();
     assert!(message(Contest { reference: 9, ..contest() }).contains("reference"));
     let config = |config| Contest { config, ..contest() };
-    assert!(message(config(ContestConfig { seeds: 0, ..ContestConfig::default() })).contains("seeds"));
-    let far = ContestConfig { other_horizons: vec![2001], ..ContestConfig::default() };
-    assert!(message(config(far)).contains("1 to 2000"));
+    let fine = ContestConfig::default();
+    for (wanted, bad) in [
+        (
+            "num_steps of a contest: must be 1 to 1000000000, got 0",
+            ContestConfig { num_steps: 0, ..fine.clone() },
+        ),
+        ("reference_factor of a contest", ContestConfig { reference_factor: 0, ..fine.clone() }),
+        // Not a horizon that overflows.
+        ("num_steps x reference_factor", ContestConfig { num_steps: 1 << 29, ..fine.clone() }),
+        ("seeds of a contest", ContestConfig { seeds: 0, ..fine.clone() }),
+        ("seeds of a contest", ContestConfig { seeds: u64::MAX, ..fine.clone() }),
+        ("evaluations of a contest", ContestConfig { evaluations: 0, ..fine.clone() }),
+        ("eval_batches of a contest", ContestConfig { eval_batches: 0, ..fine.clone() }),
+        ("1 to 2000", ContestConfig { other_horizons: vec![2001], ..fine.clone() }),
+        ("1 to 2000", ContestConfig { other_horizons: vec![100, 0], ..fine }),
+    ] {
+        let got = message(config(bad));
+        assert!(got.contains(wanted), "{got}, not {wanted}");
+    }
     let twice = vec![tasks()[0].clone(), tasks()[0].clone()];
     assert!(message(Contest { tasks: twice, ..contest() }).contains("differ"));
 }
