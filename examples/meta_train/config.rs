@@ -1,7 +1,7 @@
-//! What to meta-train and how: command line, and the file that a resumed run reads back.
+//! What to meta-train and how.
 
-use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use crate::settings::Parts;
+use clap::{Args, ValueEnum};
 use outerloop::lopt::{AdafacMlp, ControlledAdam};
 use outerloop::outer::{Emphasis, LossScale, Objective, Validation};
 use outerloop::prelude::*;
@@ -9,26 +9,6 @@ use outerloop::tasks::suite;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Meta-train a learned optimizer and compare it with hand-designed ones.
-#[derive(Parser)]
-pub struct Options {
-    #[command(flatten)]
-    config: Config,
-    /// Worker threads; 0: one per core. Results do not depend on it.
-    #[arg(long, default_value_t = 0)]
-    pub threads: usize,
-    /// Where everything is written [default: the next free runs/meta_train-N].
-    #[arg(long)]
-    run_dir: Option<PathBuf>,
-    /// Continue the run in --run-dir [default: the newest]; its saved configuration is used.
-    #[arg(long)]
-    pub resume: bool,
-    /// A TOML file with settings, named as the flags below but with underscores; flags that are given
-    /// count more.
-    #[arg(long, conflicts_with = "resume")]
-    recipe: Option<PathBuf>,
-}
 
 /// Halving the loss is worth the same everywhere, down to 1e-5 (or, of a run that starts above 3 or far below
 /// it, of its start), and the end of a run counts double: the mean of raw losses is all about its first steps.
@@ -106,7 +86,7 @@ pub struct Config {
     validation_every: u64,
     /// Meta-trainings with --seed and the seeds after it; the best by validation is kept.
     #[arg(long, default_value_t = 1)]
-    restarts: u64,
+    pub restarts: u64,
     /// Outer steps between checkpoints.
     #[arg(long, default_value_t = 100)]
     pub checkpoint_every: u64,
@@ -163,70 +143,76 @@ enum Estimator {
     FullGrad,
 }
 
-impl Options {
-    /// From the command line; exits with a message if that is wrong. Settings come, in this order, from
-    /// flags that were given, the recipe, and the defaults.
-    pub fn from_command_line() -> Result<Self> {
-        let matches = Options::command().get_matches();
-        let mut options = Options::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-        let Some(path) = &options.recipe else { return Ok(options) };
-        let bad = |e: String| Error::format(path, e);
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let recipe: toml::Table = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        let flags = toml::Table::try_from(&options.config).map_err(|e| bad(e.to_string()))?;
-        let given = |key: &str| {
-            // Settings that have no flag are unknown to clap.
-            let source = matches.try_contains_id(key).ok().and_then(|_| matches.value_source(key));
-            source == Some(ValueSource::CommandLine)
-        };
-        let mut settings = flags.clone();
-        settings.extend(recipe);
-        settings.extend(flags.into_iter().filter(|(key, _)| given(key)));
-        options.config = settings.try_into().map_err(|e: toml::de::Error| bad(e.to_string()))?;
-        Ok(options)
-    }
-
-    /// The run directory and the configuration: from the command line, or the saved one on resume.
-    pub fn settle(&self) -> Result<(RunDir, Config)> {
-        let numbered = |n: u32| PathBuf::from(format!("runs/meta_train-{n}"));
-        let free = (1..).find(|&n| !numbered(n).exists()).unwrap_or(1);
-        let path = match (&self.run_dir, self.resume) {
-            (Some(path), _) => path.clone(),
-            (None, true) => numbered(free.max(2) - 1),
-            (None, false) => numbered(free),
-        };
-        let dir = RunDir::new(path);
-        let file = dir.file("config.toml");
-        if self.resume {
-            let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
-            let config = toml::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
-            return Ok((dir, config));
-        }
-        if file.exists() {
-            let why = "holds a run already; resume it, or choose another directory";
-            return Err(Error::invalid(format!("run directory {}", dir.path().display()), why));
-        }
-        dir.create()?;
-        write_atomic(&file, self.config.to_toml()?.as_bytes())?;
-        Ok((dir, self.config.clone()))
-    }
-}
-
 impl Config {
-    /// The seeds of the restarts. Errors if there is nothing to choose by.
-    pub fn seeds(&self) -> Result<std::ops::Range<u64>> {
-        if self.restarts == 0 || (self.restarts > 1 && self.validation_tasks == 0) {
-            let why = "must be at least 1, and more need validation_tasks to choose by";
+    /// Errors on settings out of range, as far as the library does not refuse them anyway when the parts of
+    /// the run are made. Upper ends are where a mistake is likelier than a machine that could do it.
+    pub fn check(&self) -> Result<()> {
+        let steps = 1_000_000_000;
+        // As far as TOML counts.
+        let seeds = i64::MAX as u64;
+        // Where a horizon is given, the shortest length is not used.
+        let longest = if self.horizon.is_some() { u64::MAX } else { self.max_length };
+        for (name, got, least, most) in [
+            ("outer_steps", self.outer_steps, 1, steps),
+            ("num_tasks", self.num_tasks as u64, 1, 65_536),
+            ("trunc_length", self.trunc_length as u64, 1, 10_000_000),
+            ("max_length", self.max_length, 1, 10_000_000),
+            ("min_length", self.min_length, 1, longest),
+            ("hidden_size", self.hidden_size as u64, 1, 4096),
+            ("validation_tasks", self.validation_tasks, 0, 1_000_000),
+            ("validation_every", self.validation_every, 1, steps),
+            ("checkpoint_every", self.checkpoint_every, 1, steps),
+            ("eval_steps", self.eval_steps, 1, 10_000_000),
+            ("eval_seeds", self.eval_seeds, 1, 100_000),
+            ("restarts", self.restarts, 1, 10_000),
+            ("seed", self.seed, 0, seeds - self.restarts.saturating_sub(1)),
+        ] {
+            if !(least..=most).contains(&got) {
+                return Err(Error::invalid(format!("{name} = {got}"), format!("expected {least} to {most}")));
+            }
+        }
+        if self.restarts > 1 && self.validation_tasks == 0 {
+            let why = "the best is chosen by validation, expected validation_tasks of at least 1";
             return Err(Error::invalid(format!("restarts = {}", self.restarts), why));
         }
-        Ok(self.seed..self.seed + self.restarts)
+        for (name, got) in [
+            ("std", f64::from(self.std)),
+            ("outer_lr", self.outer_lr),
+            ("clip", self.clip),
+            ("step_mult", self.step_mult),
+        ] {
+            if !(got > 0.0 && got.is_finite()) {
+                return Err(Error::invalid(format!("{name} = {got}"), "expected a positive number"));
+            }
+        }
+        for (name, got, most) in [("outer_lr_end", self.outer_lr_end, 1.0), ("exp_mult", self.exp_mult, 1e6)]
+        {
+            if !(0.0..=most).contains(&got) {
+                return Err(Error::invalid(format!("{name} = {got}"), format!("expected 0 to {most}")));
+            }
+        }
+        Ok(())
     }
 
-    pub fn to_toml(&self) -> Result<String> {
-        toml::to_string_pretty(self).map_err(|e| Error::invalid("configuration", e.to_string()))
+    /// The runs with their seeds: the restarts in directories of their own, a single run in `dir` itself.
+    pub fn runs(&self, dir: &RunDir) -> Vec<(u64, RunDir)> {
+        let own = |seed| match self.restarts {
+            1 => dir.clone(),
+            _ => RunDir::new(dir.file(&format!("seed-{seed}"))),
+        };
+        (0..self.restarts).map(|i| self.seed + i).map(|seed| (seed, own(seed))).collect()
     }
 
-    pub fn learned_optimizer(&self) -> Result<Arc<dyn LearnedOptimizer>> {
+    pub fn to_table(&self) -> Result<toml::Table> {
+        toml::Table::try_from(self).map_err(|e| Error::invalid("configuration", e.to_string()))
+    }
+
+    /// What takes time to make, and files to read.
+    pub fn parts(&self) -> Result<Parts> {
+        Ok(Parts { lopt: self.learned_optimizer()?, family: self.family()? })
+    }
+
+    fn learned_optimizer(&self) -> Result<Arc<dyn LearnedOptimizer>> {
         Ok(match self.lopt {
             Lopt::LearnableSgd => Arc::new(LearnableSgd::default()),
             Lopt::LearnableSgdm => Arc::new(LearnableSgdm::default()),
@@ -251,8 +237,7 @@ impl Config {
         })
     }
 
-    /// The tasks, for meta-training and for the final comparison (which uses other keys).
-    pub fn family(&self) -> Result<Arc<dyn FlatFamily>> {
+    fn family(&self) -> Result<Arc<dyn FlatFamily>> {
         Ok(match self.task {
             TaskName::DigitsMlp => Arc::new(SingleTask::new(ImageMlp::digits())),
             TaskName::MnistMlp => self.image_mlp(ImageFiles::Mnist)?,
@@ -273,11 +258,12 @@ impl Config {
         Ok(Arc::new(SingleTask::new(ImageMlp::<64, 32, 10>::new(data, 128, Activation::Relu)?)))
     }
 
-    pub fn learner(&self, lopt: Arc<dyn LearnedOptimizer>) -> Result<GradientLearner> {
+    pub fn learner(&self, parts: &Parts) -> Result<GradientLearner> {
+        let (family, lopt) = (&parts.family, &parts.lopt);
         let lengths = TruncationSchedule::LogUniform { min: self.min_length, max: self.max_length };
         let schedule = self.horizon.clone().unwrap_or(lengths);
         let step =
-            TruncatedStep::new(self.family()?, lopt.clone(), schedule)?.with_objective(self.objective)?;
+            TruncatedStep::new(family.clone(), lopt.clone(), schedule)?.with_objective(self.objective)?;
         let common = Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,
@@ -305,13 +291,12 @@ impl Config {
             ..Cosine::default()
         };
         let outer = Clip::new(ClipRule::Value(self.clip), Box::new(Adam::new(lr)));
-        let learner = GradientLearner::new(lopt, vec![estimator], Box::new(outer), self.outer_steps)?
-            .with_note(format!("{self:?}; kernel={}", kernel::path()));
+        let learner = GradientLearner::new(lopt.clone(), vec![estimator], Box::new(outer), self.outer_steps)?;
         if self.validation_tasks == 0 {
             return Ok(learner);
         }
         learner.with_validation(Validation {
-            family: self.family()?,
+            family: family.clone(),
             objective: self.objective,
             num_tasks: self.validation_tasks,
             num_steps: self.max_length,

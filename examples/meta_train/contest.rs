@@ -1,6 +1,8 @@
 //! The final comparison: learned against hand-designed optimizers on fresh tasks.
 
 use crate::config::Config;
+use crate::plan::Plan;
+use crate::settings::Parts;
 use outerloop::outer::benchmark::{
     time_steps, Contest, ContestConfig, ContestTask, Contestant, Receipt, Report, Results, Role,
 };
@@ -16,19 +18,14 @@ fn learning_rates() -> Vec<f64> {
     (-8..=1).map(|i| 10f64.powf(f64::from(i) / 2.0)).collect()
 }
 
-/// Trains fresh tasks with every contestant, the learned one at theta after and before meta-training, prints
-/// the table and writes the report.
-pub fn compare(
-    dir: &RunDir,
-    config: &Config,
-    lopt: &dyn LearnedOptimizer,
-    [theta, untrained]: [&[f32]; 2],
-    workers: &Workers,
-) -> Result<()> {
-    let family = config.family()?;
-    let (learned, untrained) = (lopt.opt_fn(theta), lopt.opt_fn(untrained));
+/// The comparison of theta with its start and with hand-designed optimizers, on fresh tasks. `key`: the
+/// run's.
+pub fn contest(plan: &Plan, key: Key, theta: &[f32]) -> Contest {
+    let (config, Parts { lopt, family }) = (&plan.settings.config, &plan.parts);
+    let learned = lopt.opt_fn(theta);
+    let untrained = lopt.opt_fn(&lopt.init(key.named("theta")));
     let rates = learning_rates();
-    let contest = Contest {
+    Contest {
         config: ContestConfig {
             num_steps: config.eval_steps,
             seeds: config.eval_seeds,
@@ -37,7 +34,7 @@ pub fn compare(
             validation: Split::Test,
             ..ContestConfig::default()
         },
-        tasks: vec![ContestTask { name: family.name(), family }],
+        tasks: vec![ContestTask { name: family.name(), family: family.clone() }],
         contestants: vec![
             Contestant::single(format!("{} (learned)", lopt.name()), Role::Learned, learned),
             Contestant::single(format!("{} (untrained)", lopt.name()), Role::Baseline, untrained),
@@ -48,21 +45,30 @@ pub fn compare(
         reference: 3,
         // Keys that meta-training never used.
         key: Key::new(config.seed).named("comparison"),
-    };
+    }
+}
+
+/// Trains fresh tasks with every contestant, prints the table and writes the report.
+pub fn compare(plan: &Plan, state: &LearnerState, workers: &Workers) -> Result<()> {
+    let theta = plan.learner.chosen_theta(state);
+    let contest = contest(plan, state.key, &theta);
     let results = contest.run(workers)?;
     let mut report = Report::new("Meta-trained against hand-designed optimizers", &contest, &results);
     let theta: Vec<u8> = theta.iter().flat_map(|x| x.to_le_bytes()).collect();
     report.receipt = Receipt::new()
         .with("kernels", kernel::path())
-        .with("learned optimizer", lopt.architecture())
+        .with("learned optimizer", plan.parts.lopt.architecture())
         .with_hash("theta", &theta)
-        .with("configuration", config.to_toml()?);
+        .with("configuration", plan.settings.to_toml()?);
+    for change in &plan.settings.overrides {
+        report.receipt = report.receipt.with("changed on the way", change.to_string());
+    }
     for warning in state.warnings() {
         report.receipt = report.receipt.with("warning", warning.to_string());
     }
     report.times = time_steps(&contest);
     table(&contest, &results, &report);
-    let files = dir.file("report");
+    let files = plan.dir.file("report");
     std::fs::create_dir_all(&files).map_err(|e| Error::io(&files, e))?;
     println!("wrote {}", report.save(&files)?.display());
     for warning in state.warnings() {
@@ -116,14 +122,22 @@ fn short(loss: f32) -> String {
     }
 }
 
-/// Draws the meta-loss of the whole run from its metrics.
+/// Draws the meta-loss of the whole run from its metrics. Without any (the file may have been deleted before
+/// a resume) there is no picture, and the run is none the worse.
 pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> {
     let bad = |why: String| Error::format(path, why);
     let mut reader = csv::Reader::from_path(path).map_err(|e| bad(e.to_string()))?;
     let column = |name: &str, headers: &csv::StringRecord| {
-        headers.iter().position(|h| h == name).ok_or_else(|| bad(format!("expected a column `{name}`")))
+        headers
+            .iter()
+            .position(|h| h == name)
+            .ok_or_else(|| bad(format!("not the metrics of a run: expected a column `{name}`")))
     };
     let headers = reader.headers().map_err(|e| bad(e.to_string()))?.clone();
+    if headers.is_empty() {
+        println!("{} holds no outer step: no picture of the meta-loss", path.display());
+        return Ok(());
+    }
     let (x, y) = (column("step", &headers)?, column("meta_loss", &headers)?);
     let mut points = Vec::new();
     for row in reader.records() {

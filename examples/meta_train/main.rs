@@ -2,15 +2,23 @@
 //!
 //! `cargo run --release --example meta_train` does it all with good defaults; `-- --help` lists the
 //! choices, and `-- --recipe FILE` reads them from a file: `examples/meta_train/small.toml` is the recipe
-//! of [`outerloop::pretrained::small`]. Everything ends up in one run directory, and `-- --resume --run-dir DIR` continues a run
-//! that was stopped, to the same bytes.
+//! of [`outerloop::pretrained::small`]. Everything ends up in one run directory, and `-- --resume --run-dir DIR`
+//! continues a run that was stopped, to the same bytes. `--override outer-lr=1e-4,outer-steps=3000` beside it changes
+//! the run from there on. All settings are checked before anything is written.
 
 mod config;
 mod contest;
+mod options;
+mod plan;
+mod settings;
+#[cfg(test)]
+mod tests;
 
-use config::{Config, Options};
+use options::Options;
 use outerloop::outer::guard::input_ranges;
 use outerloop::prelude::*;
+use plan::Plan;
+use settings::{Parts, Settings};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -28,29 +36,31 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> Result<()> {
-    let (dir, config) = options.settle()?;
+    let plan = Plan::new(&options)?;
     let workers = Workers::new(options.threads)?;
-    let lopt = config.learned_optimizer()?;
-    let learner = config.learner(lopt.clone())?;
-    println!("{}", config.summary(&*lopt, workers.threads()));
+    plan.begin()?;
+    let (dir, settings, Parts { lopt, family }) = (&plan.dir, &plan.settings, &plan.parts);
+    let config = &settings.config;
+    println!("{}", config.summary(&**lopt, workers.threads()));
     println!("run directory: {}", dir.path().display());
+    settings.overrides.iter().for_each(|change| println!("{change}"));
 
+    let file = dir.file("theta.safetensors");
     let mut best: Option<(RunDir, LearnerState)> = None;
     let mut inner_steps = 0;
-    for seed in config.seeds()? {
-        let found = match one_run(&options, &config, seed, &learner, &dir, &workers) {
+    for (seed, own) in config.runs(dir) {
+        let state = match one_run(&plan, seed, &own, &workers) {
             Err(e @ Error::NonFinite { .. }) => {
-                let state = own_dir(&config, seed, &dir)?.load(&learner)?;
-                let path = dir.file("theta.safetensors");
-                let theta = learner.chosen_theta(&state);
-                theta::save(path, &*lopt, &theta, provenance(&config, state.inner_steps)?)?;
+                let state = own.load(&plan.learner)?;
+                let theta = plan.learner.chosen_theta(&state);
+                theta::save(file, &**lopt, &theta, provenance(settings, state.inner_steps)?)?;
                 return Err(e);
             }
-            found => found?,
+            state => state?,
         };
-        inner_steps += found.1.inner_steps;
-        if best.as_ref().is_none_or(|b| score(&found.1) < score(&b.1)) {
-            best = Some(found);
+        inner_steps += state.inner_steps;
+        if best.as_ref().is_none_or(|b| score(&state) < score(&b.1)) {
+            best = Some((own, state));
         }
     }
     let Some((best_dir, state)) = best else { return Ok(()) };
@@ -60,68 +70,46 @@ fn run(options: Options) -> Result<()> {
     }
     // What the optimizer has seen, for guard rails where it is used.
     let key = Key::new(config.seed).named("input ranges");
-    let theta = learner.chosen_theta(&state);
+    let theta = plan.learner.chosen_theta(&state);
     let opt = lopt.opt_fn(&theta);
-    let seen = input_ranges(&*config.family()?, &*opt, config.max_length, RANGE_RUNS, key, &workers);
+    let seen = input_ranges(&**family, &*opt, config.max_length, RANGE_RUNS, key, &workers);
     let seen = serde_json::to_string(&seen).map_err(|e| Error::invalid("input ranges", e.to_string()))?;
-    let mut provenance = provenance(&config, inner_steps)?;
+    let mut provenance = provenance(settings, inner_steps)?;
     provenance.insert("input_ranges".to_string(), seen);
-    theta::save(dir.file("theta.safetensors"), &*lopt, &theta, provenance)?;
-    println!(
-        "{} outer steps, {inner_steps} inner steps in all; theta: {}",
-        state.outer_step,
-        dir.file("theta.safetensors").display()
-    );
+    theta::save(&file, &**lopt, &theta, provenance)?;
+    let steps = state.outer_step;
+    println!("{steps} outer steps, {inner_steps} inner steps in all; theta: {}", file.display());
 
-    contest::meta_loss_plot(&dir, &best_dir.metrics(), &config)?;
-    let untrained = lopt.init(state.key.named("theta"));
-    contest::compare(&dir, &config, &*lopt, [&theta, &untrained], &workers)
+    contest::meta_loss_plot(dir, &best_dir.metrics(), config)?;
+    contest::compare(&plan, &state, &workers)
 }
 
-/// The run of one seed, in the run directory itself or, of several, in a directory in it; continues where
-/// it was stopped.
-fn one_run(
-    options: &Options,
-    config: &Config,
-    seed: u64,
-    learner: &GradientLearner,
-    dir: &RunDir,
-    workers: &Workers,
-) -> Result<(RunDir, LearnerState)> {
-    let own = own_dir(config, seed, dir)?;
-    if own != *dir {
+/// The run of one seed; continues where it was stopped.
+fn one_run(plan: &Plan, seed: u64, own: &RunDir, workers: &Workers) -> Result<LearnerState> {
+    let config = &plan.settings.config;
+    if config.restarts > 1 {
         println!("seed {seed}");
     }
     let run = RunConfig {
         seed,
         checkpoint_every: config.checkpoint_every,
-        resume: options.resume && own.checkpoint().exists(),
-        description: format!("```toml\n{}\n```", config.to_toml()?),
+        resume: plan.resume && own.checkpoint().exists(),
+        description: format!("```toml\n{}\n```", plan.settings.to_toml()?),
         ..RunConfig::default()
     };
-    match meta_train(learner, workers, &own, &run) {
-        Err(Error::Interrupted) => {
-            let resume = format!(
-                "cargo run --release --example meta_train -- --resume --run-dir {}",
-                dir.path().display()
-            );
-            eprintln!("stopped and saved; continue with\n  {resume}");
-            Err(Error::Interrupted)
-        }
-        state => Ok((own, state?)),
+    let state = meta_train(&plan.learner, workers, own, &run);
+    if matches!(state, Err(Error::Interrupted)) {
+        let dir = plan.dir.path().display();
+        let resume = format!("cargo run --release --example meta_train -- --resume --run-dir {dir}");
+        eprintln!("stopped and saved; continue with\n  {resume}");
     }
-}
-
-/// Where the run of one seed is.
-fn own_dir(config: &Config, seed: u64, dir: &RunDir) -> Result<RunDir> {
-    let several = config.seeds()?.count() > 1;
-    Ok(if several { RunDir::new(dir.file(&format!("seed-{seed}"))) } else { dir.clone() })
+    state
 }
 
 /// How a theta came about.
-fn provenance(config: &Config, inner_steps: u64) -> Result<BTreeMap<String, String>> {
+fn provenance(settings: &Settings, inner_steps: u64) -> Result<BTreeMap<String, String>> {
     Ok(BTreeMap::from([
-        ("config".to_string(), config.to_toml()?),
+        ("config".to_string(), settings.to_toml()?),
         ("inner_steps".to_string(), inner_steps.to_string()),
         ("outerloop".to_string(), env!("CARGO_PKG_VERSION").to_string()),
     ]))
