@@ -12,6 +12,7 @@ use clap::Parser;
 use outerloop::outer::{Emphasis, LossScale, Objective, PesAnalytic};
 use outerloop::prelude::*;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,13 +55,12 @@ const STARTS: u64 = 4;
 /// Gradient equivalents of one unrolled step: forward one, backward loss, gradient and H v.
 const UNROLLED: f64 = 1.0 + 2.1;
 
-type Make = Box<dyn Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>>;
-
+/// An estimator at work.
 struct Entry {
     name: &'static str,
     /// Gradient equivalents per task and step of a window.
     cost: f64,
-    make: Make,
+    learner: GradientLearner,
 }
 
 /// What one run of an entry gave at each look: objective on fresh starts, and final training loss.
@@ -70,8 +70,17 @@ struct Run {
     seconds: f64,
 }
 
+fn family() -> Arc<dyn FlatFamily> {
+    Arc::new(SingleTask::new(ImageMlp::digits()))
+}
+
+fn lopt() -> Arc<dyn LearnedOptimizer> {
+    Arc::new(MlpLopt { hidden_size: 8, step_mult: 0.03, exp_mult: 0.1, ..MlpLopt::default() })
+}
+
 impl Options {
-    fn entries(&self) -> Vec<Entry> {
+    /// The estimators, all of them checked before the first one runs.
+    fn entries(&self) -> Result<Vec<Entry>> {
         let common = Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,
@@ -79,24 +88,44 @@ impl Options {
             ..Antithetic::default()
         };
         let (n, k) = (self.num_tasks, self.trunc_length);
-        let [es, pes, analytic] = [(); 3].map(|()| common.clone());
-        let entry = |name, cost, make: Make| Entry { name, cost, make };
         // Every state is kept: windows are short.
         let sweep = SweepConfig { memory: Memory::All, ..SweepConfig::default() };
-        vec![
-            entry("truncated ES", 2.0, Box::new(move |s| Ok(Box::new(TruncatedEs::new(s, es.clone())?)))),
-            entry("PES", 2.0, Box::new(move |s| Ok(Box::new(TruncatedPes::new(s, pes.clone())?)))),
-            entry(
-                "unrolled gradient",
-                UNROLLED,
-                Box::new(move |s| Ok(Box::new(TruncatedGrad::new(s, n, k, sweep.clone())?))),
-            ),
-            entry(
-                "PES + analytic",
-                2.0 + UNROLLED,
-                Box::new(move |s| Ok(Box::new(PesAnalytic::new(s, analytic.clone(), Memory::All)?))),
-            ),
-        ]
+        Ok(vec![
+            self.entry("truncated ES", 2.0, |s| Ok(Box::new(TruncatedEs::new(s, common.clone())?)))?,
+            self.entry("PES", 2.0, |s| Ok(Box::new(TruncatedPes::new(s, common.clone())?)))?,
+            self.entry("unrolled gradient", UNROLLED, |s| {
+                Ok(Box::new(TruncatedGrad::new(s, n, k, sweep.clone())?))
+            })?,
+            self.entry("PES + analytic", 2.0 + UNROLLED, |s| {
+                Ok(Box::new(PesAnalytic::new(s, common.clone(), Memory::All)?))
+            })?,
+        ])
+    }
+
+    fn entry(
+        &self,
+        name: &'static str,
+        cost: f64,
+        make: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
+    ) -> Result<Entry> {
+        let schedule = TruncationSchedule::Constant(self.length);
+        let step = TruncatedStep::new(family(), lopt(), schedule)?
+            .with_objective(self.objective())?
+            .with_offset(InitialOffset::BurnIn(self.length));
+        let estimator = make(step)?;
+        let outer_steps = (self.budget as f64 / self.per_step(cost)) as u64;
+        if outer_steps == 0 {
+            let why = format!("one outer step of {name} costs {}", self.per_step(cost));
+            return Err(Error::invalid(format!("--budget {}", self.budget), why));
+        }
+        let outer = Clip::new(ClipRule::Value(3.0), Box::new(Adam::new(self.outer_lr)));
+        let learner = GradientLearner::new(lopt(), vec![estimator], Box::new(outer), outer_steps)?;
+        Ok(Entry { name, cost, learner })
+    }
+
+    /// Gradient equivalents of an outer step.
+    fn per_step(&self, cost: f64) -> f64 {
+        cost * self.num_tasks as f64 * self.trunc_length as f64
     }
 
     fn objective(&self) -> Objective {
@@ -104,18 +133,8 @@ impl Options {
     }
 
     fn run(&self, entry: &Entry, seed: u64, workers: &Workers) -> Result<Run> {
-        let family: Arc<dyn FlatFamily> = Arc::new(SingleTask::new(ImageMlp::digits()));
-        let lopt: Arc<dyn LearnedOptimizer> =
-            Arc::new(MlpLopt { hidden_size: 8, step_mult: 0.03, exp_mult: 0.1, ..MlpLopt::default() });
-        let step =
-            TruncatedStep::new(family.clone(), lopt.clone(), TruncationSchedule::Constant(self.length))?
-                .with_objective(self.objective())?
-                .with_offset(InitialOffset::BurnIn(self.length));
-        let per_step = entry.cost * (self.num_tasks * self.trunc_length) as f64;
-        let outer_steps = (self.budget as f64 / per_step) as u64;
-        let outer = Clip::new(ClipRule::Value(3.0), Box::new(Adam::new(self.outer_lr)));
-        let estimator = (entry.make)(step)?;
-        let learner = GradientLearner::new(lopt.clone(), vec![estimator], Box::new(outer), outer_steps)?;
+        let (family, lopt, learner) = (family(), lopt(), &entry.learner);
+        let (outer_steps, per_step) = (learner.num_steps(), self.per_step(entry.cost));
         let mut state = learner.init(Key::new(seed), workers)?;
         let mut run = Run { points: Vec::new(), outer_steps, seconds: 0.0 };
         for look in 0..=LOOKS {
@@ -146,9 +165,26 @@ impl Options {
     }
 }
 
-fn main() -> Result<()> {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    if !(1..=10_000).contains(&options.seeds) {
+        return Err(Error::invalid(format!("--seeds {}", options.seeds), "expected 1 to 10000"));
+    }
+    if !(options.outer_lr > 0.0 && options.outer_lr.is_finite()) {
+        return Err(Error::invalid(format!("--outer-lr {}", options.outer_lr), "expected a positive number"));
+    }
+    let entries = options.entries()?;
     let workers = Workers::new(options.threads)?;
+    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
     println!(
         "{} gradient equivalents each, {} seeds, {} tasks x {} of {} steps:\n",
         options.budget, options.seeds, options.num_tasks, options.trunc_length, options.length
@@ -159,9 +195,9 @@ fn main() -> Result<()> {
     );
     let mut csv = String::from("estimator,seed,gradient_equivalents,objective,final_loss\n");
     let mut series = Vec::new();
-    for entry in options.entries() {
+    for entry in &entries {
         let runs: Vec<Run> =
-            (0..options.seeds).map(|seed| options.run(&entry, seed, &workers)).collect::<Result<_>>()?;
+            (0..options.seeds).map(|seed| options.run(entry, seed, &workers)).collect::<Result<_>>()?;
         for (seed, run) in runs.iter().enumerate() {
             for (at, objective, last) in &run.points {
                 csv += &format!("{},{seed},{at},{objective},{last}\n", entry.name);
@@ -190,7 +226,6 @@ fn main() -> Result<()> {
         }
         series.push(line);
     }
-    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
     let plot = Plot {
         title: "Estimators at equal compute".into(),
         x_label: "gradient equivalents".into(),

@@ -39,6 +39,15 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
+    if options.out.is_dir() {
+        return Err(Error::invalid(
+            format!("--out {}", options.out.display()),
+            "is a directory, expected a file",
+        ));
+    }
+    if let Some(dir) = options.out.parent() {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    }
     let task = SingleTask::<f32>::new(ImageMlp::digits()).sample_task(Key::new(0));
     let params = task.init(Key::new(1));
     let mut grad = vec![0.0; params.data.len()];
@@ -77,9 +86,6 @@ fn run(options: &Options) -> Result<()> {
         let lopt = registry::learned::<f32>(class, &hyper)?;
         let theta = lopt.init(Key::new(3));
         row(name, theta.len(), &*lopt.opt_fn(&theta));
-    }
-    if let Some(dir) = options.out.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     }
     write_atomic(&options.out, table.as_bytes())?;
     println!("wrote {}", options.out.display());

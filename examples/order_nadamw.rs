@@ -43,6 +43,13 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let candidates = nadamw_candidates();
+    let counts =
+        [("--tasks", options.tasks as usize, 10_000), ("--entries", options.entries, candidates.len())];
+    for (flag, got, most) in counts {
+        if !(1..=most).contains(&got) {
+            return Err(Error::invalid(format!("{flag} {got}"), format!("expected 1 to {most}")));
+        }
+    }
     let key = Key::new(options.seed).named("order nadamw");
     let mixture = suite::training();
     let tasks = (0..options.tasks).map(|i| {
@@ -87,7 +94,7 @@ fn run(options: &Options) -> Result<()> {
         "{:>5} {:>8} {:>6} {:>6} {:>6}  mean ln(loss / best)",
         "place", "rate", "beta1", "beta2", "decay"
     );
-    for place in 1..=options.entries.min(candidates.len()) {
+    for place in 1..=options.entries {
         let mean_with = |c: usize| {
             excess.iter().zip(&reached).map(|(task, r)| task[c].min(*r)).sum::<f64>() / excess.len() as f64
         };

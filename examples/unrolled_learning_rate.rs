@@ -32,6 +32,25 @@ struct Options {
     out: PathBuf,
 }
 
+impl Options {
+    /// Errors on what nothing below refuses.
+    fn check(&self) -> Result<()> {
+        if !(1..=100_000).contains(&self.inner_steps) {
+            return Err(Error::invalid(
+                format!("--inner-steps {}", self.inner_steps),
+                "expected 1 to 100000",
+            ));
+        }
+        if !(self.outer_lr > 0.0 && self.outer_lr.is_finite()) {
+            return Err(Error::invalid(
+                format!("--outer-lr {}", self.outer_lr),
+                "expected a positive number",
+            ));
+        }
+        Ok(())
+    }
+}
+
 fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -43,15 +62,24 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
+    options.check()?;
     let lopt: Arc<dyn LearnedOptimizer> = Arc::new(LearnableAdam::default());
     let task = OneBatch(ImageMlp::<64, 32, 10>::new(Splits::undivided(digits()), 128, Activation::Relu)?);
     let schedule = TruncationSchedule::Constant(options.inner_steps);
     // The loss that counts: of the same batch, after the last update.
-    let step = TruncatedStep::new(Arc::new(SingleTask::new(task)), lopt.clone(), schedule)?
-        .with_meta_loss(MetaLoss::SameBatch);
-    let sweep = SweepConfig { weights: StepWeights::Final, ..SweepConfig::default() };
-    let estimator = FullGrad::new(step, 1, sweep)?;
+    let family: Arc<dyn FlatFamily> = Arc::new(SingleTask::new(task));
+    let estimator = || {
+        let step = TruncatedStep::new(family.clone(), lopt.clone(), schedule.clone())?
+            .with_meta_loss(MetaLoss::SameBatch);
+        let sweep = SweepConfig { weights: StepWeights::Final, ..SweepConfig::default() };
+        FullGrad::new(step, 1, sweep)
+    };
+    let outer = Box::new(Adam::new(options.outer_lr));
+    let learner =
+        GradientLearner::new(lopt.clone(), vec![Box::new(estimator()?)], outer, options.outer_steps)?;
+    // Nothing is refused from here on.
+    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
+    let estimator = estimator()?;
     let workers = Workers::new(1)?;
     let key = Key::new(options.seed);
 
@@ -64,8 +92,6 @@ fn run(options: &Options) -> Result<()> {
         println!("  {:<16} {g:>12.4e}", name.name);
     }
 
-    let outer = Box::new(Adam::new(options.outer_lr));
-    let learner = GradientLearner::new(lopt, vec![Box::new(estimator)], outer, options.outer_steps)?;
     let mut state = learner.init(key, &workers)?;
     let log_lr = names.entry("log_lr")?.offset;
     let (mut rates, mut losses) = (Vec::new(), Vec::new());

@@ -40,6 +40,9 @@ fn run(options: &Options) -> Result<()> {
         reference: 0,
         key: suite::evaluation_key(options.seed),
     };
+    contest.check()?;
+    // A place for the report that cannot be had is found out now, not after the runs.
+    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
     let variants: usize = contest.contestants.iter().map(|c| c.variants.len()).sum();
     println!(
         "{} tasks, {} optimizers with {variants} variants, {} seeds, {} steps, {} threads",
@@ -54,7 +57,6 @@ fn run(options: &Options) -> Result<()> {
     let mut report = Report::new(title, &contest, &results);
     report.receipt = receipt;
     report.times = time_steps(&contest);
-    std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
     print!("{}", report.text());
     println!("\nwrote {}", report.save(&options.out)?.display());
     Ok(())

@@ -76,8 +76,8 @@ pub fn quick_rates() -> Vec<f64> {
 impl Options {
     pub fn contest(&self) -> ContestConfig {
         let num_steps = if self.quick { self.steps.min(50) } else { self.steps };
-        let others =
-            || [num_steps / 5, 2 * num_steps, 4 * num_steps].into_iter().filter(|h| *h > 0).collect();
+        let times = |n: u64| num_steps.saturating_mul(n);
+        let others = || [num_steps / 5, times(2), times(4)].into_iter().filter(|h| *h > 0).collect();
         ContestConfig {
             num_steps,
             seeds: if self.quick { self.seeds.min(2) } else { self.seeds },
