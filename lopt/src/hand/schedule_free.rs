@@ -78,7 +78,7 @@ impl Elementwise for ScheduleFreeAdamW {
     fn validate(&self) -> Result<()> {
         let settings = [
             ("learning_rate", self.learning_rate, Interval::NOT_NEGATIVE),
-            ("beta1", self.beta1, Interval::DECAY),
+            ("beta1", self.beta1, Interval::FRACTION),
             ("beta2", self.beta2, Interval::DECAY),
             ("epsilon", self.epsilon, Interval::NOT_NEGATIVE),
             ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
