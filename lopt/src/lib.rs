@@ -26,12 +26,14 @@ pub mod rule;
 pub mod theta;
 pub mod wrap;
 
+pub use learned::learnable;
 pub use learned::{
     AdafacMlp, Celo2, ControlledAdam, HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt,
     NnAdam, NominalGradient, NominalMlp, Orthogonalize, RnnMlp, Velo,
 };
 #[doc(hidden)]
 pub use outerloop_core;
+pub use rule::dual;
 pub use rule::{
     FlatTensor, Slots, StepVars, Tape, Taped, TensorRule, TensorRuleOptimizer, TensorStep, Theta, UpdateRule,
     Var,

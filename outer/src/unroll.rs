@@ -139,7 +139,7 @@ impl Window {
 /// # fn main() -> Result<()> {
 /// let family = Arc::new(FixedDimQuadraticFamily { dim: 4 });
 /// let lopt = Arc::new(LearnableSgd::default());
-/// let step = TruncatedStep::new(family, lopt, TruncationSchedule::Constant(10))?;
+/// let step: TruncatedStep = TruncatedStep::new(family, lopt, TruncationSchedule::Constant(10))?;
 /// let (opt, outer_step) = (step.lopt.opt_fn(&step.lopt.init(Key::new(0))), 0);
 /// let (mut episode, mut clock, mut trajectory) = step.start(&*opt, Key::new(1), 0, outer_step);
 /// let trajectories = [&mut trajectory];

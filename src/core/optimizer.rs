@@ -91,9 +91,7 @@ impl<E: Float> OptState<E> {
 ///   its arguments: same inputs, same bits, on any thread;
 /// - a non-finite gradient may spoil the state but never panics;
 /// - `evaluation_params` are the initial parameters before the first update, and a pure function of the
-///   state;
-/// - its `Debug` form names everything that `init` and `update` depend on: [`Self::describe`] is what a
-///   resumed run is recognized by. A derived one does.
+///   state.
 ///
 /// ```
 /// use outerloop_core::{Float, Key, OptState, Optimizer, Params};
@@ -104,6 +102,7 @@ impl<E: Float> OptState<E> {
 ///
 /// impl<E: Float> Optimizer<E> for Momentum {
 ///     fn name(&self) -> String { "momentum".into() }
+///     fn describe(&self) -> String { format!("{self:?}") }
 ///     fn init(&self, params: &Params<E>, num_steps: Option<u64>, _key: Key) -> OptState<E> {
 ///         OptState::new(params, num_steps).with_zeros("momentum")
 ///     }
@@ -117,14 +116,15 @@ impl<E: Float> OptState<E> {
 ///     }
 /// }
 /// ```
-pub trait Optimizer<E: Float = f32>: fmt::Debug + Send + Sync {
+pub trait Optimizer<E: Float = f32>: Send + Sync {
     /// Short name for reports.
     fn name(&self) -> String;
 
     /// The whole configuration, with inner optimizers and theta, if there are any: two optimizers of the same
-    /// description do the same.
+    /// description do the same. A resumed run is recognized by it. All of the library's say everything; by
+    /// default it is the name alone, so a rule with settings should return its derived `Debug` form here.
     fn describe(&self) -> String {
-        format!("{self:?}")
+        self.name()
     }
 
     /// The state before the first update. `num_steps`: planned number of updates, if known.
@@ -167,6 +167,13 @@ pub trait Optimizer<E: Float = f32>: fmt::Debug + Send + Sync {
     /// The derivative of `update`, if it is known. Needed by unrolled gradients only.
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         None
+    }
+}
+
+/// By its description, so that the derived form of a wrapper shows what is inside.
+impl<E: Float> fmt::Debug for dyn Optimizer<E> + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.describe())
     }
 }
 

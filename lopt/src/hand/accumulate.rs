@@ -54,6 +54,9 @@ impl<E: Float> Optimizer<E> for Accumulate<E> {
     fn name(&self) -> String {
         format!("accumulate({})", self.inner.name())
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         let inner = self.inner.init(params, num_steps.map(|n| n / self.num_average), key);
         OptState { num_steps, ..inner }.with_zeros(SLOTS[0]).with_slot(SLOTS[1], 1, E::of(0.0))

@@ -82,6 +82,9 @@ impl<E: Float> Optimizer<E> for Clip<E> {
             ClipRule::GlobalNorm(_) => format!("norm_clip({})", self.inner.name()),
         }
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         self.inner.init(params, num_steps, key)
     }

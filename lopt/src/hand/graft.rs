@@ -61,6 +61,9 @@ impl<E: Float> Optimizer<E> for Graft<E> {
     fn name(&self) -> String {
         format!("graft({}, {})", self.magnitude.name(), self.direction.name())
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         let states =
             [self.magnitude.init(params, num_steps, key), self.direction.init(params, num_steps, key)];

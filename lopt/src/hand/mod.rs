@@ -80,6 +80,9 @@ macro_rules! optimizer_of_rule {
             fn name(&self) -> String {
                 $crate::hand::$kind::name(self)
             }
+            fn describe(&self) -> String {
+                format!("{self:?}")
+            }
             fn init(
                 &self,
                 params: &outerloop_core::Params<E>,

@@ -309,6 +309,9 @@ impl<E: Float> Optimizer<E> for Shared<E> {
     fn name(&self) -> String {
         self.0.name()
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn init(
         &self,
         params: &outerloop_core::Params<E>,

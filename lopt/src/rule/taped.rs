@@ -62,7 +62,7 @@ pub type Slots<E> = Vec<(&'static str, Var<E>)>;
 /// A learned update rule, written once for every dtype, for values and for derivatives.
 /// [`learned_optimizer!`](crate::learned_optimizer) makes it a
 /// [`LearnedOptimizer`](outerloop_core::LearnedOptimizer).
-pub trait UpdateRule: Clone + std::fmt::Debug + serde::Serialize + Send + Sync + 'static {
+pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
     /// Short name for reports and files.
     fn name(&self) -> String;
     /// Whether every hyperparameter is in its range; see [`Optimizer::validate`](outerloop_core::Optimizer::validate).
@@ -201,6 +201,9 @@ pub(crate) fn step_vars<E: Float>(
 impl<R: UpdateRule, E: Float> Optimizer<E> for Taped<R, E> {
     fn name(&self) -> String {
         self.rule.name()
+    }
+    fn describe(&self) -> String {
+        format!("{} {:?}", self.rule.architecture(), self.theta)
     }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, _key: Key) -> OptState<E> {
         let slots = self.rule.init_slots(&self.theta(), &params.layout, num_steps);

@@ -61,7 +61,7 @@ pub struct TensorStep<E: Float, M> {
 /// #     |theta| Box::new(TensorRuleOptimizer::<Half, f64>::new(Half, theta.to_vec())), &[-2.0])?;
 /// # Ok::<(), outerloop_core::Error>(())
 /// ```
-pub trait TensorRule: Clone + std::fmt::Debug + Send + Sync + 'static {
+pub trait TensorRule: Clone + Send + Sync + 'static {
     /// Short name for reports.
     fn name(&self) -> String;
     /// Names and lengths of the slots, which start at zero, for this many parameters.
@@ -135,6 +135,9 @@ macro_rules! tensor_rule_optimizer {
         impl<R: TensorRule> Optimizer<$t> for TensorRuleOptimizer<R, $t> {
             fn name(&self) -> String {
                 self.rule.name()
+            }
+            fn describe(&self) -> String {
+                format!("{} {:?}", self.rule.name(), self.theta)
             }
             fn init(&self, params: &Params<$t>, num_steps: Option<u64>, _key: Key) -> OptState<$t> {
                 let slots = self.rule.slots(params.data.len());

@@ -58,6 +58,9 @@ impl<E: Float> Optimizer<E> for ParamsEma<E> {
     fn name(&self) -> String {
         format!("params_ema({})", self.inner.name())
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn validate(&self) -> Result<()> {
         self.inner.validate()
     }

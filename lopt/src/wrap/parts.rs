@@ -66,6 +66,9 @@ impl<E: Float> Optimizer<E> for Parts<E> {
         let names = self.parts.iter().map(|p| p.opt.name()).collect::<Vec<_>>().join(", ");
         format!("{}({names})", if self.rule.is_some() { "grouped" } else { "sum" })
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn validate(&self) -> Result<()> {
         self.parts.iter().try_for_each(|part| part.opt.validate())
     }
@@ -178,6 +181,9 @@ macro_rules! optimizer_of_parts {
         impl<E: outerloop_core::Float> outerloop_core::Optimizer<E> for $kind<E> {
             fn name(&self) -> String {
                 self.0.name()
+            }
+            fn describe(&self) -> String {
+                format!("{self:?}")
             }
             fn init(
                 &self,

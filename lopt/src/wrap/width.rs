@@ -58,6 +58,9 @@ impl<E: Float> Optimizer<E> for WidthScaled<E> {
     fn name(&self) -> String {
         format!("width_scaled({})", self.inner.name())
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         self.inner.init(params, num_steps, key)
     }

@@ -81,7 +81,7 @@ fn every_hyperparameter_of_a_learned_optimizer_and_its_theta_show() {
         for (key, value) in config.as_object().unwrap() {
             let changed = match value {
                 Value::Number(n) if n.is_u64() => json!(n.as_u64().unwrap() + 1),
-                Value::Number(n) => json!(n.as_f64().unwrap() * 0.9 + 1e-4),
+                Value::Number(n) => json!(n.as_f64().unwrap() * 0.8 + 1e-5),
                 Value::Bool(b) => json!(!b),
                 _ => continue,
             };

@@ -234,6 +234,9 @@ impl<E: Float> Optimizer<E> for Guarded<E> {
             None => format!("guarded({})", self.inner.name()),
         }
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
 
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {
         let inner = self.inner.init(params, num_steps, key);
@@ -276,8 +279,9 @@ impl<E: Float> Optimizer<E> for Guarded<E> {
         let began = (own[0].data[Watch::Diverged as usize].f64() as u64).checked_sub(1);
         let opt = match (&self.fallback, began) {
             (Some(fallback), Some(began)) => {
+                let prefix = format!("{}{FALLBACK}", own[0].name.trim_end_matches(WATCH));
                 let slots = own.into_iter().filter_map(|s| {
-                    let name = s.name.strip_prefix(FALLBACK)?.to_string();
+                    let name = s.name.strip_prefix(&prefix)?.to_string();
                     Some(Slot { name, data: s.data })
                 });
                 inner.slots = slots.collect();

@@ -179,7 +179,7 @@ fn child() {
 #[cfg(target_os = "linux")]
 fn a_long_unroll_needs_little_memory() {
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-    let out = child.args(["child", "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
+    let out = child.args(["adjoint::child", "--exact", "--nocapture"]).env(CHILD, "1").output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout);
     let field =
         |name: &str| text.lines().find_map(|l| l.split_once(name)).unwrap_or_else(|| panic!("{text}")).1;

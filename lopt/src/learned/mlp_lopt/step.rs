@@ -85,6 +85,9 @@ impl Optimizer<f32> for MlpKernel {
     fn name(&self) -> String {
         self.twin.name()
     }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
     fn init(&self, params: &Params<f32>, num_steps: Option<u64>, key: Key) -> OptState<f32> {
         self.twin.init(params, num_steps, key)
     }
