@@ -298,7 +298,9 @@ mod tests {
     fn run(learner: &GradientLearner) -> LearnerState {
         let workers = Workers::new(1).unwrap();
         let mut state = learner.init(Key::new(0), &workers).unwrap();
-        (0..30).for_each(|_| drop(learner.step(&mut state, &workers)));
+        for _ in 0..30 {
+            learner.step(&mut state, &workers);
+        }
         state
     }
 

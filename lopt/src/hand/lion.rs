@@ -60,8 +60,8 @@ impl Elementwise for Lion {
         g: S,
     ) -> (S, [S; 1]) {
         let mean = b1 * m + rest1 * g;
-        // mean − mean: 0, or NaN where the mean is not finite.
-        let direction = mean.sign() + (mean - mean);
+        // 0, or NaN where the mean is not finite.
+        let direction = mean.sign() + mean * S::of(0.0);
         (p - lr * direction - decay * p, [b2 * m + rest2 * g])
     }
 }

@@ -5,7 +5,7 @@
 //! rate is a [`Schedule`]; a number converts.
 //!
 //! Unless a field says otherwise, rates, weight decays and ε are finite and not negative, decays and momenta
-//! in `[0, 1)`, bounds positive. [`Optimizer::validate`](outerloop_core::Optimizer::validate) checks it, and
+//! in `[0, 1)`, bounds positive. [`Optimizer::validate`] checks it, and
 //! the [registry](crate::registry) refuses the rest. An ε of 0 works: where 0 is divided by 0, the step is 0.
 //!
 //! Rules that square gradients see them limited to ±1e15, so that one of 1e20 leaves no infinite average behind;

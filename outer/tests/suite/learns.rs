@@ -126,7 +126,9 @@ fn improves(family: impl FlatFamily + 'static, lopt: Arc<dyn LearnedOptimizer>) 
     };
     let score = |theta: &[f32]| validation.score(&*lopt.opt_fn(theta), &workers);
     let untrained = score(&state.theta.params);
-    (0..outer_steps).for_each(|_| drop(learner.step(&mut state, &workers)));
+    for _ in 0..outer_steps {
+        learner.step(&mut state, &workers);
+    }
     let learned = score(&state.theta.params);
     let what = format!("{} on {}", lopt.name(), FlatFamily::name(&*family));
     println!("{what}: {untrained} -> {learned}");

@@ -182,7 +182,9 @@ fn a_theta_that_breaks_stops_the_run_and_the_last_good_one_is_saved() {
     let saved = dir.load(&breaks).unwrap();
     let sound = learner(Box::new(Adam::new(1e-2)));
     let mut want = sound.init(Key::new(7), &workers).unwrap();
-    (0..3).for_each(|_| drop(sound.step(&mut want, &workers)));
+    for _ in 0..3 {
+        sound.step(&mut want, &workers);
+    }
     assert_eq!((&saved.theta.params, saved.outer_step, saved.skipped), (&want.theta.params, 4, 1));
     let again = RunConfig { resume: true, ..once };
     assert!(matches!(meta_train(&breaks, &workers, &dir, &again), Err(Error::NonFinite { .. })));

@@ -60,7 +60,7 @@ impl<T, const N: usize> Array<T> for [T; N] {
 ///
 /// [`elementwise_optimizer!`](crate::elementwise_optimizer) makes an
 /// [`Optimizer`](outerloop_core::Optimizer) with an exact
-/// [`UpdateVjp`](outerloop_core::UpdateVjp) of it: [`Self::step`] runs on [`Dual`] numbers with
+/// [`UpdateVjp`](outerloop_core::UpdateVjp) of it: [`Self::step`] runs on [`Dual`](crate::rule::dual::Dual) numbers with
 /// one direction for each of p, slots, g and theta, four at a time. Coefficients are computed in
 /// f64 once per step and rounded to the dtype, so nothing cancels in f32.
 ///
