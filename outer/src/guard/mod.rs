@@ -5,7 +5,7 @@ mod ranges;
 
 pub use ranges::{input_ranges, InputRanges, Range};
 
-use outerloop_core::{Float, Key, OptState, Optimizer, Params, Slot};
+use outerloop_core::{Float, Key, OptState, Optimizer, Params, Result, Slot};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -236,6 +236,11 @@ impl<E: Float> Optimizer<E> for Guarded<E> {
     }
     fn describe(&self) -> String {
         format!("{self:?}")
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.inner.validate()?;
+        self.fallback.as_ref().map_or(Ok(()), |fallback| fallback.validate())
     }
 
     fn init(&self, params: &Params<E>, num_steps: Option<u64>, key: Key) -> OptState<E> {

@@ -141,6 +141,8 @@ pub trait Elementwise: Send + Sync {
         Cow::Borrowed(&state.params)
     }
 }
+
+/// Coefficients in the dtype of the parameters.
 fn rounded<E: Float, R: Elementwise>(c: &R::Coeffs<f64>) -> R::Coeffs<E> {
     R::Coeffs::from_fn(|k| <E as Float>::of(c.as_ref()[k]))
 }

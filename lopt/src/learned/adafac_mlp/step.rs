@@ -18,7 +18,6 @@ use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
-use std::fmt;
 use std::ops::Range;
 
 /// Vectors per block.
@@ -86,19 +85,12 @@ impl AdafacKernel {
     }
 }
 
-/// All else follows from rule and theta, which the twin holds.
-impl fmt::Debug for AdafacKernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.twin.fmt(f)
-    }
-}
-
 impl Optimizer<f32> for AdafacKernel {
     fn name(&self) -> String {
         self.twin.name()
     }
     fn describe(&self) -> String {
-        format!("{self:?}")
+        self.twin.describe()
     }
     fn init(&self, params: &Params<f32>, num_steps: Option<u64>, key: Key) -> OptState<f32> {
         self.twin.init(params, num_steps, key)

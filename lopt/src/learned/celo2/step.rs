@@ -18,7 +18,6 @@ use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
 use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
-use std::fmt;
 use std::ops::Range;
 
 /// Vectors per block.
@@ -138,19 +137,12 @@ pub(super) fn matrix(shape: &[usize]) -> [usize; 2] {
     }
 }
 
-/// All else follows from rule and theta, which the twin holds.
-impl fmt::Debug for Celo2Kernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.twin.fmt(f)
-    }
-}
-
 impl Optimizer<f32> for Celo2Kernel {
     fn name(&self) -> String {
         self.twin.name()
     }
     fn describe(&self) -> String {
-        format!("{self:?}")
+        self.twin.describe()
     }
     fn init(&self, params: &Params<f32>, num_steps: Option<u64>, key: Key) -> OptState<f32> {
         self.twin.init(params, num_steps, key)

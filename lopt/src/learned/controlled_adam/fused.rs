@@ -5,7 +5,6 @@
 use super::{constant_features, ControlledAdam, EPSILON};
 use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::{nan, Entry, Key, OptState, Optimizer, Params, UpdateVjp};
-use std::fmt;
 use std::ops::Range;
 
 /// Numbers that are summed side by side.
@@ -138,19 +137,12 @@ fn squares(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     sums.iter().sum()
 }
 
-/// All else follows from rule and theta, which the twin holds.
-impl fmt::Debug for Fused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.twin.fmt(f)
-    }
-}
-
 impl Optimizer<f32> for Fused {
     fn name(&self) -> String {
         self.twin.name()
     }
     fn describe(&self) -> String {
-        format!("{self:?}")
+        self.twin.describe()
     }
     fn init(&self, params: &Params<f32>, num_steps: Option<u64>, key: Key) -> OptState<f32> {
         self.twin.init(params, num_steps, key)

@@ -18,7 +18,6 @@ use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
 use pulp::{Simd, WithSimd};
-use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 /// [`MlpLopt`] in f32 at one theta; the weights are packed when they are first used.
@@ -74,19 +73,12 @@ impl MlpKernel {
     }
 }
 
-/// All else follows from rule and theta, which the twin holds.
-impl fmt::Debug for MlpKernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.twin.fmt(f)
-    }
-}
-
 impl Optimizer<f32> for MlpKernel {
     fn name(&self) -> String {
         self.twin.name()
     }
     fn describe(&self) -> String {
-        format!("{self:?}")
+        self.twin.describe()
     }
     fn init(&self, params: &Params<f32>, num_steps: Option<u64>, key: Key) -> OptState<f32> {
         self.twin.init(params, num_steps, key)
