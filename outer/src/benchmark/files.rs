@@ -4,6 +4,7 @@ use super::html;
 use super::receipt::{hash, Receipt};
 use super::report::Report;
 use super::tables;
+use crate::fingerprint;
 use outerloop_core::{atomic::write_atomic, Error, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ struct JsonContestant<'a> {
     role: super::Role,
     sweep: super::Sweep,
     variants: Vec<&'a str>,
+    /// What each variant is, settings and theta included.
+    optimizers: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -42,6 +45,7 @@ impl Report<'_> {
             role: c.role,
             sweep: c.sweep,
             variants: c.variants.iter().map(|v| v.label.as_str()).collect(),
+            optimizers: c.variants.iter().map(|v| fingerprint::short(v.optimizer.describe())).collect(),
         });
         let json = Json {
             receipt: &self.receipt,
