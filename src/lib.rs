@@ -9,9 +9,11 @@
 //! | [`tasks`] | quadratics, image tasks, data sets |
 //! | [`lopt`] | hand-designed and learned optimizers |
 //! | [`outer`] | unrolls, gradient estimators, the learner, runs, evaluation |
+//! | [`amortized`] | learning to solve and to infer |
 //!
 #![doc = include_str!("../README.md")]
 
+pub use outerloop_amortized as amortized;
 pub use outerloop_core as core;
 pub use outerloop_lopt as lopt;
 pub use outerloop_outer as outer;

@@ -1,0 +1,5 @@
+//! Learning to solve: a model predicts the solution of a problem from its context, so that solving
+//! many related problems costs one training instead of many searches.
+//!
+//! | module | owns |
+//! |---|---|
