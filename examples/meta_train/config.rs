@@ -3,17 +3,18 @@
 use crate::settings::Parts;
 use clap::{Args, ValueEnum};
 use outerloop::lopt::{AdafacMlp, ControlledAdam};
-use outerloop::outer::{Emphasis, LossScale, Objective, Validation};
+use outerloop::outer::{Emphasis, LossScale, Objective, ToldLength, Validation};
 use outerloop::prelude::*;
+use outerloop::tasks::image::ResplitFamily;
 use outerloop::tasks::suite;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Halving the loss is worth the same everywhere, down to 1e-5 (or, of a run that starts above 3 or far below
+/// Halving the loss is worth the same everywhere, down to 1e-3 (or, of a run that starts above 3 or far below
 /// it, of its start), and the end of a run counts double: the mean of raw losses is all about its first steps.
 const OBJECTIVE: Objective =
-    Objective { scale: LossScale::FittedLog { floor: 1e-5, ceiling: 3.0 }, emphasis: Emphasis::Power(1.0) };
+    Objective { scale: LossScale::FittedLog { floor: 1e-3, ceiling: 3.0 }, emphasis: Emphasis::Power(1.0) };
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +52,14 @@ pub struct Config {
     /// Instead of --min-length and --max-length: any schedule of lengths (recipes only).
     #[arg(skip)]
     horizon: Option<TruncationSchedule>,
+    /// What optimizers are told about the length of their runs (recipes only) [default: the truth].
+    #[arg(skip)]
+    #[serde(default)]
+    told: ToldLength,
+    /// The loss that counts: the training loss, that of the same batch after the update, or that of a batch of
+    /// images that inner training does not see. Validation scores by the same.
+    #[arg(long, value_enum, default_value_t = MetaLossName::OuterValid)]
+    pub meta_loss: MetaLossName,
     /// On which scale losses count, and when (recipes only) [default: logarithms, later steps more].
     #[arg(skip = OBJECTIVE)]
     pub objective: Objective,
@@ -78,6 +87,12 @@ pub struct Config {
     /// Width of the learned optimizer's network (mlp, adafac, controlled-adam).
     #[arg(long, default_value_t = 32)]
     hidden_size: usize,
+    /// Weight decay of controlled-adam at its start, in units of its learning rate; 0: none.
+    #[arg(long, default_value_t = 0.1)]
+    weight_decay: f64,
+    /// The whole configuration of controlled-adam, instead of the flags (recipes only).
+    #[arg(skip)]
+    controlled_adam: Option<ControlledAdam>,
     /// Fixed tasks on which theta is measured along the way; the best is kept. 0: the last is kept.
     #[arg(long, default_value_t = 8)]
     validation_tasks: u64,
@@ -107,6 +122,33 @@ enum Lopt {
     Mlp,
     Adafac,
     ControlledAdam,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetaLossName {
+    Train,
+    SameBatch,
+    OuterValid,
+}
+
+impl MetaLossName {
+    /// For labels.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Train => "training loss",
+            Self::SameBatch => "training loss after the update",
+            Self::OuterValid => "validation loss",
+        }
+    }
+
+    fn meta_loss(self) -> MetaLoss {
+        match self {
+            Self::Train => MetaLoss::Train,
+            Self::SameBatch => MetaLoss::SameBatch,
+            Self::OuterValid => MetaLoss::Fresh(Split::OuterValid),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -229,17 +271,20 @@ impl Config {
                 hidden_size: self.hidden_size,
                 ..AdafacMlp::default()
             }),
-            Lopt::ControlledAdam => Arc::new(ControlledAdam {
-                step_mult: self.step_mult,
-                hidden_size: self.hidden_size,
-                ..ControlledAdam::default()
-            }),
+            Lopt::ControlledAdam => {
+                Arc::new(self.controlled_adam.clone().unwrap_or_else(|| ControlledAdam {
+                    step_mult: self.step_mult,
+                    hidden_size: self.hidden_size,
+                    weight_decay: self.weight_decay,
+                    ..ControlledAdam::default()
+                }))
+            }
         })
     }
 
     fn family(&self) -> Result<Arc<dyn FlatFamily>> {
         Ok(match self.task {
-            TaskName::DigitsMlp => Arc::new(SingleTask::new(ImageMlp::digits())),
+            TaskName::DigitsMlp => self.resplit(Splits::digits())?,
             TaskName::MnistMlp => self.image_mlp(ImageFiles::Mnist)?,
             TaskName::FashionMnistMlp => self.image_mlp(ImageFiles::FashionMnist)?,
             TaskName::Cifar10Mlp => self.image_mlp(ImageFiles::Cifar10)?,
@@ -255,15 +300,27 @@ impl Config {
 
     fn image_mlp(&self, files: ImageFiles) -> Result<Arc<dyn FlatFamily>> {
         let data = files.load(self.data_dir.as_deref())?.map(|d| d.channel_mean().resized(8, 8))?;
-        Ok(Arc::new(SingleTask::new(ImageMlp::<64, 32, 10>::new(data, 128, Activation::Relu)?)))
+        self.resplit(data)
+    }
+
+    /// The tutorial's 64-32-10 task. Where the meta-loss is on validation data, every run divides the images
+    /// anew, lest theta knows the validation images by heart.
+    fn resplit(&self, data: Splits) -> Result<Arc<dyn FlatFamily>> {
+        let model = MlpConfig::default();
+        Ok(match self.meta_loss {
+            MetaLossName::OuterValid => Arc::new(ResplitFamily::new(data, model, None)?),
+            _ => Arc::new(SingleTask::new(MlpTask::new(data, model)?)),
+        })
     }
 
     pub fn learner(&self, parts: &Parts) -> Result<GradientLearner> {
         let (family, lopt) = (&parts.family, &parts.lopt);
         let lengths = TruncationSchedule::LogUniform { min: self.min_length, max: self.max_length };
         let schedule = self.horizon.clone().unwrap_or(lengths);
-        let step =
-            TruncatedStep::new(family.clone(), lopt.clone(), schedule)?.with_objective(self.objective)?;
+        let step = TruncatedStep::new(family.clone(), lopt.clone(), schedule)?
+            .with_told(self.told)?
+            .with_meta_loss(self.meta_loss.meta_loss())
+            .with_objective(self.objective)?;
         let common = Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,
@@ -297,6 +354,7 @@ impl Config {
         }
         learner.with_validation(Validation {
             family: family.clone(),
+            meta_loss: self.meta_loss.meta_loss(),
             objective: self.objective,
             num_tasks: self.validation_tasks,
             num_steps: self.max_length,

@@ -3,15 +3,27 @@
 use crate::config::Config;
 use crate::plan::Plan;
 use crate::settings::Parts;
+use outerloop::lopt::baselines::nadamw_decays;
 use outerloop::outer::benchmark::{
     time_steps, Contest, ContestConfig, ContestTask, Contestant, Receipt, Report, Results, Role,
 };
+use outerloop::outer::eval::EvalPoint;
 use outerloop::outer::objective::{Emphasis, LossScale};
 use outerloop::prelude::*;
 use std::path::Path;
 
 /// Steps that a final loss is averaged over: batch losses are noisy.
 const TAIL: usize = 20;
+
+/// Batches per evaluation: of 128, all test digits once.
+const EVAL_BATCHES: u64 = 3;
+
+/// Peak rates of the schedule with weight decay.
+const PEAKS: [f64; 5] = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1];
+
+fn boxed((label, optimizer): (String, NAdamW)) -> (String, Box<dyn Optimizer>) {
+    (label, Box::new(optimizer))
+}
 
 /// The learning rates that hand-designed optimizers are swept over: half decades from 1e-4 to 3.
 fn learning_rates() -> Vec<f64> {
@@ -30,8 +42,9 @@ pub fn contest(plan: &Plan, key: Key, theta: &[f32]) -> Contest {
             num_steps: config.eval_steps,
             seeds: config.eval_seeds,
             seed: config.seed,
-            evaluations: 1,
-            validation: Split::Test,
+            eval_batches: EVAL_BATCHES,
+            validation: Split::OuterValid,
+            test: Some(Split::Test),
             ..ContestConfig::default()
         },
         tasks: vec![ContestTask { name: family.name(), family: family.clone() }],
@@ -41,6 +54,7 @@ pub fn contest(plan: &Plan, key: Key, theta: &[f32]) -> Contest {
             Contestant::swept("SGD", &rates, |lr| Box::new(Sgd::new(lr))),
             Contestant::swept("Adam", &rates, |lr| Box::new(Adam::new(lr))),
             Contestant::single("Adam, default lr 1e-3", Role::Baseline, Box::new(Adam::new(1e-3))),
+            Contestant::labelled("NAdamW, cosine", nadamw_decays(&PEAKS).into_iter().map(boxed)),
         ],
         reference: 3,
         // Keys that meta-training never used.
@@ -77,21 +91,23 @@ pub fn compare(plan: &Plan, state: &LearnerState, workers: &Workers) -> Result<(
     Ok(())
 }
 
-/// Mean losses of every contestant's best variant along the run.
+/// Every contestant: training losses along the run of the variant chosen by them, and what the variant chosen
+/// by validation does on images that nothing was chosen by.
 fn table(contest: &Contest, results: &Results, report: &Report) {
-    let steps = contest.config.num_steps;
-    let [tenth, half] = [steps / 10, steps / 2];
+    let ContestConfig { num_steps: steps, seeds, .. } = contest.config;
+    let half = steps / 2;
     println!(
-        "\n{} fresh runs of {steps} steps, mean training loss (last {TAIL} batches):",
-        contest.config.seeds
+        "\n{seeds} fresh runs of {steps} steps. Training loss: mean of {TAIL} batches, learning rates chosen by it. \
+         Test loss\n(± its standard error over the runs) and error rate: learning rates chosen by validation."
     );
     println!(
-        "{:<28} {:>11} {:>11} {:>11} {:>11}",
+        "{:<28} {:>10} {:>10} {:>9}  {:>18} {:>7}  chosen by training / validation",
         "optimizer",
-        format!("step {tenth}"),
         format!("step {half}"),
         "end",
-        "test, end"
+        "valid",
+        "test",
+        "wrong"
     );
     for (i, c) in contest.contestants.iter().enumerate() {
         let score = &report.scores.tasks[0][i];
@@ -104,19 +120,40 @@ fn table(contest: &Contest, results: &Results, report: &Report) {
             };
             curves.iter().map(tail).sum::<f32>() / n
         };
-        let name = match c.variants.len() {
-            1 => c.name.clone(),
-            _ => format!("{}, best lr {}", c.name, c.variants[score.best].label),
+        let chosen = match c.variants.len() {
+            1 => String::new(),
+            _ => {
+                let label = |v: usize| &c.variants[v].label;
+                format!("{} / {}", label(score.best), label(score.best_by_validation))
+            }
         };
-        let [a, b, c, d] = [mean(tenth), mean(half), mean(steps), score.validation as f32];
-        println!("{name:<28} {:>11} {:>11} {:>11} {:>11}", short(a), short(b), short(c), short(d));
+        let wrong = match score.error_rate.is_nan() {
+            true => "-".to_string(),
+            false => format!("{:.1} %", 100.0 * score.error_rate),
+        };
+        let test = results.of(0, i, score.best_by_validation).flat_map(|r| {
+            let at_end = |e: &&EvalPoint| e.split == Split::Test && e.step == steps;
+            r.curve.evals.iter().find(at_end).map(|e| f64::from(e.loss))
+        });
+        let error = standard_error(&test.collect::<Vec<f64>>());
+        let test = format!("{} ± {}", short(score.test as f32), short(error as f32));
+        let [a, b, valid] = [mean(half), mean(steps), score.validation as f32].map(short);
+        println!("{:<28} {a:>10} {b:>10} {valid:>9}  {test:>18} {wrong:>7}  {chosen}", c.name);
     }
 }
 
-/// Three digits or more, in eleven columns.
+/// Of the mean; 0 for a single number.
+fn standard_error(x: &[f64]) -> f64 {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let squares = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+    (squares / (n - 1.0).max(1.0) / n).sqrt()
+}
+
+/// Three digits or more, in ten columns.
 fn short(loss: f32) -> String {
     if (1e-3..1e5).contains(&loss.abs()) {
-        format!("{loss:.5}")
+        format!("{loss:.4}")
     } else {
         format!("{loss:.2e}")
     }
@@ -159,10 +196,11 @@ pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> 
     let y_scale = Scale::for_values(points.iter().map(|p| p.1));
     let raw = Series { style: Style::Points, ..Series::line("per outer step", points) };
     let scale = match config.objective.scale {
-        LossScale::Linear => "normalized training loss",
-        LossScale::Log { .. } | LossScale::FittedLog { .. } => "ln of the training loss",
-        LossScale::Power { .. } => "power of the training loss",
+        LossScale::Linear => "normalized",
+        LossScale::Log { .. } | LossScale::FittedLog { .. } => "ln of the",
+        LossScale::Power { .. } => "power of the",
     };
+    let loss = config.meta_loss.text();
     let emphasis = match config.objective.emphasis {
         Emphasis::Uniform => "",
         Emphasis::Power(_) => ", weighted towards the end of runs",
@@ -170,7 +208,7 @@ pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> 
     let plot = Plot {
         title: format!("Meta-loss over {} outer steps", config.outer_steps),
         x_label: "outer step".into(),
-        y_label: format!("mean {scale}{emphasis}"),
+        y_label: format!("mean {scale} {loss}{emphasis}"),
         y_scale,
         series: vec![raw, Series::line("mean of 50", smooth)],
         ..Plot::default()

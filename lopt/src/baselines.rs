@@ -48,6 +48,16 @@ pub fn nadamw_cosine(peak: f64, beta1: f64, beta2: f64, weight_decay: f64) -> NA
     NAdamW { learning_rate: cosine.into(), beta1, beta2, weight_decay, ..NAdamW::default() }
 }
 
+/// Weight decays of [`nadamw_decays`], in units of the learning rate.
+pub const DECAYS: [f64; 5] = [0.0, 0.03, 0.1, 0.3, 1.0];
+
+/// What a careful user would tune for tasks that overfit: [`nadamw_cosine`] with beta 0.9 and 0.99, at these
+/// peak rates and all [`DECAYS`], with a label each.
+pub fn nadamw_decays(peaks: &[f64]) -> Vec<(String, NAdamW)> {
+    let of = |peak: f64| DECAYS.map(|d| (format!("{peak:.1e} decay {d}"), nadamw_cosine(peak, 0.9, 0.99, d)));
+    peaks.iter().flat_map(|peak| of(*peak)).collect()
+}
+
 /// Fraction of the run in which the rate of [`nadamw_cosine`] rises.
 const WARMUP: f64 = 0.02;
 

@@ -324,7 +324,7 @@ impl<E: Float> Unroll<'_, E> {
         let outcome = match &recorded {
             Recorded::Reset(_) => StepOutcome::Reset,
             Recorded::Trained(s) => {
-                let [meta] = self.rules.meta_losses([s.loss], s.at, run, self.worker);
+                let [meta] = self.rules.meta_losses([self.opt], [s.loss], s.at, run, self.worker);
                 StepOutcome::Trained { loss: s.loss, meta }
             }
         };

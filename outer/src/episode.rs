@@ -71,14 +71,15 @@ impl<E: Float> Episode<E> {
     }
 
     /// The run at its start, once for every optimizer: fresh parameters and optimizer states under one
-    /// clock. `length` in inner steps, `None`: it never ends.
+    /// clock. `length` in inner steps, `None`: it never ends; `told`: what the optimizers hear of it.
     pub fn start<const N: usize>(
         &self,
         opts: [&dyn Optimizer<E>; N],
         length: Option<u64>,
+        told: Option<u64>,
     ) -> (Clock, [Trajectory<E>; N]) {
         let clock = Clock { episode: self.number, inner_step: 0, length, is_done: false };
-        (clock, opts.map(|opt| fresh(&*self.task, opt, self.keys, length)))
+        (clock, opts.map(|opt| fresh(&*self.task, opt, self.keys, told)))
     }
 
     /// The raw loss of the first batch at the initial parameters. A function of the keys alone, computed when

@@ -5,7 +5,7 @@
 
 use crate::episode::{fresh, train_step, EpisodeKeys};
 use crate::workers::{Worker, Workers};
-use outerloop_core::{BatchKey, FlatFamily, Key, Optimizer, Split};
+use outerloop_core::{BatchKey, FlatFamily, Key, Metric, Optimizer, Split};
 use serde::{Deserialize, Serialize};
 
 /// What to train and when to look.
@@ -38,7 +38,7 @@ pub struct Curve {
 }
 
 /// One evaluation on one split.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalPoint {
     /// Updates done.
     pub step: u64,
@@ -46,6 +46,15 @@ pub struct EvalPoint {
     pub split: Split,
     /// Mean loss.
     pub loss: f32,
+    /// Means of the numbers that the task has beside its loss ([`outerloop_core::Task::metrics`]).
+    pub metrics: Vec<Metric>,
+}
+
+impl EvalPoint {
+    /// The metric of this name, if the task has it.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        self.metrics.iter().find(|m| m.name == name).map(|m| m.value)
+    }
 }
 
 impl Curve {
@@ -77,7 +86,9 @@ pub fn training_curve(
                 let at = |i| BatchKey { split, step: i, key: keys.data.named("eval") };
                 let params = opt.evaluation_params(&t.opt);
                 let sum: f32 = (0..batches).map(|i| evaluator.loss(&params, &t.model_state, at(i))).sum();
-                curve.evals.push(EvalPoint { step, split, loss: sum / batches as f32 });
+                let metrics =
+                    mean_metrics((0..batches).map(|i| task.metrics(&params, &t.model_state, at(i))));
+                curve.evals.push(EvalPoint { step, split, loss: sum / batches as f32, metrics });
             }
         }
         let at = BatchKey::train(step, keys.data);
@@ -90,6 +101,21 @@ pub fn training_curve(
         curve.train.extend(measured.or(trained));
     }
     curve
+}
+
+/// The means over batches, which name the same metrics.
+fn mean_metrics(batches: impl Iterator<Item = Vec<Metric>>) -> Vec<Metric> {
+    let (mut means, mut count) = (Vec::<Metric>::new(), 0.0);
+    for batch in batches {
+        count += 1.0;
+        if means.is_empty() {
+            means = batch;
+        } else {
+            means.iter_mut().zip(batch).for_each(|(sum, m)| sum.value += m.value);
+        }
+    }
+    means.iter_mut().for_each(|m| m.value /= count);
+    means
 }
 
 /// [`training_curve`] for `key.fold_in(0)`, ..., `key.fold_in(seeds - 1)`, in parallel.

@@ -2,7 +2,7 @@
 
 use crate::episode::{Clock, Episode};
 use crate::unroll::{LaneRun, StepOutcome, TruncatedStep, Window};
-use outerloop_core::{Evaluator, Float, MemberUpdate, OptimizerGroup};
+use outerloop_core::{Evaluator, Float, MemberUpdate, Optimizer, OptimizerGroup};
 
 /// A lane's antithetic pair without the optimizers' states, which are in the group's updates.
 struct Pair<'a, E: Float> {
@@ -46,8 +46,9 @@ impl<E: Float> TruncatedStep<E> {
                 }
             }
             group.update(&mut updates);
-            for (pair, updates) in pairs.iter_mut().zip(updates.chunks_exact(2)) {
-                self.record_outcomes(pair, updates);
+            for (i, (pair, updates)) in pairs.iter_mut().zip(updates.chunks_exact(2)).enumerate() {
+                let opts = [group.member(2 * i), group.member(2 * i + 1)];
+                self.record_outcomes(opts, pair, updates);
             }
         }
         pairs.into_iter().map(|pair| pair.windows).collect()
@@ -72,17 +73,26 @@ impl<E: Float> TruncatedStep<E> {
     }
 
     /// What the step did, for the windows; moves the clock on.
-    fn record_outcomes(&self, pair: &mut Pair<'_, E>, updates: &[MemberUpdate<'_, E>]) {
+    fn record_outcomes(
+        &self,
+        opts: [&dyn Optimizer<E>; 2],
+        pair: &mut Pair<'_, E>,
+        updates: &[MemberUpdate<'_, E>],
+    ) {
         let at = pair.episode.batch(pair.clock);
         if !updates[0].skip {
             pair.clock.advance();
         }
-        for ((update, model_state), window) in updates.iter().zip(&pair.model_states).zip(&mut pair.windows) {
+        let members = updates.iter().zip(&pair.model_states).zip(&mut pair.windows);
+        for (((update, model_state), window), opt) in members.zip(opts) {
             let outcome = if update.skip {
                 StepOutcome::Reset
             } else {
                 let meta = match self.meta_loss.batch(at) {
-                    Some(at) => pair.evaluator.loss(&update.state.params, model_state, at),
+                    Some(at) => {
+                        let params = opt.evaluation_params(update.state);
+                        pair.evaluator.loss(&params, model_state, at)
+                    }
                     None => update.loss,
                 };
                 StepOutcome::Trained { loss: update.loss, meta }

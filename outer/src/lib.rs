@@ -51,7 +51,7 @@ pub use estimator::{
 };
 pub use learner::{GradientLearner, LearnerState};
 pub use objective::{Emphasis, LossScale, Objective};
-pub use truncation::TruncationSchedule;
+pub use truncation::{ToldLength, TruncationSchedule};
 pub use unroll::{InitialOffset, MetaLoss, TruncatedStep};
 pub use validation::Validation;
 pub use workers::Workers;

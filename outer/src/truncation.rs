@@ -82,6 +82,54 @@ impl TruncationSchedule {
     }
 }
 
+/// What an optimizer is told about the length of its run.
+///
+/// An optimizer that only ever heard the truth relies on it: told a length that is wrong, or none, it plans
+/// for another run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub enum ToldLength {
+    /// The truth.
+    #[default]
+    Exact,
+    /// Nothing, by the probability `absent`; a length that is wrong by up to a `factor`, log-uniform in both
+    /// directions, by the probability `wrong`; else the truth. Drawn per run, from its key.
+    Mixed {
+        /// 0 to 1.
+        absent: f64,
+        /// 0 to 1, and at most 1 together with `absent`.
+        wrong: f64,
+        /// At least 1.
+        factor: f64,
+    },
+}
+
+impl ToldLength {
+    /// Errors on numbers out of range.
+    pub fn validate(&self) -> Result<()> {
+        let Self::Mixed { absent, wrong, factor } = *self else { return Ok(()) };
+        let parts = absent >= 0.0 && wrong >= 0.0 && absent + wrong <= 1.0;
+        if parts && factor >= 1.0 && factor.is_finite() {
+            return Ok(());
+        }
+        let why = "needs absent >= 0, wrong >= 0, absent + wrong <= 1 and a finite factor >= 1";
+        Err(Error::invalid(format!("told length {self:?}"), why))
+    }
+
+    /// What the optimizer hears of a run of this length.
+    pub fn told(&self, length: Option<u64>, key: Key) -> Option<u64> {
+        let (Self::Mixed { absent, wrong, factor }, Some(n)) = (*self, length) else { return length };
+        let [kind, size] = key.named("told length").split();
+        match kind.uniform() {
+            u if u < absent => None,
+            u if u < absent + wrong => {
+                let factor = factor.powf(2.0 * size.uniform() - 1.0);
+                Some(((n as f64 * factor).round() as u64).max(1))
+            }
+            _ => length,
+        }
+    }
+}
+
 fn increasing(knots: &[(u64, f64)]) -> bool {
     !knots.is_empty() && knots.windows(2).all(|w| w[0].0 < w[1].0)
 }
@@ -145,6 +193,28 @@ mod tests {
         }
         let flat = TruncationSchedule::Growing { min: 7, knots: vec![(0, 7.0)] };
         assert_eq!(flat.length(0, Key::new(1)), Some(7));
+    }
+
+    #[test]
+    fn told_lengths_are_absent_wrong_and_right_as_often_as_said() {
+        let told = ToldLength::Mixed { absent: 0.25, wrong: 0.25, factor: 4.0 };
+        told.validate().unwrap();
+        let draws: Vec<Option<u64>> = (0..4000).map(|i| told.told(Some(400), Key::new(i))).collect();
+        let part = |f: &dyn Fn(u64) -> bool| {
+            draws.iter().filter(|d| d.is_some_and(f)).count() as f64 / draws.len() as f64
+        };
+        let absent = draws.iter().filter(|d| d.is_none()).count() as f64 / draws.len() as f64;
+        // The standard error of a part is at most 0.008.
+        assert!((absent - 0.25).abs() < 0.03, "{absent}");
+        assert!((part(&|n| n < 399) - 0.125).abs() < 0.03 && (part(&|n| n > 401) - 0.125).abs() < 0.03);
+        assert!(draws.iter().flatten().all(|n| (100..=1600).contains(n)));
+        assert_eq!(ToldLength::Exact.told(Some(7), Key::new(0)), Some(7));
+        assert_eq!(told.told(None, Key::new(0)), None);
+        for (absent, wrong, factor) in
+            [(-0.1, 0.0, 1.0), (0.6, 0.6, 2.0), (0.1, 0.1, 0.5), (f64::NAN, 0.0, 2.0)]
+        {
+            assert!(ToldLength::Mixed { absent, wrong, factor }.validate().is_err());
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::episode::{train_step, Clock, Episode, Trajectory};
 use crate::fingerprint;
 use crate::health::Saturated;
 use crate::objective::{LossScale, Objective};
-use crate::{workers::Worker, TruncationSchedule};
+use crate::{workers::Worker, ToldLength, TruncationSchedule};
 use outerloop_core::{
     BatchKey, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, Optimizer, Result, Split,
 };
@@ -18,9 +18,11 @@ pub enum MetaLoss {
     /// The training loss at the parameters before the update: costs nothing extra.
     #[default]
     Train,
-    /// The loss of the same batch at the updated parameters.
+    /// The loss of the same batch at the updated parameters, where the optimizer means them
+    /// ([`Optimizer::evaluation_params`]).
     SameBatch,
-    /// The loss of a fresh batch of this split at the updated parameters.
+    /// The loss of a fresh batch of this split, likewise. [`Split::OuterValid`] makes a learned optimizer stop
+    /// before it overfits, or regularize.
     Fresh(Split),
 }
 
@@ -156,6 +158,8 @@ pub struct TruncatedStep<E: Float = f32> {
     pub lopt: Arc<dyn LearnedOptimizer<E>>,
     /// Length of runs.
     pub schedule: TruncationSchedule,
+    /// What optimizers are told about it.
+    pub told: ToldLength,
     /// The loss that counts.
     pub meta_loss: MetaLoss,
     /// How it counts.
@@ -178,6 +182,7 @@ impl<E: Float> TruncatedStep<E> {
             family,
             lopt,
             schedule,
+            told: ToldLength::default(),
             meta_loss: MetaLoss::default(),
             objective: Objective::default(),
             offset: InitialOffset::default(),
@@ -187,7 +192,15 @@ impl<E: Float> TruncatedStep<E> {
     /// Errors on numbers out of range.
     pub fn validate(&self) -> Result<()> {
         self.schedule.validate()?;
+        self.told.validate()?;
         self.objective.validate()
+    }
+
+    /// Tells optimizers something else about the length of runs. Errors on numbers out of range.
+    pub fn with_told(mut self, told: ToldLength) -> Result<Self> {
+        told.validate()?;
+        self.told = told;
+        Ok(self)
     }
 
     /// Uses another meta-loss.
@@ -213,9 +226,13 @@ impl<E: Float> TruncatedStep<E> {
 
     /// What a resumed run must match.
     pub fn describe(&self) -> String {
-        let TruncatedStep { family, lopt, schedule, meta_loss, objective, offset } = self;
+        let TruncatedStep { family, lopt, schedule, told, meta_loss, objective, offset } = self;
         let (family, lopt) = (fingerprint::of_family(&**family), fingerprint::of_lopt(&**lopt));
-        format!("family={family} lopt={lopt} {schedule:?} {meta_loss:?} {objective:?} {offset:?}")
+        let told = match told {
+            ToldLength::Exact => String::new(),
+            told => format!(" {told:?}"),
+        };
+        format!("family={family} lopt={lopt} {schedule:?}{told} {meta_loss:?} {objective:?} {offset:?}")
     }
 
     /// The objective of one run.
@@ -246,7 +263,17 @@ impl<E: Float> TruncatedStep<E> {
         opts: [&dyn Optimizer<E>; N],
         outer_step: u64,
     ) -> (Clock, [Trajectory<E>; N]) {
-        episode.start(opts, self.schedule.length(outer_step, episode.keys.length))
+        self.start_of_length(episode, opts, self.schedule.length(outer_step, episode.keys.length))
+    }
+
+    /// [`Episode::start`] with what the optimizers are told about the length.
+    pub(crate) fn start_of_length<const N: usize>(
+        &self,
+        episode: &Episode<E>,
+        opts: [&dyn Optimizer<E>; N],
+        length: Option<u64>,
+    ) -> (Clock, [Trajectory<E>; N]) {
+        episode.start(opts, length, self.told.told(length, episode.keys.length))
     }
 
     /// The first run of a lane, offset as configured; `theta` is used by a burn-in.
@@ -299,7 +326,7 @@ impl<E: Float> TruncatedStep<E> {
         match self.train(opts, run, worker) {
             None => [StepOutcome::Reset; N],
             Some(losses) => {
-                let metas = self.meta_losses(losses, at, run, worker);
+                let metas = self.meta_losses(opts, losses, at, run, worker);
                 std::array::from_fn(|i| StepOutcome::Trained { loss: losses[i], meta: metas[i] })
             }
         }
@@ -344,6 +371,7 @@ impl<E: Float> TruncatedStep<E> {
     /// The raw meta-losses of a step that was just trained on the batch `at` with these losses.
     pub(crate) fn meta_losses<const N: usize>(
         &self,
+        opts: [&dyn Optimizer<E>; N],
         losses: [E; N],
         at: BatchKey,
         run: &LaneRun<'_, E, N>,
@@ -351,7 +379,10 @@ impl<E: Float> TruncatedStep<E> {
     ) -> [E; N] {
         let Some(at) = self.meta_loss.batch(at) else { return losses };
         let (evaluator, _) = worker.evaluator(&run.episode.task);
-        run.trajectories.each_ref().map(|t| evaluator.loss(&t.opt.params, &t.model_state, at))
+        std::array::from_fn(|i| {
+            let t = &run.trajectories[i];
+            evaluator.loss(&opts[i].evaluation_params(&t.opt), &t.model_state, at)
+        })
     }
 }
 

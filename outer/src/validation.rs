@@ -4,10 +4,16 @@ use crate::episode::EpisodeKeys;
 use crate::eval::{training_curve, EvalConfig};
 use crate::fingerprint;
 use crate::objective::Objective;
+use crate::unroll::MetaLoss;
 use crate::workers::Workers;
 use outerloop_core::{Error, FlatFamily, Key, Optimizer, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+/// Places of a run, at most, where losses on a split are measured.
+const PLACES: u64 = 64;
+/// Batches per place.
+const BATCHES: u64 = 4;
 
 /// Whole inner runs with theta itself, not perturbed, on tasks, initial parameters and batches that are
 /// the same every time, so that thetas of one run, or of several, can be compared.
@@ -19,6 +25,9 @@ use std::sync::Arc;
 pub struct Validation {
     /// Where the tasks come from.
     pub family: Arc<dyn FlatFamily>,
+    /// The loss that counts, as in meta-training. One on a split is measured at up to 64 places of a run, on
+    /// the same 4 batches.
+    pub meta_loss: MetaLoss,
     /// What their losses count.
     pub objective: Objective,
     /// Tasks: the draws `0, ..., num_tasks − 1` of `key`; at least 1.
@@ -58,21 +67,38 @@ impl Validation {
         Ok(())
     }
 
-    /// The objective of the training loss, averaged over steps and tasks: lower is better. Not finite
+    /// The objective of the meta-loss, averaged over steps and tasks: lower is better. Not finite
     /// losses on an objective without ceiling make it infinite.
     pub fn score(&self, opt: &dyn Optimizer, workers: &Workers) -> f64 {
-        let config = EvalConfig { num_steps: self.num_steps, ..EvalConfig::default() };
+        let config = EvalConfig {
+            num_steps: self.num_steps,
+            eval_every: self.num_steps.div_ceil(PLACES),
+            eval_batches: BATCHES,
+            splits: match self.meta_loss {
+                MetaLoss::Fresh(split) => vec![split],
+                MetaLoss::Train | MetaLoss::SameBatch => Vec::new(),
+            },
+        };
         let mut runs: Vec<Key> = (0..self.num_tasks).map(|i| self.key.fold_in(i)).collect();
         let scores = workers.map(&mut runs, |worker, _, key| {
             let task = self.family.sample_task(EpisodeKeys::new(*key, 0).task);
             let curve = training_curve(&*self.family, opt, &config, *key, worker);
             let objective = self.objective.fitted(&*task, f64::from(curve.train[0]));
-            let count = |(step, loss): (usize, &f32)| {
-                let weight = objective.emphasis.weight(step as u64, Some(self.num_steps));
-                weight * objective.scaled(&*task, f64::from(*loss))
+            let count = |(step, loss): (u64, f32)| {
+                let weight = objective.emphasis.weight(step, Some(self.num_steps));
+                weight * objective.scaled(&*task, f64::from(loss))
             };
-            let losses = &curve.train[..self.num_steps as usize];
-            losses.iter().enumerate().map(count).sum::<f64>() / losses.len() as f64
+            let losses: Vec<(u64, f32)> = match self.meta_loss {
+                // Before updates 0, 1, ...; the loss after an update counts for its step.
+                MetaLoss::Train => (0..self.num_steps).zip(curve.train).collect(),
+                MetaLoss::SameBatch => (0..self.num_steps).zip(curve.train.into_iter().skip(1)).collect(),
+                MetaLoss::Fresh(_) => {
+                    let after = curve.evals.iter().filter(|e| e.step > 0);
+                    after.map(|e| (e.step - 1, e.loss)).collect()
+                }
+            };
+            let count_all = losses.len() as f64;
+            losses.into_iter().map(count).sum::<f64>() / count_all
         });
         let mean = scores.iter().sum::<f64>() / scores.len() as f64;
         if mean.is_finite() {
@@ -96,10 +122,10 @@ impl Validation {
 
     /// For the description of a run.
     pub(crate) fn describe(&self) -> String {
-        let Validation { family, objective, num_tasks, num_steps, key, every } = self;
+        let Validation { family, meta_loss, objective, num_tasks, num_steps, key, every } = self;
         let family = fingerprint::of_family(&**family);
         format!(
-            "validation={num_tasks} tasks of {family} x {num_steps} every {every} for {objective:?}, {key:?}"
+            "validation={num_tasks} tasks of {family} x {num_steps} every {every} for {meta_loss:?} {objective:?}, {key:?}"
         )
     }
 }
@@ -119,6 +145,7 @@ mod tests {
     fn validation() -> Validation {
         Validation {
             family: Arc::new(FixedDimQuadraticFamily { dim: 4 }),
+            meta_loss: MetaLoss::Train,
             objective: Objective::default(),
             num_tasks: 3,
             num_steps: 5,

@@ -1,7 +1,7 @@
 //! The flat side of a task: one `f32` (or `f64`) buffer plus a [`Layout`], behind object-safe traits.
 
 use crate::tensor::{host_data, record, record_hvp, Cache, Cpu, Host, NoneTape, ParamTree};
-use crate::{BatchKey, Evaluator, Float, Key, Layout, Params, Task, TaskFamily};
+use crate::{BatchKey, Evaluator, Float, Key, Layout, Metric, Params, Task, TaskFamily};
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -18,6 +18,11 @@ pub trait FlatTask<E: Float = f32>: Send + Sync {
     fn evaluator(&self) -> Box<dyn Evaluator<E>>;
     /// See [`Task::normalizer`].
     fn normalizer(&self, loss: f64) -> f64;
+    /// Numbers beside the loss on the batch that `at` names, see [`Task::metrics`]. None by default.
+    fn metrics(&self, params: &[E], state: &[E], at: BatchKey) -> Vec<Metric> {
+        let _ = (params, state, at);
+        Vec::new()
+    }
 }
 
 /// A distribution over flat tasks, object safe. Every [`TaskFamily`] of CPU tasks is one.
@@ -102,6 +107,13 @@ where
     }
     fn normalizer(&self, loss: f64) -> f64 {
         Task::<E, Cpu>::normalizer(&*self.task, loss)
+    }
+    fn metrics(&self, params: &[E], state: &[E], at: BatchKey) -> Vec<Metric> {
+        let dev = Cpu::default();
+        let mut tree = Task::<E, Cpu>::init(&*self.task, &dev, Key::new(0));
+        tree.read_flat(params);
+        let batch = Task::<E, Cpu>::batch(&*self.task, &dev, at);
+        Task::<E, Cpu>::metrics(&*self.task, &tree, state, &batch)
     }
 }
 

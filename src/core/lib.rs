@@ -56,4 +56,4 @@ pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use learned_optimizer::LearnedOptimizer;
 pub use optimizer::{OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};
-pub use task::{Task, TaskFamily};
+pub use task::{Metric, Task, TaskFamily};

@@ -2,6 +2,27 @@
 
 use crate::tensor::{Backend, Mode, ParamTree, Rank0, Tensor};
 use crate::{BatchKey, Evaluator, Float, Key};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// A number beside the loss, averaged over batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Short name for tables and files.
+    pub name: Cow<'static, str>,
+    /// On one batch, or its mean over several.
+    pub value: f64,
+}
+
+impl Metric {
+    /// The part of the examples that are classified wrongly, 0 to 1.
+    pub const ERROR_RATE: &'static str = "error rate";
+
+    /// A metric of this name.
+    pub fn new(name: &'static str, value: f64) -> Self {
+        Metric { name: Cow::Borrowed(name), value }
+    }
+}
 
 /// A problem to be trained: how to initialize parameters and the loss on a batch.
 ///
@@ -96,6 +117,13 @@ pub trait Task<E: Float, B: Backend<E>>: Send + Sync + 'static {
     /// must agree to rounding. `None`: there is none for this dtype ([`crate::in_f32`] helps).
     fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
         None
+    }
+
+    /// Numbers beside the loss that users of the task look at, such as [`Metric::ERROR_RATE`], in evaluation
+    /// mode; computed when a run is evaluated, not in training. None by default.
+    fn metrics(&self, params: &Self::Params, state: &[E], batch: &Self::Batch) -> Vec<Metric> {
+        let _ = (params, state, batch);
+        Vec::new()
     }
 
     /// Maps a loss into the range that meta-training sees, e.g. clips it and replaces NaN.

@@ -4,7 +4,7 @@ use super::{Tape, Var};
 use outerloop_core::{
     Float, Key, Layout, OptState, Optimizer, OptimizerGroup, Params, Result, Slot, UpdateAdjoint, UpdateVjp,
 };
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// Meta-parameters as tape variables.
 pub struct Theta<E> {
@@ -81,6 +81,11 @@ pub trait UpdateRule: Clone + serde::Serialize + Send + Sync + 'static {
     fn init_slots<E: Float>(&self, theta: &Theta<E>, layout: &Layout, num_steps: Option<u64>) -> Slots<E>;
     /// One update: the next `params` and `slots` (the other fields are ignored).
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>);
+    /// The slot that holds the parameters that the rule means after its first update, if those are not the
+    /// ones where it takes gradients; see [`Optimizer::evaluation_params`].
+    fn average_slot(&self) -> Option<&'static str> {
+        None
+    }
     /// See [`Optimizer::observe_validation`].
     fn observe_validation<E: Float>(&self, state: &mut OptState<E>, loss: E) {
         let _ = (state, loss);
@@ -218,6 +223,11 @@ impl<R: UpdateRule, E: Float> Optimizer<E> for Taped<R, E> {
     }
     fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
         self.rule.observe_validation(state, loss);
+    }
+    fn evaluation_params<'a>(&self, state: &'a OptState<E>) -> Cow<'a, [E]> {
+        let average =
+            self.rule.average_slot().filter(|_| state.step > 0).and_then(|name| state.slot(name).ok());
+        Cow::Borrowed(average.unwrap_or(&state.params))
     }
     fn update(&self, state: &mut OptState<E>, grad: &[E], loss: E, _key: Key) {
         assert_eq!(grad.len(), state.params.len(), "{}: length of the gradient", self.rule.name());

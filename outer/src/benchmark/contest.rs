@@ -94,6 +94,16 @@ impl Contestant {
         Contestant { name: name.into(), role: Role::Baseline, sweep: Sweep::List, variants }
     }
 
+    /// Optimizers with a label each, in the order in which one would try them.
+    pub fn labelled(
+        name: impl Into<String>,
+        optimizers: impl IntoIterator<Item = (String, Box<dyn Optimizer>)>,
+    ) -> Self {
+        let variant = |(i, (label, optimizer))| Variant { label, position: (i + 1) as f64, optimizer };
+        let variants = optimizers.into_iter().enumerate().map(variant).collect();
+        Contestant { name: name.into(), role: Role::Baseline, sweep: Sweep::List, variants }
+    }
+
     /// Name and variant.
     pub fn variant_name(&self, variant: usize) -> String {
         match self.variants.get(variant) {
@@ -132,8 +142,11 @@ pub struct ContestConfig {
     pub evaluations: u64,
     /// Batches per evaluation, at least 1. Default 5.
     pub eval_batches: u64,
-    /// Data of the validation loss. Default [`Split::OuterValid`].
+    /// Data of the validation loss, by which variants are chosen for the validation table. Default
+    /// [`Split::OuterValid`].
     pub validation: Split,
+    /// Data that nothing is chosen by: the variants chosen by validation are measured on it. Default: none.
+    pub test: Option<Split>,
     /// Resamplings for intervals. Default 2000.
     pub resamples: u64,
 }
@@ -149,6 +162,7 @@ impl Default for ContestConfig {
             evaluations: 10,
             eval_batches: 5,
             validation: Split::OuterValid,
+            test: None,
             resamples: 2000,
         }
     }
@@ -261,7 +275,7 @@ impl Contest {
     }
 
     /// Steps of the reference's runs.
-    fn longest(&self) -> u64 {
+    pub(super) fn longest(&self) -> u64 {
         self.config.num_steps * self.config.reference_factor
     }
 
@@ -314,7 +328,7 @@ impl Contest {
                 num_steps,
                 eval_every: self.config.eval_every(),
                 eval_batches: self.config.eval_batches,
-                splits: vec![self.config.validation],
+                splits: [self.config.validation].into_iter().chain(self.config.test).collect(),
             };
             let c = &self.contestants[contestant];
             let optimizer = &*c.variants[variant].optimizer;

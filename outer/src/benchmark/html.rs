@@ -12,7 +12,7 @@ use super::statistics::median;
 use crate::plot::{palette, Style};
 use outerloop_core::Result;
 use std::fmt::Write;
-use text::{escape, number, percent, seconds, source, table, with_interval};
+use text::{escape, number, percent, percent_1, seconds, source, table, with_interval};
 
 const CSS: &str = include_str!("html/report.css");
 
@@ -226,8 +226,9 @@ impl Page<'_> {
         let reference = self.report.contest.reference;
         self.section(
             "Every task",
-            "Smoothed training loss at the end (bold: lower than the reference's), below it the speed-up and \
-             the validation loss.",
+            "Smoothed training loss at the end (bold: lower than the reference's) and speed-up of the variant \
+             chosen by training loss; below, validation loss, its lowest along the run, and test loss and error \
+             rate (where measured) of the variant chosen by validation.",
         );
         let mut columns = self.learned();
         columns.push(reference);
@@ -244,7 +245,17 @@ impl Page<'_> {
                     let loss = number(s.loss);
                     let loss = if self.wins(t, i) { format!("<strong>{loss}</strong>") } else { loss };
                     let speedup = format!("{more}{} ×", number(s.speedup));
-                    format!("{loss}<br><small>{speedup}<br>valid {}</small>", number(s.validation))
+                    let valid =
+                        format!("valid {}, lowest {}", number(s.validation), number(s.lowest_validation));
+                    let test = match s.test.is_nan() {
+                        true => String::new(),
+                        false => format!("<br>test {}", number(s.test)),
+                    };
+                    let error = match s.error_rate.is_nan() {
+                        true => String::new(),
+                        false => format!("<br>{} wrong", percent_1(s.error_rate)),
+                    };
+                    format!("{loss}<br><small>{speedup}<br>{valid}{test}{error}</small>")
                 };
                 let mut row = vec![self.task(t), self.report.results.parameters[t].to_string()];
                 row.extend(columns.iter().map(cell));
@@ -255,7 +266,7 @@ impl Page<'_> {
         self.push(text);
         self.push(source(
             "scores.csv, row (task, contestant): parameters, train_loss, speedup, speedup_is_lower_bound \
-             (&gt;), validation_loss",
+             (&gt;), best_by_validation, validation_loss, lowest_validation_loss, test_loss, error_rate",
         ));
     }
 
@@ -264,8 +275,14 @@ impl Page<'_> {
         if horizons.iter().all(|h| h.num_steps == self.report.contest.config.num_steps) {
             return;
         }
-        let header =
-            ["optimizer", "steps", "lower training loss", "final loss ratio, IQM", "speed-up, median"];
+        let header = [
+            "optimizer",
+            "steps",
+            "lower training loss",
+            "lower validation loss",
+            "final loss ratio, IQM",
+            "speed-up, median",
+        ];
         let rows: Vec<Vec<String>> = horizons
             .iter()
             .map(|h| {
@@ -273,6 +290,7 @@ impl Page<'_> {
                     self.labelled(h.contestant),
                     h.num_steps.to_string(),
                     with_interval(h.win_rate, percent),
+                    with_interval(h.validation_win_rate, percent),
                     with_interval(h.loss_ratio, number),
                     with_interval(h.median_speedup, number),
                 ]

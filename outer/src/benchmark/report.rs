@@ -64,8 +64,8 @@ impl<'a> Report<'a> {
         order.sort_by(|&a, &b| score(a).loss_ratio.value.total_cmp(&score(b).loss_ratio.value));
         let width = self.contest.contestants.iter().map(|c| c.name.chars().count()).max().unwrap_or(0).max(9);
         let mut text = format!(
-            "\nAgainst best-of-sweep {reference} (95 % intervals):\n{:<width$}  {:>20}  {:>22}  {:>20}  {:>6}\n",
-            "optimizer", "wins, % of tasks", "loss ratio, IQM", "speed-up, median", "failed"
+            "\nAgainst best-of-sweep {reference} (95 % intervals; rates by training and by validation loss):\n{:<width$}  {:>20}  {:>20}  {:>22}  {:>20}  {:>6}\n",
+            "optimizer", "training wins, %", "validation wins, %", "loss ratio, IQM", "speed-up, median", "failed"
         );
         for i in order {
             let s = score(i);
@@ -77,9 +77,10 @@ impl<'a> Report<'a> {
             let two = |x: f64| format!("{x:.2}");
             let _ = writeln!(
                 text,
-                "{:<width$}  {:>20}  {:>22}  {:>20}  {:>6}",
+                "{:<width$}  {:>20}  {:>20}  {:>22}  {:>20}  {:>6}",
                 self.contest.contestants[i].name,
                 cell(s.win_rate, &wins),
+                cell(s.validation_win_rate, &wins),
                 cell(s.loss_ratio, &three),
                 cell(s.median_speedup, &two),
                 s.failures

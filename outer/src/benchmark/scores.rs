@@ -1,11 +1,13 @@
 //! The comparison with the swept reference, per task and in sum.
 
-use super::contest::{Contest, Results, Role, Run};
+use super::contest::{Contest, ContestConfig, Results, Role, Run};
 use super::duel::{win_rate, Duel};
 use super::metrics::{
     envelope, mean, mean_curve, performance_profile, profile_score, smoothed, steps_to, RatioScale, Steps,
 };
 use super::statistics::{Bootstrap, Interval};
+use crate::eval::EvalPoint;
+use outerloop_core::{Metric, Split};
 use serde::{Deserialize, Serialize};
 
 /// The target of performance profiles: what the swept reference reaches after this part of the horizon, or,
@@ -25,8 +27,17 @@ pub struct TaskScore {
     pub losses: Vec<f64>,
     /// Mean of `losses`.
     pub loss: f64,
-    /// Validation loss of the best variant at the horizon, mean over seeds.
+    /// The variant with the lowest mean validation loss at the horizon.
+    pub best_by_validation: usize,
+    /// Its validation loss at the horizon, mean over seeds.
     pub validation: f64,
+    /// The lowest validation loss that it had along the run, mean over seeds of each seed's lowest.
+    pub lowest_validation: f64,
+    /// Its loss at the horizon on data that nothing is chosen by, mean over seeds; NaN without such data.
+    pub test: f64,
+    /// The part of the test examples that it classifies wrongly (of the validation examples, without test data),
+    /// mean over seeds; NaN if the task has no error rate.
+    pub error_rate: f64,
     /// Normalized final loss: over that of the best-of-sweep reference, see [`RatioScale`].
     pub ratio: f64,
     /// What counts as a loss of 0 in the ratio: 0 unless losses of this task are negative.
@@ -46,7 +57,7 @@ pub struct ContestantScore {
     /// Fraction of tasks with a lower mean final training loss than the best-of-sweep reference; equal
     /// counts half, a failure nothing.
     pub win_rate: Interval,
-    /// The same for the validation loss at the horizon.
+    /// The same for the validation loss at the horizon, both with the variants chosen by it.
     pub validation_win_rate: Interval,
     /// Interquartile mean over tasks and seeds of the normalized final loss.
     pub loss_ratio: Interval,
@@ -69,6 +80,8 @@ pub struct HorizonScore {
     pub num_steps: u64,
     /// See [`ContestantScore::win_rate`].
     pub win_rate: Interval,
+    /// See [`ContestantScore::validation_win_rate`].
+    pub validation_win_rate: Interval,
     /// See [`ContestantScore::loss_ratio`].
     pub loss_ratio: Interval,
     /// See [`ContestantScore::median_speedup`].
@@ -88,9 +101,13 @@ pub struct Scores {
     pub envelopes: Vec<Vec<f64>>,
 }
 
-/// The validation loss after `step` updates; infinite if it is not finite.
-fn validation(run: &Run, step: u64) -> f64 {
-    let loss = run.curve.evals.iter().find(|e| e.step == step).map_or(f64::NAN, |e| f64::from(e.loss));
+/// The evaluation on a split after `step` updates.
+fn evaluation(run: &Run, split: Split, step: u64) -> Option<&EvalPoint> {
+    run.curve.evals.iter().find(|e| e.step == step && e.split == split)
+}
+
+/// A loss; infinite if it is not finite.
+fn or_infinity(loss: f64) -> f64 {
     if loss.is_finite() {
         loss
     } else {
@@ -106,14 +123,35 @@ struct Summary {
     mean: Vec<f64>,
     /// `[seed]`
     validation: Vec<f64>,
+    /// Until the judged step, `[seed]`.
+    lowest_validation: Vec<f64>,
+    /// NaN without test data, `[seed]`.
+    test: Vec<f64>,
+    /// `[seed]`
+    error_rate: Vec<f64>,
 }
 
 impl Summary {
-    /// With the validation loss after `step` updates.
-    fn new<'a>(runs: impl Iterator<Item = &'a Run>, step: u64) -> Self {
-        let (curves, validation): (Vec<_>, Vec<_>) =
-            runs.map(|r| (smoothed(&r.curve.train), validation(r, step))).unzip();
-        Summary { mean: mean_curve(&curves), curves, validation }
+    /// With the losses on other data after `step` updates.
+    fn new<'a>(runs: impl Iterator<Item = &'a Run>, step: u64, config: &ContestConfig) -> Self {
+        let runs: Vec<&Run> = runs.collect();
+        let per_run = |f: &dyn Fn(&Run) -> f64| runs.iter().map(|r| f(r)).collect::<Vec<f64>>();
+        let at = |r: &Run, split| evaluation(r, split, step).map_or(f64::NAN, |e| f64::from(e.loss));
+        let curves: Vec<Vec<f64>> = runs.iter().map(|r| smoothed(&r.curve.train)).collect();
+        Summary {
+            mean: mean_curve(&curves),
+            curves,
+            validation: per_run(&|r| or_infinity(at(r, config.validation))),
+            lowest_validation: per_run(&|r| {
+                let evals = r.curve.evals.iter().filter(|e| e.step <= step && e.split == config.validation);
+                evals.map(|e| or_infinity(f64::from(e.loss))).fold(f64::INFINITY, f64::min)
+            }),
+            test: per_run(&|r| config.test.map_or(f64::NAN, |split| or_infinity(at(r, split)))),
+            error_rate: per_run(&|r| {
+                let point = evaluation(r, config.test.unwrap_or(config.validation), step);
+                point.and_then(|e| e.metric(Metric::ERROR_RATE)).unwrap_or(f64::NAN)
+            }),
+        }
     }
 
     fn at(&self, step: u64) -> Vec<f64> {
@@ -138,6 +176,12 @@ fn best(variants: &[Summary], step: u64) -> usize {
     by_loss.map_or(0, |(i, _)| i)
 }
 
+/// The variant with the lowest mean validation loss.
+fn best_by_validation(variants: &[Summary]) -> usize {
+    let by_loss = variants.iter().map(|s| mean(s.validation.iter().copied())).enumerate();
+    by_loss.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(i, _)| i)
+}
+
 /// All runs, summed up and ready to be compared.
 struct Judge<'a> {
     contest: &'a Contest,
@@ -154,7 +198,8 @@ impl<'a> Judge<'a> {
     fn new(contest: &'a Contest, results: &'a Results) -> Self {
         let variants = |task, c: usize| -> Vec<Summary> {
             let variants = 0..contest.contestants[c].variants.len();
-            variants.map(|v| Summary::new(results.of(task, c, v), contest.config.num_steps)).collect()
+            let (config, of) = (&contest.config, |v| results.of(task, c, v));
+            variants.map(|v| Summary::new(of(v), config.num_steps, config)).collect()
         };
         let tasks = 0..contest.tasks.len();
         let summaries: Vec<Vec<Vec<Summary>>> =
@@ -182,6 +227,12 @@ impl<'a> Judge<'a> {
     /// A contestant's best variants at the horizon, per task.
     fn best(&self, contestant: usize) -> impl Iterator<Item = &Summary> {
         self.summaries.iter().map(move |task| &task[contestant][best(&task[contestant], self.horizon())])
+    }
+
+    /// Validation losses at the horizon of the variants chosen by them, `[task][seed]`.
+    fn validation(&self, contestant: usize) -> Vec<Vec<f64>> {
+        let chosen = |variants: &Vec<Summary>| variants[best_by_validation(variants)].validation.clone();
+        self.summaries.iter().map(|task| chosen(&task[contestant])).collect()
     }
 
     /// Losses per task and seed against those of the reference's best variants after as many steps.
@@ -218,12 +269,18 @@ impl<'a> Judge<'a> {
             true => steps_to(&envelope(&[&s.mean[..=horizon]]), target).or_infinity(),
             false => f64::INFINITY,
         };
+        let by_validation = best_by_validation(variants);
+        let chosen = &variants[by_validation];
         TaskScore {
             best,
             sweep: variants.iter().map(|s| s.mean[horizon]).collect(),
             losses: duel.losses[task].clone(),
             loss,
-            validation: mean(variants[best].validation.iter().copied()),
+            best_by_validation: by_validation,
+            validation: mean(chosen.validation.iter().copied()),
+            lowest_validation: mean(chosen.lowest_validation.iter().copied()),
+            test: mean(chosen.test.iter().copied()),
+            error_rate: mean(chosen.error_rate.iter().copied()),
             ratio: duel.ratio(task, loss),
             ratio_zero: self.scales[task].zero,
             speedup: speedup.at_least(),
@@ -233,8 +290,7 @@ impl<'a> Judge<'a> {
     }
 
     fn contestant(&self, contestant: usize, duel: &Duel, profile_score: f64) -> ContestantScore {
-        let validation = |c| self.best(c).map(|s| s.validation.clone()).collect::<Vec<_>>();
-        let (ours, theirs) = (validation(contestant), validation(self.contest.reference));
+        let (ours, theirs) = (self.validation(contestant), self.validation(self.contest.reference));
         ContestantScore {
             win_rate: duel.win_rate(&self.bootstrap),
             validation_win_rate: self.bootstrap.interval(|draw| win_rate(&ours, &theirs, draw)),
@@ -248,17 +304,26 @@ impl<'a> Judge<'a> {
 
     /// A contestant's runs of another length.
     fn horizon_score(&self, contestant: usize, num_steps: u64) -> HorizonScore {
-        let losses = |task| {
-            let variants = 0..self.contest.contestants[contestant].variants.len();
-            let of = |v| Summary::new(self.results.of_length(task, contestant, v, num_steps), num_steps);
-            let variants: Vec<Summary> = variants.map(of).collect();
-            variants[best(&variants, num_steps)].at(num_steps)
+        let config = &self.contest.config;
+        // Shorter runs of the reference are the beginnings of its long ones.
+        let variants = |c: usize, planned: u64| {
+            let of = |task, v| self.results.of_length(task, c, v, planned);
+            let all = 0..self.contest.contestants[c].variants.len();
+            let task = |t| all.clone().map(|v| Summary::new(of(t, v), num_steps, config)).collect();
+            (0..self.summaries.len()).map(task).collect::<Vec<Vec<Summary>>>()
         };
-        let duel = self.duel((0..self.summaries.len()).map(losses).collect(), num_steps);
+        let ours = variants(contestant, num_steps);
+        let reference = variants(self.contest.reference, self.contest.longest());
+        let validation = |all: &[Vec<Summary>]| {
+            all.iter().map(|v| v[best_by_validation(v)].validation.clone()).collect::<Vec<_>>()
+        };
+        let (valid, their_valid) = (validation(&ours), validation(&reference));
+        let duel = self.duel(ours.iter().map(|v| v[best(v, num_steps)].at(num_steps)).collect(), num_steps);
         HorizonScore {
             contestant,
             num_steps,
             win_rate: duel.win_rate(&self.bootstrap),
+            validation_win_rate: self.bootstrap.interval(|draw| win_rate(&valid, &their_valid, draw)),
             loss_ratio: duel.loss_ratio(&self.bootstrap),
             median_speedup: duel.median_speedup(&self.bootstrap),
         }

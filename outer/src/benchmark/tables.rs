@@ -5,7 +5,7 @@ use super::metrics::smoothed;
 use super::scores::Scores;
 use super::statistics::Interval;
 use super::timing::StepTime;
-use outerloop_core::{Error, Result};
+use outerloop_core::{Error, Metric, Result};
 
 /// A table as it is written: header, then rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +41,15 @@ macro_rules! row {
     ($($cell:expr),+ $(,)?) => { vec![$($cell.to_string()),+] };
 }
 
+/// A number, or nothing if there is none.
+fn known(x: f64) -> String {
+    if x.is_nan() {
+        String::new()
+    } else {
+        x.to_string()
+    }
+}
+
 fn role(role: Role) -> &'static str {
     match role {
         Role::Learned => "learned",
@@ -62,6 +71,8 @@ pub fn runs(contest: &Contest, results: &Results) -> Table {
             "seed",
             "train_loss",
             "validation_loss",
+            "test_loss",
+            "error_rate",
             "failed",
         ],
     );
@@ -79,8 +90,13 @@ pub fn runs(contest: &Contest, results: &Results) -> Table {
         let losses = smoothed(&r.curve.train);
         for step in steps {
             let loss = losses[step as usize];
-            let valid = r.curve.evals.iter().find(|e| e.step == step);
-            let valid = valid.map_or(String::new(), |e| e.loss.to_string());
+            let at = |split| r.curve.evals.iter().find(|e| e.step == step && e.split == split);
+            let loss_on = |split| at(split).map_or(String::new(), |e| e.loss.to_string());
+            let valid = loss_on(contest.config.validation);
+            let test = contest.config.test.map_or(String::new(), loss_on);
+            let rated = at(contest.config.test.unwrap_or(contest.config.validation));
+            let error =
+                rated.and_then(|e| e.metric(Metric::ERROR_RATE)).map_or(String::new(), |e| e.to_string());
             let task = &contest.tasks[r.task].name;
             let failed = u8::from(!loss.is_finite());
             table.rows.push(row![
@@ -93,6 +109,8 @@ pub fn runs(contest: &Contest, results: &Results) -> Table {
                 r.seed,
                 loss,
                 valid,
+                test,
+                error,
                 failed
             ]);
         }
@@ -111,7 +129,11 @@ pub fn scores(contest: &Contest, results: &Results, scores: &Scores) -> Table {
             "role",
             "best_variant",
             "train_loss",
+            "best_by_validation",
             "validation_loss",
+            "lowest_validation_loss",
+            "test_loss",
+            "error_rate",
             "loss_ratio",
             "speedup",
             "speedup_is_lower_bound",
@@ -129,7 +151,11 @@ pub fn scores(contest: &Contest, results: &Results, scores: &Scores) -> Table {
                 role(c.role),
                 c.variants[s.best].label,
                 s.loss,
+                c.variants[s.best_by_validation].label,
                 s.validation,
+                s.lowest_validation,
+                known(s.test),
+                known(s.error_rate),
                 s.ratio,
                 s.speedup,
                 u8::from(s.speedup_is_bound),
@@ -184,6 +210,7 @@ pub fn horizons(contest: &Contest, scores: &Scores) -> Table {
     for s in &scores.horizons {
         let metrics = [
             ("win_rate", s.win_rate),
+            ("validation_win_rate", s.validation_win_rate),
             ("loss_ratio_iqm", s.loss_ratio),
             ("speedup_median", s.median_speedup),
         ];

@@ -69,7 +69,12 @@ fn hand_made() -> (Contest, Results) {
         ..contest()
     };
     let run = |task, contestant, seed, num_steps, train: Vec<f32>| {
-        let evals = vec![EvalPoint { step: 2, split: Split::OuterValid, loss: 1.0 + contestant as f32 }];
+        let evals = vec![EvalPoint {
+            step: 2,
+            split: Split::OuterValid,
+            loss: 1.0 + contestant as f32,
+            metrics: Vec::new(),
+        }];
         Run { task, contestant, variant: 0, seed, num_steps, curve: Curve { train, evals } }
     };
     let mut runs = Vec::new();

@@ -8,7 +8,7 @@ use crate::episode::{Episode, Trajectory};
 use crate::truncation::TruncationSchedule;
 use crate::unroll::{LaneRun, TruncatedStep};
 use crate::workers::{LaneBuffers, Worker, Workers};
-use outerloop_core::{BatchKey, Error, Key, Result, Split};
+use outerloop_core::{BatchKey, Error, Key, Optimizer, Result, Split};
 use serde::{Deserialize, Serialize};
 
 /// The loss of a whole run.
@@ -94,15 +94,16 @@ impl FullEs {
         sign.map_or(d, |s| s * sign_of(d))
     }
 
-    fn recomputed(&self, t: &Trajectory, episode: &Episode, worker: &mut Worker) -> f64 {
+    fn recomputed(&self, opt: &dyn Optimizer, t: &Trajectory, episode: &Episode, worker: &mut Worker) -> f64 {
         let FullLoss::LastRecomputed { batches, split } = self.loss else {
             return f64::NAN;
         };
         let key = episode.keys.data.named("recompute");
         let objective = self.step.objective_of(episode);
         let (evaluator, _) = worker.evaluator(&episode.task);
+        let params = opt.evaluation_params(&t.opt);
         let mut one = |step: u64| {
-            let l = evaluator.loss(&t.opt.params, &t.model_state, BatchKey { split, step, key });
+            let l = evaluator.loss(&params, &t.model_state, BatchKey { split, step, key });
             objective.scaled(&*episode.task, f64::from(l))
         };
         (0..batches as u64).map(&mut one).sum::<f64>() / batches as f64
@@ -145,13 +146,14 @@ impl GradientEstimator for FullEs {
             // Each estimate is a run of its own, numbered by the outer step.
             let episode = Episode::kept(episode, &self.step.family, inputs.lane(i), outer_step);
             let (mut clock, [mut plus, mut minus]) =
-                episode.start(opts.each_ref().map(|o| &**o), Some(length));
+                self.step.start_of_length(episode, opts.each_ref().map(|o| &**o), Some(length));
             let trajectories = [&mut plus, &mut minus];
             let mut pair = LaneRun { episode, clock: &mut clock, trajectories, outer_step };
             let windows = run_pair(&self.step, &opts, &mut pair, length as usize, worker);
-            let [pos, neg] = [(&windows[0], &plus), (&windows[1], &minus)].map(|(w, t)| {
-                self.loss.of_steps(&w.loss).unwrap_or_else(|| self.recomputed(t, episode, worker))
-            });
+            let [pos, neg] =
+                [(&windows[0], &opts[0], &plus), (&windows[1], &opts[1], &minus)].map(|(w, opt, t)| {
+                    self.loss.of_steps(&w.loss).unwrap_or_else(|| self.recomputed(&**opt, t, episode, worker))
+                });
             Contribution {
                 eps: Self::difference(pos, neg, self.clip, c.sign),
                 mean_loss: (pos + neg) / 2.0,

@@ -69,7 +69,8 @@ impl GradientEstimator for FullGrad {
         over_lanes(inputs, &mut lanes, 1.0, |worker, _, &mut i, _| {
             // Each estimate is a run of its own, numbered by the outer step.
             let mut episode = Episode::new(&self.step.family, inputs.lane(i), outer_step);
-            let (mut clock, [mut trajectory]) = episode.start([&*self.step.lopt.opt_fn(theta)], Some(length));
+            let opt = self.step.lopt.opt_fn(theta);
+            let (mut clock, [mut trajectory]) = self.step.start_of_length(&episode, [&*opt], Some(length));
             let (clock, trajectories) = (&mut clock, [&mut trajectory]);
             let mut run = LaneRun { episode: &mut episode, clock, trajectories, outer_step };
             let sweep = self.step.window_and_grad(theta, &mut run, length as usize, &self.sweep, worker);

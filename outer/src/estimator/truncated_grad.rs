@@ -6,9 +6,9 @@ use super::{
 };
 use crate::adjoint::{StepWeights, Sweep, SweepConfig};
 use crate::episode::Episode;
-use crate::unroll::{LaneRun, TruncatedStep};
+use crate::unroll::{LaneRun, MetaLoss, TruncatedStep};
 use crate::workers::Workers;
-use outerloop_core::{Error, Key, Result};
+use outerloop_core::{Error, Key, Layout, Optimizer, Params, Result};
 
 /// Exact gradients of windows of an unroll, by an adjoint sweep.
 ///
@@ -58,7 +58,22 @@ pub(super) fn check(step: &TruncatedStep, num_tasks: usize, sweep: &SweepConfig)
         let why = "its update has no derivative; implement `Optimizer::update_vjp` or use an ES estimator";
         return Err(Error::invalid(format!("optimizer {}", opt.name()), why));
     }
+    if step.meta_loss != MetaLoss::Train && averages(&*opt) {
+        let why = "it averages its parameters, and unrolled gradients know the plain ones only; use the \
+                   training meta-loss or an ES estimator";
+        return Err(Error::invalid(format!("optimizer {}", opt.name()), why));
+    }
     Ok(())
+}
+
+/// Whether the parameters that the optimizer means are others than those where it takes gradients.
+pub(super) fn averages(opt: &dyn Optimizer) -> bool {
+    let layout = std::sync::Arc::new(Layout::new([("p", vec![2])]));
+    let mut state = opt.init(&Params::zeros(layout), Some(2), Key::new(0));
+    for grad in [[1.0, 1.0], [-1.0, 2.0]] {
+        opt.update(&mut state, &grad, 1.0, Key::new(0));
+    }
+    *opt.evaluation_params(&state) != state.params[..]
 }
 
 /// One lane's share of a mean of gradients; a non-finite one is masked.

@@ -9,7 +9,7 @@ use outerloop_lopt::{AdafacMlp, ControlledAdam, LearnableAdam, LearnableSgd, Lea
 use outerloop_outer::estimator::Antithetic;
 use outerloop_outer::eval::{training_curves, EvalConfig};
 use outerloop_outer::{
-    Emphasis, GradientLearner, InitialOffset, LossScale, Objective, TruncatedPes, TruncatedStep,
+    Emphasis, GradientLearner, InitialOffset, LossScale, MetaLoss, Objective, TruncatedPes, TruncatedStep,
     TruncationSchedule, Validation, Workers,
 };
 use outerloop_tasks::data::Splits;
@@ -118,6 +118,7 @@ fn improves(family: impl FlatFamily + 'static, lopt: Arc<dyn LearnedOptimizer>) 
     let mut state = learner.init(Key::new(0), &workers).expect("theta fits");
     let validation = Validation {
         family: family.clone(),
+        meta_loss: MetaLoss::Train,
         objective,
         num_tasks: 8,
         num_steps: length,

@@ -7,8 +7,8 @@ use outerloop_outer::adjoint::SweepConfig;
 use outerloop_outer::estimator::{Antithetic, FullLoss};
 use outerloop_outer::run::{meta_train, RunConfig, RunDir};
 use outerloop_outer::{
-    FullEs, GradientEstimator, GradientLearner, InitialOffset, Objective, TruncatedEs, TruncatedGrad,
-    TruncatedPes, TruncatedStep, TruncationSchedule, Validation, Workers,
+    FullEs, GradientEstimator, GradientLearner, InitialOffset, MetaLoss, Objective, TruncatedEs,
+    TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Validation, Workers,
 };
 use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
 use proptest::{prelude::*, test_runner::RngSeed};
@@ -45,6 +45,7 @@ fn changed(num_steps: u64, outer_lr: f64, every: u64) -> GradientLearner {
 fn validation(num_tasks: u64, every: u64) -> Validation {
     Validation {
         family: Arc::new(FixedDimQuadraticFamily { dim: 3 }),
+        meta_loss: MetaLoss::Train,
         objective: Objective::default(),
         num_tasks,
         num_steps: 20,

@@ -117,6 +117,39 @@ impl Splits {
         Self::new(digits()).expect("1797 images can be split")
     }
 
+    /// The same test images; all others divided anew by `key`, in parts of the same sizes. With `rows`, only
+    /// so many of them (1 to all) are for training, and the rest goes in halves to both validation splits:
+    /// small training sets, which models overfit.
+    ///
+    /// An optimizer that is meta-trained on one division may learn its validation images by heart; on a
+    /// fresh one per run it cannot.
+    ///
+    /// # Errors
+    /// If batches are listed, or `rows` leaves no image for validation.
+    pub fn resplit(&self, key: Key, rows: Option<usize>) -> Result<Self> {
+        let mut pool = Vec::new();
+        for part in &self.parts[..3] {
+            match part {
+                Part::Shuffled(part) => pool.extend_from_slice(part),
+                Part::Listed(_) => return Err(Error::invalid("resplit", "batches are listed one by one")),
+            }
+        }
+        let train = rows.unwrap_or(self.len(Split::Train));
+        let inner =
+            if rows.is_some() { (pool.len().saturating_sub(train)) / 2 } else { self.len(Split::InnerValid) };
+        if train == 0 || inner == 0 || train + inner >= pool.len() {
+            let most = pool.len().saturating_sub(2);
+            return Err(Error::invalid("resplit: rows", format!("expected 1 to {most}, got {train}")));
+        }
+        let order = Permutation::new(pool.len() as u32, key.named("resplit"));
+        let pool: Vec<u32> = (0..pool.len() as u32).map(|i| pool[order.index(i) as usize]).collect();
+        let (train, rest) = pool.split_at(train);
+        let (inner, outer) = rest.split_at(inner);
+        let [train, inner, outer] = [train, inner, outer].map(|p| Part::Shuffled(p.into()));
+        let parts = [train, inner, outer, self.parts[Split::Test as usize].clone()];
+        Ok(Splits { data: self.data.clone(), parts })
+    }
+
     /// The same division of other images of the same number, e.g. resized ones:
     /// `splits.map(|d| d.channel_mean().resized(8, 8))`.
     pub fn map(mut self, f: impl FnOnce(&ImageData) -> Result<ImageData>) -> Result<Self> {
@@ -291,6 +324,25 @@ mod tests {
         for (i, a) in orders.iter().enumerate() {
             assert_eq!(a.iter().collect::<HashSet<_>>().len(), 1797);
             assert!(orders[..i].iter().all(|b| a != b));
+        }
+    }
+
+    #[test]
+    fn resplit_moves_all_images_but_the_test() {
+        let s = Splits::digits();
+        let images = |s: &Splits, split| -> HashSet<u32> {
+            stream(s, split, 1, s.len(split), 0).into_iter().collect()
+        };
+        for (rows, lens) in [(None, [1152, 143, 143, 359]), (Some(64), [64, 687, 687, 359])] {
+            let [a, b] = [0, 1].map(|k| s.resplit(Key::new(k), rows).unwrap());
+            assert_eq!(Split::ALL.map(|p| a.len(p)), lens);
+            assert_eq!(images(&a, Split::Test), images(&s, Split::Test));
+            assert_ne!(images(&a, Split::OuterValid), images(&b, Split::OuterValid));
+            let all: HashSet<u32> = Split::ALL.iter().flat_map(|p| images(&a, *p)).collect();
+            assert_eq!(all.len(), 1797);
+        }
+        for rows in [0, 1437, 5000] {
+            assert!(s.resplit(Key::new(0), Some(rows)).is_err(), "{rows}");
         }
     }
 

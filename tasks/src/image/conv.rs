@@ -1,13 +1,13 @@
 //! Small convolutional classifiers.
 
-use super::joined;
-use super::layers::{dense, push_layer, Nonlinearity};
+use super::layers::{dense, push_layer, Nonlinearity, Rows};
 use super::task::{ImageModel, ImageTask};
+use super::{error_rate, joined};
 use crate::data::{ImageBatch, ImageData};
 use dfdx::prelude::PutTape;
 use outerloop_core::ops::{self, Activation, Padding};
-use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, Rank0, Tensor};
-use outerloop_core::{Float, Layout};
+use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, NoneTape, Rank0, Tensor};
+use outerloop_core::{Float, Layout, Metric};
 use serde::{Deserialize, Serialize};
 
 /// Height and width of all kernels.
@@ -58,6 +58,35 @@ impl Default for ConvConfig {
 /// `[0, 1.5 ln classes]`; NaN stays NaN.
 pub type ConvTask = ImageTask<ConvConfig>;
 
+impl ConvConfig {
+    /// The logits `[N, classes]`.
+    fn logits<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        data: &ImageData,
+        params: &DynParams<E, B>,
+        batch: &ImageBatch<usize, E, B>,
+        m: M,
+    ) -> Rows<E, B, M> {
+        let shape = (batch.len(), data.height, data.width, data.channels);
+        let mut x = ops::reshape(batch.images.clone(), shape).put_tape(m); // [N, H, W, C]
+        let mut inputs = data.channels;
+        for (i, &outputs) in self.channels.iter().enumerate() {
+            let w = params.get(2 * i, (WINDOW, WINDOW, inputs, outputs));
+            let b = params.get(2 * i + 1, (outputs,));
+            let stride = if i == 0 { [2, 2] } else { [1, 1] };
+            let layer = |act| ops::conv2d(x, &w, &b, stride, Padding::Same, act);
+            x = self.nonlinearity.after(layer);
+            inputs = outputs;
+        }
+        let pooled = match self.pooling {
+            Pooling::Mean => ops::global_avg_pool(x),
+            Pooling::Max => ops::global_max_pool(x),
+        }; // [N, C]
+        let index = 2 * self.channels.len();
+        dense(params, index, pooled, data.classes, Activation::Identity)
+    }
+}
+
 impl ImageModel for ConvConfig {
     const WIDTHS: &'static str = "conv: channels";
 
@@ -94,24 +123,17 @@ impl ImageModel for ConvConfig {
         batch: &ImageBatch<usize, E, B>,
         m: M,
     ) -> Tensor<Rank0, E, B, M> {
-        let shape = (batch.len(), data.height, data.width, data.channels);
-        let mut x = ops::reshape(batch.images.clone(), shape).put_tape(m); // [N, H, W, C]
-        let mut inputs = data.channels;
-        for (i, &outputs) in self.channels.iter().enumerate() {
-            let w = params.get(2 * i, (WINDOW, WINDOW, inputs, outputs));
-            let b = params.get(2 * i + 1, (outputs,));
-            let stride = if i == 0 { [2, 2] } else { [1, 1] };
-            let layer = |act| ops::conv2d(x, &w, &b, stride, Padding::Same, act);
-            x = self.nonlinearity.after(layer);
-            inputs = outputs;
-        }
-        let pooled = match self.pooling {
-            Pooling::Mean => ops::global_avg_pool(x),
-            Pooling::Max => ops::global_max_pool(x),
-        }; // [N, C]
-        let index = 2 * self.channels.len();
-        let logits = dense(params, index, pooled, data.classes, Activation::Identity);
-        ops::softmax_cross_entropy(logits, &batch.labels)
+        ops::softmax_cross_entropy(self.logits(data, params, batch, m), &batch.labels)
+    }
+
+    fn metrics<E: Float, B: Backend<E>>(
+        &self,
+        data: &ImageData,
+        params: &DynParams<E, B>,
+        _: &[E],
+        batch: &ImageBatch<usize, E, B>,
+    ) -> Vec<Metric> {
+        error_rate(&self.logits(data, params, batch, NoneTape).as_vec(), &batch.labels)
     }
 
     fn normalizer(&self, data: &ImageData, loss: f64) -> f64 {

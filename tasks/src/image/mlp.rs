@@ -3,12 +3,12 @@
 use super::fused::FusedNet;
 use super::layers::{dense, one_hot_mse, push_layer, Nonlinearity, Rows};
 use super::task::{ImageModel, ImageTask};
-use super::{joined, normalize_cross_entropy, normalize_mse};
+use super::{error_rate, joined, normalize_cross_entropy, normalize_mse};
 use crate::data::{ImageBatch, ImageData, Splits};
 use dfdx::prelude::PutTape;
 use outerloop_core::ops::{batch_norm, layer_norm, softmax_cross_entropy, Activation, Head};
-use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, Rank0, Tensor};
-use outerloop_core::{in_f32, Evaluator, Float, Layout};
+use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, NoneTape, Rank0, Tensor};
+use outerloop_core::{in_f32, Evaluator, Float, Layout, Metric};
 use serde::{Deserialize, Serialize};
 
 /// Decay of batch norm's running averages: haiku's usual value.
@@ -204,6 +204,17 @@ impl ImageModel for MlpConfig {
             ImageLoss::CrossEntropy => softmax_cross_entropy(logits, &batch.labels),
             ImageLoss::MeanSquaredError => one_hot_mse(logits, &batch.labels),
         }
+    }
+
+    fn metrics<E: Float, B: Backend<E>>(
+        &self,
+        data: &ImageData,
+        params: &DynParams<E, B>,
+        state: &[E],
+        batch: &ImageBatch<usize, E, B>,
+    ) -> Vec<Metric> {
+        let logits = self.logits(params, &mut state.to_vec(), batch, data.classes, NoneTape);
+        error_rate(&logits.as_vec(), &batch.labels)
     }
 
     fn init_state<E: Float>(&self) -> Vec<E> {

@@ -6,6 +6,7 @@
 //! | [`ImageMlp`] | checked at compile time | the tutorial's 64-32-10 task, and as a pattern for own tasks |
 //! | [`MlpTask`] | from an [`MlpConfig`] | any widths, depth, activation, norm and loss |
 //! | [`ImageMlpFamily`] | sampled | a distribution over [`MlpTask`]s |
+//! | [`ResplitFamily`] | as its model's | one model, every run on its own division of the images |
 //! | [`ConvTask`] | from a [`ConvConfig`] | small convolutional classifiers |
 //! | [`AutoencoderTask`] | from an [`AutoencoderConfig`] | reconstruction by an MLP |
 //! | [`AutoencoderFamily`] | sampled | a distribution over [`AutoencoderTask`]s |
@@ -19,6 +20,7 @@ mod family;
 mod fused;
 mod layers;
 mod mlp;
+mod resplit;
 mod task;
 mod typed;
 
@@ -28,8 +30,23 @@ pub use family::ImageMlpFamily;
 pub(crate) use family::{log_uniform, one_of};
 pub use layers::Nonlinearity;
 pub use mlp::{BatchNormAverages, ImageLoss, MlpConfig, MlpTask, Norm};
+pub use resplit::ResplitFamily;
 pub use task::{ImageModel, ImageTask};
 pub use typed::{ImageMlp, MlpParams};
+
+use outerloop_core::{Float, Metric};
+
+/// The part of the rows whose largest logit is not the label's; a row with NaN is wrong.
+fn error_rate<E: Float>(logits: &[E], labels: &[u32]) -> Vec<Metric> {
+    let classes = logits.len() / labels.len().max(1);
+    let is_wrong = |(row, label): (&[E], &u32)| {
+        let own = row[*label as usize];
+        let beats = |(class, x): (usize, &E)| class != *label as usize && !(*x < own);
+        row.iter().enumerate().any(beats)
+    };
+    let wrong = logits.chunks_exact(classes.max(1)).zip(labels).filter(|(r, l)| is_wrong((r, l))).count();
+    vec![Metric::new(Metric::ERROR_RATE, wrong as f64 / labels.len().max(1) as f64)]
+}
 
 /// The name's part for layer widths, `32x16`.
 fn joined(widths: &[usize]) -> String {

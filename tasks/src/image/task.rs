@@ -3,7 +3,7 @@
 use super::layers::initial;
 use crate::data::{ImageBatch, ImageData, Splits};
 use outerloop_core::tensor::{Backend, DynParams, Mode, Rank0, Tensor};
-use outerloop_core::{BatchKey, Error, Evaluator, Float, Key, Layout, Result, Task};
+use outerloop_core::{BatchKey, Error, Evaluator, Float, Key, Layout, Metric, Result, Task};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -34,6 +34,17 @@ pub trait ImageModel: Clone + Debug + Send + Sync + 'static {
         batch: &ImageBatch<usize, E, B>,
         m: M,
     ) -> Tensor<Rank0, E, B, M>;
+    /// See [`Task::metrics`].
+    fn metrics<E: Float, B: Backend<E>>(
+        &self,
+        data: &ImageData,
+        params: &DynParams<E, B>,
+        state: &[E],
+        batch: &ImageBatch<usize, E, B>,
+    ) -> Vec<Metric> {
+        let _ = (data, params, state, batch);
+        Vec::new()
+    }
     /// See [`Task::init_state`].
     fn init_state<E: Float>(&self) -> Vec<E> {
         Vec::new()
@@ -130,6 +141,10 @@ impl<C: ImageModel, E: Float, B: Backend<E>> Task<E, B> for ImageTask<C> {
 
     fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {
         self.config.evaluator(&self.data)
+    }
+
+    fn metrics(&self, params: &Self::Params, state: &[E], batch: &Self::Batch) -> Vec<Metric> {
+        self.config.metrics(self.data.data(), params, state, batch)
     }
 
     fn normalizer(&self, loss: f64) -> f64 {

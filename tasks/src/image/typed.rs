@@ -1,13 +1,13 @@
 //! An MLP with one hidden layer whose shapes the compiler checks.
 
 use super::fused::{elementwise, FusedNet};
-use super::normalize_cross_entropy;
+use super::{error_rate, normalize_cross_entropy};
 use crate::data::{ImageBatch, Splits};
 use dfdx::prelude::PutTape;
 use outerloop_core::ops::{linear, softmax_cross_entropy, Activation, Head};
 use outerloop_core::tensor::{Backend, Const, Mode, Rank0, Rank1, Rank2, Tensor};
 use outerloop_core::{
-    collection, in_f32, nn::truncated_normal, BatchKey, Error, Evaluator, Float, Key, Result, Task,
+    collection, in_f32, nn::truncated_normal, BatchKey, Error, Evaluator, Float, Key, Metric, Result, Task,
 };
 
 collection! {
@@ -85,6 +85,12 @@ impl<const IN: usize, const HIDDEN: usize, const CLASSES: usize, E: Float, B: Ba
         let hidden = linear(x, &p.w0, &p.b0, self.activation); // [N, HIDDEN]
         let logits = linear(hidden, &p.w1, &p.b1, Activation::Identity); // [N, CLASSES]
         softmax_cross_entropy(logits, &batch.labels)
+    }
+
+    fn metrics(&self, p: &Self::Params, _: &[E], batch: &Self::Batch) -> Vec<Metric> {
+        let hidden = linear(batch.images.clone(), &p.w0, &p.b0, self.activation); // [N, HIDDEN]
+        let logits = linear(hidden, &p.w1, &p.b1, Activation::Identity); // [N, CLASSES]
+        error_rate(&logits.as_vec(), &batch.labels)
     }
 
     fn evaluator(&self) -> Option<Box<dyn Evaluator<E>>> {

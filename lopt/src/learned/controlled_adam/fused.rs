@@ -5,6 +5,7 @@
 use super::{constant_features, ControlledAdam, EPSILON};
 use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::{nan, Entry, Key, OptState, Optimizer, Params, UpdateVjp};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Numbers that are summed side by side.
@@ -68,73 +69,140 @@ impl Fused {
         rsqrt: &mut Vec<f32>,
     ) {
         let (n, at) = (grad.len(), entry.range());
-        let rows = |k: usize| k * n + at.start..k * n + at.end;
-        let grad = &grad[at.clone()];
-        let [momentum, square] = &mut state.slots[..] else { unreachable!("two slots") };
-        let params = &mut state.params[at.clone()];
+        let rule = self.twin.rule();
+        let num_steps = rule.planned(state.num_steps);
         // 1 / (1 − dᵗ)
         let t = (state.step + 1) as f32;
         let correction = |rate: f32| 1.0 / (1.0 - ((1.0 - rate).ln() * t).exp());
-
-        let (rate, keep) = (self.square_rate, 1.0 - self.square_rate);
-        let unbiased = correction(rate);
+        let [momentum, square, average @ ..] = &mut state.slots[..] else { unreachable!("two slots") };
+        let mut rows: Vec<&mut [f32]> =
+            momentum.data.chunks_exact_mut(n).map(|row| &mut row[at.clone()]).collect();
+        let (grad, params) = (&grad[at.clone()], &mut state.params[at.clone()]);
         let len = grad.len();
-        rsqrt.resize(len, 0.0);
-        let rsqrt = &mut rsqrt[..len];
-        for ((v, g), w) in square.data[at.clone()].iter_mut().zip(grad).zip(rsqrt.iter_mut()) {
-            *v = keep * *v + rate * (g * g);
-            *w = 1.0 / (*v * unbiased + EPSILON as f32).sqrt();
+        if rsqrt.len() < len {
+            rsqrt.resize(len, 0.0);
         }
+        let rsqrt = &mut rsqrt[..len];
 
-        let numel = len as f32;
-        let mut features = vec![0.5 * (squares(len, |i| grad[i] * rsqrt[i]) / numel + 1e-6).ln()];
+        let unbiased = correction(self.square_rate);
+        let mut sums = Sums::new(rows.len());
+        self.first_pass(grad, params, &mut rows, [&mut square.data[at.clone()], rsqrt], unbiased, &mut sums);
+        let mean = |lanes: &[f32; LANES]| lanes.iter().sum::<f32>() / len as f32;
+        let mut features = vec![0.5 * (mean(&sums.grad) + 1e-6).ln()];
         let mut scales = vec![1.0];
-        for (k, &rate) in self.momentum_rates.iter().enumerate() {
-            let m = &mut momentum.data[rows(k)];
-            for (m, g) in m.iter_mut().zip(grad) {
-                *m = (1.0 - rate) * *m + rate * g;
-            }
+        for (sum, &rate) in sums.momenta.iter().zip(&self.momentum_rates) {
             let c = correction(rate);
-            features.push(0.5 * (c * c * (squares(len, |i| m[i] * rsqrt[i]) / numel) + 1e-6).ln());
+            features.push(0.5 * (c * c * mean(sum) + 1e-6).ln());
             scales.push(c);
         }
-        features.push(0.15 * (squares(len, |i| params[i]) / numel + 1e-8).ln());
-        let constant = constant_features(&entry.shape, place, state.step, state.num_steps);
+        features.push(0.15 * (mean(&sums.params) + 1e-8).ln());
+        let constant = constant_features(&entry.shape, place, state.step, num_steps);
         features.extend(constant.map(|f| f as f32));
 
         let out = self.network(features);
-        let step = self.twin.rule().rate(state.step, state.num_steps) as f32 * out[0].exp();
-        let share = 1.0 / self.momentum_rates.len() as f32;
+        let step = rule.rate(state.step, num_steps) as f32 * out[0].exp();
+        let share = 1.0 / rows.len() as f32;
         let factor = |k: usize| step * scales[k] * if k == 0 { out[1] } else { out[1 + k] + share };
-        let c = factor(0);
-        for ((p, g), w) in params.iter_mut().zip(grad).zip(rsqrt.iter()) {
-            *p -= c * g * w;
+        let factors: Vec<f32> = (0..scales.len()).map(factor).collect();
+        let decay = match rule.weight_decay > 0.0 {
+            true => step * (rule.weight_decay as f32 * out[1 + scales.len()].exp()),
+            false => 0.0,
+        };
+        second_pass(params, [grad, rsqrt], &rows, &factors, decay);
+        if let ([average], Some(power)) = (average, rule.average) {
+            let w = ControlledAdam::average_weight(power, state.step + 1) as f32;
+            for (a, p) in average.data[at].iter_mut().zip(&*params) {
+                *a = (1.0 - w) * *a + w * p;
+            }
         }
-        for k in 1..scales.len() {
-            let c = factor(k);
-            for ((p, m), w) in params.iter_mut().zip(&momentum.data[rows(k - 1)]).zip(rsqrt.iter()) {
-                *p -= c * m * w;
+    }
+
+    /// Moves the averages of a tensor on, writes `1/√v̂` and sums what the features are made of: every number
+    /// is read once. `momenta`: per decay; `square`: v, and room for `1/√v̂`.
+    #[inline(always)]
+    fn first_pass(
+        &self,
+        grad: &[f32],
+        params: &[f32],
+        momenta: &mut [&mut [f32]],
+        [square, rsqrt]: [&mut [f32]; 2],
+        unbiased: f32,
+        sums: &mut Sums,
+    ) {
+        let (rate, keep) = (self.square_rate, 1.0 - self.square_rate);
+        for start in (0..grad.len()).step_by(LANES) {
+            let block = start..grad.len().min(start + LANES);
+            let (g, p) = (lanes(&grad[block.clone()]), lanes(&params[block.clone()]));
+            let (mut v, mut w) = (lanes(&square[block.clone()]), [0.0; LANES]);
+            for i in 0..LANES {
+                v[i] = keep * v[i] + rate * (g[i] * g[i]);
+                w[i] = 1.0 / (v[i] * unbiased + EPSILON as f32).sqrt();
+                sums.params[i] += p[i] * p[i];
+                let u = g[i] * w[i];
+                sums.grad[i] += u * u;
+            }
+            square[block.clone()].copy_from_slice(&v[..block.len()]);
+            rsqrt[block.clone()].copy_from_slice(&w[..block.len()]);
+            for ((row, sum), rate) in momenta.iter_mut().zip(&mut sums.momenta).zip(&self.momentum_rates) {
+                let mut m = lanes(&row[block.clone()]);
+                for i in 0..LANES {
+                    m[i] = (1.0 - rate) * m[i] + rate * g[i];
+                    let u = m[i] * w[i];
+                    sum[i] += u * u;
+                }
+                row[block.clone()].copy_from_slice(&m[..block.len()]);
             }
         }
     }
 }
 
-/// `Σ f(i)²` for i below `n`, in a fixed order.
+/// Sums of squares over a tensor, [`LANES`] side by side: of its parameters and of its directions.
+struct Sums {
+    params: [f32; LANES],
+    grad: [f32; LANES],
+    momenta: Vec<[f32; LANES]>,
+}
+
+impl Sums {
+    fn new(momenta: usize) -> Self {
+        Sums { params: [0.0; LANES], grad: [0.0; LANES], momenta: vec![[0.0; LANES]; momenta] }
+    }
+}
+
+/// A block of at most [`LANES`] numbers, filled up with zeros, which add nothing to a sum of squares.
 #[inline(always)]
-fn squares(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    let whole = n - n % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, s) in sums.iter_mut().enumerate() {
-            let y = f(start + lane);
-            *s += y * y;
+fn lanes(block: &[f32]) -> [f32; LANES] {
+    <[f32; LANES]>::try_from(block).unwrap_or_else(|_| {
+        let mut padded = [0.0; LANES];
+        padded[..block.len()].copy_from_slice(block);
+        padded
+    })
+}
+
+/// `p ← p − decay p − (c₀ g + Σ cₖ mₖ) / √v̂`
+#[inline(always)]
+fn second_pass(
+    params: &mut [f32],
+    [grad, rsqrt]: [&[f32]; 2],
+    momenta: &[&mut [f32]],
+    factors: &[f32],
+    decay: f32,
+) {
+    for start in (0..grad.len()).step_by(LANES) {
+        let block = start..grad.len().min(start + LANES);
+        let (g, w) = (lanes(&grad[block.clone()]), lanes(&rsqrt[block.clone()]));
+        let mut p = lanes(&params[block.clone()]);
+        for i in 0..LANES {
+            p[i] = p[i] - decay * p[i] - factors[0] * g[i] * w[i];
         }
+        for (row, c) in momenta.iter().zip(&factors[1..]) {
+            let m = lanes(&row[block.clone()]);
+            for i in 0..LANES {
+                p[i] -= c * m[i] * w[i];
+            }
+        }
+        params[block.clone()].copy_from_slice(&p[..block.len()]);
     }
-    for (lane, s) in sums[..n - whole].iter_mut().enumerate() {
-        let y = f(whole + lane);
-        *s += y * y;
-    }
-    sums.iter().sum()
 }
 
 impl Optimizer<f32> for Fused {
@@ -146,6 +214,9 @@ impl Optimizer<f32> for Fused {
     }
     fn init(&self, params: &Params<f32>, num_steps: Option<u64>, key: Key) -> OptState<f32> {
         self.twin.init(params, num_steps, key)
+    }
+    fn evaluation_params<'a>(&self, state: &'a OptState<f32>) -> Cow<'a, [f32]> {
+        self.twin.evaluation_params(state)
     }
     fn update(&self, state: &mut OptState<f32>, grad: &[f32], _loss: f32, _key: Key) {
         assert_eq!(grad.len(), state.params.len(), "ControlledAdam: length of the gradient");
@@ -167,7 +238,7 @@ mod tests {
 
     #[test]
     fn all_instructions_give_the_bits_of_the_portable_ones() {
-        let rule = ControlledAdam::default();
+        let rule = ControlledAdam { weight_decay: 0.1, average: Some(2.0), ..ControlledAdam::default() };
         let theta: Vec<f32> = noisy_theta(&rule, 0.1).iter().map(|t| *t as f32).collect();
         let opt = Fused::new(rule, &theta);
         let key = Key::new(2);

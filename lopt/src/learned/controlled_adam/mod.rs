@@ -29,6 +29,13 @@ const TENSOR_FEATURES: usize = 9;
 /// `p ← p − step_mult · (1.01 − f)^decay · exp(a) · (b₀ u₀ + Σₖ (1/K + bₖ) uₖ)` with the fraction `f` of the
 /// run that is done, 0 if its length is unknown. Gradients are limited to ±1e15, whose squares are finite.
 ///
+/// With a weight decay, the network has one more output c, and `ρ weight_decay exp(c) p` with the step's
+/// length `ρ = step_mult (1.01 − f)^decay exp(a)` is subtracted too, `p` the parameters before the update
+/// (decoupled, as AdamW's). With an average of power q, the parameters to evaluate are
+/// `a ← a + (q + 1)/(t + q) (p − a)` after update `t` from 1 on: an average of the iterates with weights that
+/// grow as `t^q` (Shamir and Zhang 2013, arXiv:1212.1824), which does the work of a falling step without
+/// knowing when the run will end.
+///
 /// Features of a tensor: `½ ln(mean uₖ² + 1e-6)` of each direction, which falls with the noise of the
 /// gradients; `0.15 ln(mean p² + 1e-8)`; `f`, `0.3 ln(1.01 − f)` and `0.2 ln(1 + t)`; 1 for tensors with
 /// two axes or more; `0.5 ln n − 1.5` of the last axis and of the product of the others; `ln N − 1.5` of
@@ -38,9 +45,12 @@ const TENSOR_FEATURES: usize = 9;
 /// costs about as much as two of Adam's. The network's last layer starts at 0: initially the rule is Adam
 /// with the mean of the momenta and a learning rate that falls from `step_mult`.
 ///
+/// [`Horizon::Unplanned`] hides the length of the run: `f` is 0 always, and what `num_steps` says changes
+/// nothing.
+///
 /// Theta: `mlp/w{i}` `[in, out]`, `mlp/b{i}` `[out]`, and one offset per decay in `momentum_decays` and
 /// `square_decay`: a decay is `1 − (1 − d₀) exp(10 θ)`. 161 numbers by default. State: slots `momentum`
-/// `[K, n]` and `square` `[n]`. Without reference: the momenta are those of AggMo (Lucas et al. 2018,
+/// `[K, n]` and `square` `[n]`, and `average` `[n]` where there is one. Without reference: the momenta are those of AggMo (Lucas et al. 2018,
 /// arXiv:1804.00325), the network per tensor is in the spirit of VeLO (Metz et al. 2022,
 /// arXiv:2211.09760).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +68,23 @@ pub struct ControlledAdam {
     pub initial_momentum_decays: Vec<f64>,
     /// Decay of the squared gradients at theta 0. Default 0.98.
     pub initial_square_decay: f64,
+    /// Decoupled weight decay, in units of the learning rate, at the initial theta; 0 (the default): none,
+    /// and no output of the network for it.
+    pub weight_decay: f64,
+    /// Power of the average of the iterates; `None` (the default): the last iterate is meant.
+    pub average: Option<f64>,
+    /// What the rule makes of the length of its run. Default [`Horizon::Planned`].
+    pub horizon: Horizon,
+}
+
+/// What a rule makes of the planned number of steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Horizon {
+    /// It plans for it, where it is told.
+    #[default]
+    Planned,
+    /// It does not look at it: the same run whatever it is told.
+    Unplanned,
 }
 
 impl Default for ControlledAdam {
@@ -69,6 +96,9 @@ impl Default for ControlledAdam {
             hidden_layers: 1,
             initial_momentum_decays: vec![0.5, 0.9, 0.99],
             initial_square_decay: 0.98,
+            weight_decay: 0.0,
+            average: None,
+            horizon: Horizon::Planned,
         }
     }
 }
@@ -106,12 +136,23 @@ impl ControlledAdam {
         let directions = self.initial_momentum_decays.len() + 1;
         let name = |i| (format!("mlp/w{i}"), format!("mlp/b{i}"));
         let inputs = directions + TENSOR_FEATURES;
-        MlpShape::new(inputs, self.hidden_size, self.hidden_layers, 1 + directions, name)
+        let outputs = 1 + directions + usize::from(self.weight_decay > 0.0);
+        MlpShape::new(inputs, self.hidden_size, self.hidden_layers, outputs, name)
+    }
+
+    /// What the rule knows of the planned number of steps.
+    fn planned(&self, num_steps: Option<u64>) -> Option<u64> {
+        num_steps.filter(|_| self.horizon == Horizon::Planned)
+    }
+
+    /// The weight of the parameters after update `t`, from 1 on, in the average.
+    fn average_weight(power: f64, t: u64) -> f64 {
+        (power + 1.0) / (t as f64 + power)
     }
 
     /// The step's length that theta changes.
-    fn rate(&self, step: u64, num_steps: Option<u64>) -> f64 {
-        self.step_mult * (1.01 - done(step, num_steps)).powf(self.decay)
+    fn rate(&self, step: u64, planned: Option<u64>) -> f64 {
+        self.step_mult * (1.01 - done(step, planned)).powf(self.decay)
     }
 
     /// Rates of the momenta and of the square.
@@ -137,6 +178,8 @@ impl UpdateRule for ControlledAdam {
             ("decay", self.decay, Interval::NOT_NEGATIVE),
             ("hidden_size", self.hidden_size as f64, Interval::COUNT),
             ("initial_square_decay", self.initial_square_decay, Interval::DECAY),
+            ("weight_decay", self.weight_decay, Interval::NOT_NEGATIVE),
+            ("average", self.average.unwrap_or(0.0), Interval::NOT_NEGATIVE),
         ];
         check_settings("ControlledAdam", settings)
     }
@@ -158,7 +201,13 @@ impl UpdateRule for ControlledAdam {
     }
     fn init_slots<E: Float>(&self, _: &Theta<E>, layout: &Layout, _: Option<u64>) -> Slots<E> {
         let n = layout.len();
-        zero_slots([("momentum", self.initial_momentum_decays.len() * n), ("square", n)])
+        let average = self.average.map(|_| ("average", n));
+        zero_slots(
+            [("momentum", self.initial_momentum_decays.len() * n), ("square", n)].into_iter().chain(average),
+        )
+    }
+    fn average_slot(&self) -> Option<&'static str> {
+        self.average.map(|_| "average")
     }
     fn step<E: Float>(&self, theta: &Theta<E>, now: StepVars<E>) -> (Var<E>, Vec<Var<E>>) {
         let (momentum_rates, square_rate) = self.rates(theta);
@@ -179,22 +228,34 @@ impl UpdateRule for ControlledAdam {
         let network = self.network();
         let share = 1.0 / momentum_rates.len() as f64;
         let count = now.tensors().count();
+        let num_steps = self.planned(now.num_steps);
         let next = now.tensors().enumerate().map(|(index, (shape, at))| {
             let mean_log = |x: &Var<E>, epsilon| x.square().mean().shift(epsilon).ln();
             let param = now.params.slice(at.clone());
             let directions: Vec<Var<E>> = directions.iter().map(|d| d.slice(at.clone())).collect();
             let mut features: Vec<Var<E>> = directions.iter().map(|d| mean_log(d, 1e-6).scale(0.5)).collect();
             features.push(mean_log(&param, 1e-8).scale(0.15));
-            let constant = constant_features(shape, [index, count], now.step, now.num_steps);
+            let constant = constant_features(shape, [index, count], now.step, num_steps);
             features.extend(constant.map(Var::scalar));
             let out = network.forward(theta, Var::concat(&features));
             let mut step = &directions[0] * out.row(1, 1);
             for (k, d) in directions.iter().enumerate().skip(1) {
                 step = step + d * out.row(1 + k, 1).shift(share);
             }
-            param - step * out.row(0, 1).exp().scale(self.rate(now.step, now.num_steps))
+            if self.weight_decay > 0.0 {
+                let decay = out.row(1 + directions.len(), 1).exp().scale(self.weight_decay);
+                step = step + &param * decay;
+            }
+            param - step * out.row(0, 1).exp().scale(self.rate(now.step, num_steps))
         });
-        (Var::concat(&next.collect::<Vec<_>>()), vec![momentum, square])
+        let params = Var::concat(&next.collect::<Vec<_>>());
+        let mut slots = vec![momentum, square];
+        if let Some(power) = self.average {
+            let w = Self::average_weight(power, now.step + 1);
+            let average = &now.slots[2];
+            slots.push(average.scale(1.0 - w) + params.scale(w));
+        }
+        (params, slots)
     }
     fn optimizer<E: Float>(&self, theta: &[E]) -> Box<dyn Optimizer<E>> {
         kernel::in_f32(theta, |theta| fused::Fused::new(self.clone(), theta))
@@ -256,11 +317,17 @@ mod tests {
 
     #[test]
     fn the_fused_update_agrees_with_the_rule() {
-        let rule = ControlledAdam::default();
-        let theta: Vec<f32> = noisy_theta(&rule, 0.1).iter().map(|x| *x as f32).collect();
-        let key = Key::new(5);
+        let (plain, key) = (ControlledAdam::default(), Key::new(5));
+        let all = ControlledAdam {
+            weight_decay: 0.1,
+            average: Some(3.0),
+            horizon: Horizon::Unplanned,
+            initial_momentum_decays: vec![0.9],
+            ..plain.clone()
+        };
         let params = awkward_params::<f32>(key);
-        for num_steps in [Some(50), None] {
+        for (rule, num_steps) in [(&plain, Some(50)), (&plain, None), (&all, Some(50))] {
+            let theta: Vec<f32> = noisy_theta(rule, 0.1).iter().map(|x| *x as f32).collect();
             let fused = rule.opt_fn(&theta);
             let exact = Taped::<_, f32>::new(rule.clone(), &theta);
             let mut states = [fused.init(&params, num_steps, key), exact.init(&params, num_steps, key)];
@@ -281,5 +348,57 @@ mod tests {
                 assert!((got - want).abs() < 1e-4 * (0.1 + want.abs()), "{got}, not {want}");
             }
         }
+    }
+
+    #[test]
+    fn decay_shrinks_and_the_average_trails_the_iterates_whatever_the_length() {
+        let rule = ControlledAdam {
+            step_mult: 0.01,
+            decay: 0.0,
+            weight_decay: 0.5,
+            average: Some(1.0),
+            horizon: Horizon::Unplanned,
+            ..ControlledAdam::default()
+        };
+        let key = Key::new(0);
+        let opt = rule.opt_fn(&LearnedOptimizer::<f64>::init(&rule, key));
+        let params = awkward_params::<f64>(key);
+        let run = |num_steps| {
+            let mut state = opt.init(&params, num_steps, key);
+            assert_eq!(*opt.evaluation_params(&state), params.data[..]);
+            let mut average = vec![0.0; params.data.len()];
+            for t in 1..=20u32 {
+                // No gradient: nothing but decay.
+                opt.update(&mut state, &vec![0.0; params.data.len()], 0.0, key);
+                let kept = 0.995f64.powi(t as i32);
+                // a_t = Σ s p_s / Σ s
+                average.iter_mut().zip(&params.data).for_each(|(a, p)| *a += f64::from(t) * kept * p);
+                let sum = f64::from(t * (t + 1) / 2);
+                for ((got, a), (p, p0)) in opt
+                    .evaluation_params(&state)
+                    .iter()
+                    .zip(&average)
+                    .zip(state.params.iter().zip(&params.data))
+                {
+                    assert!((p - kept * p0).abs() < 1e-12, "{p}, not {}", kept * p0);
+                    assert!((got - a / sum).abs() < 1e-12, "{got}, not {}", a / sum);
+                }
+            }
+            state.params
+        };
+        assert_eq!(run(None), run(Some(3)));
+    }
+
+    #[test]
+    fn the_derivative_with_decay_and_average_agrees_with_differences() {
+        let l = ControlledAdam {
+            hidden_size: 3,
+            weight_decay: 0.3,
+            average: Some(2.0),
+            ..ControlledAdam::default()
+        };
+        let theta = noisy_theta(&l, 0.1);
+        let gap = vjp_gap(&l, &theta, &warm_state(&l, &theta));
+        assert!(gap < 1e-6, "{gap:e}");
     }
 }

@@ -27,6 +27,11 @@ pub(super) fn percent(x: f64) -> String {
     format!("{:.0} %", 100.0 * x)
 }
 
+/// With one digit behind the point, for error rates.
+pub(super) fn percent_1(x: f64) -> String {
+    format!("{:.1} %", 100.0 * x)
+}
+
 pub(super) fn with_interval(i: Interval, text: fn(f64) -> String) -> String {
     format!("{} <small>({} to {})</small>", text(i.value), text(i.low), text(i.high))
 }
