@@ -65,11 +65,12 @@ fn run(options: &Options) -> Result<()> {
         splits: vec![Split::Train, Split::Test],
         ..EvalConfig::default()
     };
-    let workers = Workers::new(1)?;
-    let curve = &training_curves(&family, &*opt, &config, Key::new(options.seed), 1, &workers)[0];
-    println!("{:>8} {:>12} {:>12}", "step", "train loss", "test loss");
-    for pair in curve.evals.chunks_exact(2) {
-        println!("{:>8} {:>12.5} {:>12.5}", pair[0].step, pair[0].loss, pair[1].loss);
+    let fit = fit(&family.0, &*opt, &config, Key::new(options.seed));
+    println!("{:>8} {:>12} {:>12} {:>12}", "step", "train loss", "test loss", "test errors");
+    for pair in fit.curve.evals.chunks_exact(2) {
+        let errors = pair[1].metric(Metric::ERROR_RATE).map_or("-".into(), |e| format!("{:.1} %", 100.0 * e));
+        println!("{:>8} {:>12.5} {:>12.5} {errors:>12}", pair[0].step, pair[0].loss, pair[1].loss);
     }
+    fit.remarks.iter().for_each(|remark| println!("note: {remark}"));
     Ok(())
 }

@@ -25,29 +25,34 @@ pub mod pretrained;
 pub mod prelude {
     pub use outerloop_core::atomic::write_atomic;
     pub use outerloop_core::nn::Dense;
-    pub use outerloop_core::ops::{linear, mse, softmax_cross_entropy, Activation};
+    pub use outerloop_core::ops::{self, linear, mse, softmax_cross_entropy, Activation};
     pub use outerloop_core::tensor::{
         Backend, Const, Cpu, DynParams, DynTree, Mode, ParamTree, PutTape, Rank0, Rank1, Rank2, Rank3, Rank4,
         Tensor,
     };
     pub use outerloop_core::{
         collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, Key, Layout, LearnedOptimizer,
-        OptState, Optimizer, Params, Result, SingleTask, Split, Task, TaskFamily, Typed,
+        Metric, OptState, Optimizer, Params, Result, SingleTask, Split, Task, TaskFamily, Typed,
     };
     pub use outerloop_lopt::hand::{
-        Adam, AdamW, Clip, ClipRule, Cosine, Momentum, NAdamW, RmsProp, Schedule, Sgd,
+        Adam, AdamW, Clip, ClipRule, Cosine, Momentum, Muon, NAdamW, RmsProp, Schedule, Sgd,
     };
     pub use outerloop_lopt::{
-        kernel, registry, theta, HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt,
+        kernel, registry, theta, AdafacMlp, ControlledAdam, HandAsLearned, LearnableAdam, LearnableSgd,
+        LearnableSgdm, MlpLopt,
     };
     pub use outerloop_outer::adjoint::{Memory, StepWeights, SweepConfig};
     pub use outerloop_outer::estimator::{Antithetic, FullLoss};
-    pub use outerloop_outer::eval::{training_curve, training_curves, Curve, EvalConfig};
+    pub use outerloop_outer::eval::{
+        fit, training_curve, training_curves, Curve, EvalConfig, EvalPoint, Fit, ToldSteps,
+    };
+    pub use outerloop_outer::objective::{Emphasis, LossScale, Objective};
     pub use outerloop_outer::plot::{Plot, Scale, Series, Style};
     pub use outerloop_outer::run::{meta_train, RunConfig, RunDir};
     pub use outerloop_outer::{
         FullEs, FullGrad, GradientEstimator, GradientLearner, InitialOffset, LearnerState, MetaLoss,
-        TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
+        ToldLength, TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Validation,
+        Workers,
     };
     pub use outerloop_tasks::data::{digits, Cifar100Labels, EmnistSplit, ImageData, ImageFiles, Splits};
     pub use outerloop_tasks::image::{ImageMlp, ImageMlpFamily, MlpConfig, MlpTask};

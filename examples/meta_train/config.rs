@@ -227,8 +227,11 @@ impl Config {
                 return Err(Error::invalid(format!("{name} = {got}"), "expected a positive number"));
             }
         }
-        for (name, got, most) in [("outer_lr_end", self.outer_lr_end, 1.0), ("exp_mult", self.exp_mult, 1e6)]
-        {
+        for (name, got, most) in [
+            ("outer_lr_end", self.outer_lr_end, 1.0),
+            ("exp_mult", self.exp_mult, 1e6),
+            ("weight_decay", self.weight_decay, 1e6),
+        ] {
             if !(0.0..=most).contains(&got) {
                 return Err(Error::invalid(format!("{name} = {got}"), format!("expected 0 to {most}")));
             }

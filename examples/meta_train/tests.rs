@@ -79,6 +79,7 @@ fn settings_out_of_range_are_refused_before_anything_is_written() {
         ("--clip 0", "clip = 0: expected a positive number"),
         ("--step-mult nan", "step_mult = NaN: expected"),
         ("--exp-mult inf", "exp_mult = inf: expected"),
+        ("--weight-decay=-1", "weight_decay = -1: expected 0 to"),
         ("--validation-tasks 18446744073709551615", "validation_tasks = "),
         ("--validation-every 0", "validation_every = 0: expected 1 to"),
         ("--checkpoint-every 0", "checkpoint_every = 0: expected 1 to"),

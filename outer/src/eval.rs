@@ -3,16 +3,19 @@
 //! Losses are measured at the parameters that the optimizer means
 //! ([`Optimizer::evaluation_params`]): for most those where it takes gradients, for some an average.
 
-use crate::episode::{fresh, train_step, EpisodeKeys};
+use crate::episode::{fresh, train_step, EpisodeKeys, Trajectory};
 use crate::workers::{Worker, Workers};
-use outerloop_core::{BatchKey, FlatFamily, Key, Metric, Optimizer, Split};
+use outerloop_core::{BatchKey, FlatFamily, FlatTask, Key, Metric, OptState, Optimizer, Params, Split};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
-/// What to train and when to look.
+/// How long to train and when to look.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalConfig {
-    /// Updates per run; also told to the optimizer. Default 1000.
+    /// Updates per run. Default 1000.
     pub num_steps: u64,
+    /// What the optimizer is told about it. Default: the truth.
+    pub told: ToldSteps,
     /// Evaluate on `splits` every this many steps (0 counts as 1), and after the last. Default 100.
     pub eval_every: u64,
     /// Batches averaged per evaluation (0 counts as 1). Default 5.
@@ -23,8 +26,51 @@ pub struct EvalConfig {
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        EvalConfig { num_steps: 1000, eval_every: 100, eval_batches: 5, splits: Vec::new() }
+        EvalConfig {
+            num_steps: 1000,
+            told: ToldSteps::Exact,
+            eval_every: 100,
+            eval_batches: 5,
+            splits: Vec::new(),
+        }
     }
+}
+
+/// What an optimizer is told about the number of steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToldSteps {
+    /// The truth.
+    #[default]
+    Exact,
+    /// Nothing.
+    Unknown,
+    /// This number, true or not.
+    Steps(u64),
+}
+
+impl ToldSteps {
+    fn of(self, num_steps: u64) -> Option<u64> {
+        match self {
+            ToldSteps::Exact => Some(num_steps),
+            ToldSteps::Unknown => None,
+            ToldSteps::Steps(told) => Some(told),
+        }
+    }
+}
+
+/// A trained task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fit {
+    /// The parameters that the optimizer means at the end.
+    pub params: Params,
+    /// The task's model state.
+    pub model_state: Vec<f32>,
+    /// The optimizer's state, to go on from.
+    pub state: OptState,
+    /// Losses and metrics on the way.
+    pub curve: Curve,
+    /// What the optimizer wants to be known about the run ([`Optimizer::remarks`]).
+    pub remarks: Vec<String>,
 }
 
 /// One training run.
@@ -75,9 +121,40 @@ pub fn training_curve(
     worker: &mut Worker,
 ) -> Curve {
     let keys = EpisodeKeys::new(key, 0);
-    let task = family.sample_task(keys.task);
-    let mut t = fresh(&*task, opt, keys, Some(config.num_steps));
-    let (evaluator, grad) = worker.evaluator(&task);
+    train(&family.sample_task(keys.task), opt, config, keys, worker).0
+}
+
+/// Trains a task: the whole job of an optimizer's user. `key` fixes initial parameters and batches.
+///
+/// ```
+/// use outerloop_core::{Key, Split, Typed};
+/// use outerloop_lopt::hand::Adam;
+/// use outerloop_outer::eval::{fit, EvalConfig};
+/// use outerloop_tasks::image::ImageMlp;
+/// use std::sync::Arc;
+///
+/// let config = EvalConfig { num_steps: 30, splits: vec![Split::Test], ..EvalConfig::default() };
+/// let fit = fit(&(Arc::new(Typed::new(ImageMlp::digits())) as _), &Adam::new(0.03), &config, Key::new(0));
+/// let end = fit.curve.evals.last().expect("evaluated after the last step");
+/// assert!(end.loss < 0.6 && end.metric("error rate").is_some_and(|e| e < 0.2));
+/// assert_eq!(fit.params.data.len(), 64 * 32 + 32 + 32 * 10 + 10);
+/// ```
+pub fn fit(task: &Arc<dyn FlatTask>, opt: &dyn Optimizer, config: &EvalConfig, key: Key) -> Fit {
+    let (curve, end) = train(task, opt, config, EpisodeKeys::new(key, 0), &mut Worker::default());
+    let data = opt.evaluation_params(&end.opt).into_owned();
+    let params = Params { layout: task.layout(), data };
+    Fit { params, curve, remarks: opt.remarks(&end.opt), model_state: end.model_state, state: end.opt }
+}
+
+fn train(
+    task: &Arc<dyn FlatTask>,
+    opt: &dyn Optimizer,
+    config: &EvalConfig,
+    keys: EpisodeKeys,
+    worker: &mut Worker,
+) -> (Curve, Trajectory) {
+    let mut t = fresh(&**task, opt, keys, config.told.of(config.num_steps));
+    let (evaluator, grad) = worker.evaluator(task);
     let mut curve = Curve { train: Vec::new(), evals: Vec::new() };
     let batches = config.eval_batches.max(1);
     for step in 0..=config.num_steps {
@@ -100,7 +177,7 @@ pub fn training_curve(
         let trained = (!is_last).then(|| train_step(evaluator, opt, &mut t, at, keys.opt, grad));
         curve.train.extend(measured.or(trained));
     }
-    curve
+    (curve, t)
 }
 
 /// The means over batches, which name the same metrics.
@@ -169,8 +246,13 @@ mod tests {
         let ema = |s: &outerloop_core::OptState| s.slot("params_ema").unwrap().to_vec();
         let clipped = Clip::new(ClipRule::Value(10.0), Box::new(free.clone()));
         let averaged = ParamsEma::new(0.9, Box::new(Adam::new(0.3))).unwrap();
-        let config =
-            EvalConfig { num_steps: STEPS, eval_every: 1, eval_batches: 1, splits: vec![Split::Test] };
+        let config = EvalConfig {
+            num_steps: STEPS,
+            eval_every: 1,
+            eval_batches: 1,
+            splits: vec![Split::Test],
+            ..EvalConfig::default()
+        };
         let check = |opt: &dyn Optimizer, want: Vec<f32>| {
             let curve = training_curve(&family(), opt, &config, Key::new(0), &mut Worker::default());
             assert_eq!(curve.train, want, "{}", opt.name());

@@ -78,6 +78,7 @@ impl Validation {
                 MetaLoss::Fresh(split) => vec![split],
                 MetaLoss::Train | MetaLoss::SameBatch => Vec::new(),
             },
+            ..EvalConfig::default()
         };
         let mut runs: Vec<Key> = (0..self.num_tasks).map(|i| self.key.fold_in(i)).collect();
         let scores = workers.map(&mut runs, |worker, _, key| {

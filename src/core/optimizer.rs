@@ -152,6 +152,13 @@ pub trait Optimizer<E: Float = f32>: Send + Sync {
         Cow::Borrowed(&state.params)
     }
 
+    /// What the user should know of a run that came to this state, in sentences: that it was rescued, or is
+    /// of a kind that the rule was not made for. Nothing by default.
+    fn remarks(&self, state: &OptState<E>) -> Vec<String> {
+        let _ = state;
+        Vec::new()
+    }
+
     /// Tells the rule a validation loss at the current parameters. Ignored by default.
     fn observe_validation(&self, state: &mut OptState<E>, loss: E) {
         let _ = (state, loss);

@@ -256,6 +256,11 @@ impl<E: Float> Graph<E> {
         })
     }
 
+    /// Whether only values are computed, for which there may be a kernel.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.recording
+    }
+
     /// The transpose of `[m, n]`.
     pub fn transpose(&mut self, v: Var, [m, n]: [usize; 2]) -> Var {
         let out = transposed(&self.values[v.0], [m, n]);

@@ -4,6 +4,7 @@ use super::adam::{adam_coeffs, adam_on_graph};
 use super::graph::{map, Graph, Var};
 use super::tensorwise::zeros;
 use super::{At, MomentumKind, Schedule, Tensorwise};
+use crate::kernel::{self, f32s_mut, is_f32};
 use outerloop_core::{check_settings, Float, Interval, Result};
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,20 @@ pub(crate) fn newton_schulz<E: Float>(
     x
 }
 
+/// [`newton_schulz`], in f32 and without a derivative by a kernel.
+fn orthogonalized<E: Float>(graph: &mut Graph<E>, x: Var, dims: [usize; 2], iterations: usize) -> Var {
+    if !graph.is_plain() || dims.contains(&0) || const { !is_f32::<E>() } {
+        return newton_schulz(graph, x, dims, iterations);
+    }
+    let norm = graph.norm(x);
+    let scaled = map!(graph, [x, norm], |k; x, n| x / (n + k(1e-7)));
+    let mut values = graph.value(scaled).to_vec();
+    if let Some([values]) = f32s_mut([&mut values[..]]) {
+        kernel::newton_schulz::orthogonalized(values, dims, iterations);
+    }
+    graph.input(&values)
+}
+
 impl Tensorwise for Muon {
     fn name(&self) -> String {
         "muon".into()
@@ -129,7 +144,7 @@ impl Tensorwise for Muon {
         let mu = self.momentum;
         let v = map!(graph, [slots[0], g], |k; v, g| self.kind.trace(k(mu), v, g).1);
         let u = map!(graph, [slots[0], g], |k; v, g| self.kind.trace(k(mu), v, g).0);
-        let u = newton_schulz(graph, u, dims, self.iterations);
+        let u = orthogonalized(graph, u, dims, self.iterations);
         let scale = (dims[0] as f64 / dims[1] as f64).max(1.0).sqrt();
         (map!(graph, [p, u], |k; p, u| p - k(lr) * (k(scale) * u + k(decay) * p)), vec![v, slots[1]])
     }
@@ -141,6 +156,23 @@ mod tests {
     use super::*;
     use crate::hand::eigen::symmetric_eigen;
     use outerloop_core::Key;
+
+    #[test]
+    fn the_kernel_does_as_the_rule() {
+        for dims in [[4, 9], [9, 4], [17, 33], [1, 6]] {
+            let mut x = vec![0.0f32; dims[0] * dims[1]];
+            Key::new(2).fill_normal(&mut x);
+            let (mut plain, mut recording) = (Graph::plain(), Graph::recording());
+            let [a, b] = [&mut plain, &mut recording].map(|graph| {
+                let x = graph.input(&x);
+                let y = orthogonalized(graph, x, dims, 5);
+                graph.value(y).to_vec()
+            });
+            for (a, b) in a.iter().zip(b) {
+                assert!((a - b).abs() < 1e-4, "{a}, not {b}");
+            }
+        }
+    }
 
     #[test]
     fn newton_schulz_moves_singular_values_close_to_one() {

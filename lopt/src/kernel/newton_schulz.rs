@@ -4,8 +4,8 @@
 //! with zeros to whole vectors. One iteration: `A = X Xᵀ`, `B = c₃ A + c₅ A²`, `X ← c₁ X + B X`.
 
 use super::net::MAX_LANES;
-use outerloop_core::simd::{parts, totals, MAX_PARTS};
-use pulp::Simd;
+use outerloop_core::simd::{parts, totals, with_scratch, Path, MAX_PARTS};
+use pulp::{Simd, WithSimd};
 
 /// Coefficients of x, x³ and x⁵ in a Newton-Schulz iteration.
 pub(crate) const NEWTON_SCHULZ: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -86,6 +86,19 @@ pub(crate) fn orthogonalize<S: Simd>(
         std::mem::swap(&mut from, &mut to);
     }
     wide.write(from, x);
+}
+
+/// [`orthogonalize`] on the best path of the machine.
+pub(crate) fn orthogonalized(x: &mut [f32], extents: [usize; 2], iterations: usize) {
+    struct Work<'a>(&'a mut [f32], [usize; 2], usize, &'a mut [f32]);
+    impl WithSimd for Work<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, s: S) {
+            orthogonalize(s, self.0, self.1, self.2, self.3);
+        }
+    }
+    with_scratch(scratch(extents), |room| Path::best().run(Work(x, extents, iterations, room)));
 }
 
 /// One iteration from `x` to `to`; leaves A and B in `squares`.

@@ -329,6 +329,7 @@ impl Contest {
                 eval_every: self.config.eval_every(),
                 eval_batches: self.config.eval_batches,
                 splits: [self.config.validation].into_iter().chain(self.config.test).collect(),
+                ..EvalConfig::default()
             };
             let c = &self.contestants[contestant];
             let optimizer = &*c.variants[variant].optimizer;

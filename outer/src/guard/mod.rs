@@ -12,6 +12,8 @@ use std::ops::RangeInclusive;
 
 /// Decay of the average of losses that is watched.
 const LOSS_DECAY: f64 = 0.9;
+/// Losses above the average by more than so many times what alarms count as if they were there.
+const OUTLIER: f64 = 4.0;
 /// Begins the names of the slots behind the inner optimizer's; once more for every guard inside.
 const GUARD: &str = "guard/";
 const WATCH: &str = "watch";
@@ -26,8 +28,9 @@ pub struct GuardConfig {
     /// Inputs seen in meta-training, from [`input_ranges`]. Default: unknown, nothing is counted.
     pub ranges: Option<InputRanges>,
     /// A run has diverged when its loss (averaged with decay 0.9) is above the best so far by more than
-    /// this part of the initial loss, or of the progress made, whichever is larger. Not negative; infinite:
-    /// only non-finite numbers count. Default 0.5.
+    /// this part of the initial loss, or of the progress made, whichever is larger. A single loss moves the
+    /// average by at most 0.4 of that, so that one odd batch alarms nobody and three do. Not negative;
+    /// infinite: only non-finite numbers count. Default 0.5.
     pub tolerance: f64,
 }
 
@@ -154,8 +157,9 @@ impl<E: Float> Guarded<E> {
             }
             return false;
         }
-        let averaged = LOSS_DECAY * at(Watch::Loss, None) + (1.0 - LOSS_DECAY) * loss;
-        let (first, best) = (at(Watch::First, None), at(Watch::Best, None));
+        let (first, best, before) = (at(Watch::First, None), at(Watch::Best, None), at(Watch::Loss, None));
+        let alarm = self.config.tolerance * first.abs().max(first - best);
+        let averaged = LOSS_DECAY * before + (1.0 - LOSS_DECAY) * loss.min(before + OUTLIER * alarm);
         at(Watch::Loss, Some(averaged));
         if averaged < best {
             at(Watch::Best, Some(averaged));
@@ -163,7 +167,7 @@ impl<E: Float> Guarded<E> {
                 best_params.data.copy_from_slice(&state.params);
             }
         }
-        averaged - best > self.config.tolerance * first.abs().max(first - best)
+        averaged - best > alarm
     }
 
     /// Counts inputs outside meta-training's.
@@ -270,6 +274,31 @@ impl<E: Float> Optimizer<E> for Guarded<E> {
             self.inner.update(state, grad, loss, key);
         }
         state.slots.extend(own);
+    }
+
+    fn remarks(&self, state: &OptState<E>) -> Vec<String> {
+        let GuardReport { unusual_horizon, diverged_at, .. } = self.report(state);
+        let mut remarks = Vec::new();
+        if let Some(step) = diverged_at {
+            let then = match &self.fallback {
+                Some(fallback) => format!("{} went on from the best parameters before", fallback.name()),
+                None => "there is no fallback".into(),
+            };
+            remarks.push(format!("{} diverged at step {step}; {then}", self.inner.name()));
+        }
+        if unusual_horizon {
+            let (horizons, planned) = (&self.config.horizons, state.num_steps);
+            let planned =
+                planned.map_or("no number of steps was planned".into(), |n| format!("planned were {n}"));
+            remarks.push(format!(
+                "{} is made for runs of {} to {} steps; {planned}, {} were done",
+                self.inner.name(),
+                horizons.start(),
+                horizons.end(),
+                state.step
+            ));
+        }
+        remarks
     }
 
     fn observe_validation(&self, state: &mut OptState<E>, loss: E) {

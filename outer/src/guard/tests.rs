@@ -76,20 +76,38 @@ fn a_diverging_run_goes_back_to_its_best_parameters_and_the_fallback_goes_on() {
     let family = SingleTask::new(QuadraticTask::new(5));
     // x ← x − 1.5 · 2x = −2x: the loss is quadrupled in every step.
     let (report, state) = train(&family, &guarded(Sgd::new(1.5)), Some(100), 100);
-    // Average after one step 0.9 + 0.1 · 4 = 1.3 of the first, after two 1.17 + 1.6 = 2.77.
-    assert_eq!(report.diverged_at, Some(2));
+    // No loss counts for more than 4 · 0.5 above the average: 1, then 1 + 0.2, 1.4, 1.6 of the first.
+    assert_eq!(report.diverged_at, Some(3));
     assert!(!state.params.iter().all(|p| p.is_finite() && p.abs() < 1e10));
 
     let opt = guarded(Sgd::new(1.5)).with_fallback(Box::new(Sgd::new(0.25)));
     let (report, state) = train(&family, &opt, Some(100), 100);
-    assert_eq!((report.diverged_at, state.step), (Some(2), 100));
-    // From the start, which was the best, x ← x/2 in the 97 updates left.
+    assert_eq!((report.diverged_at, state.step), (Some(3), 100));
+    // From the start, which was the best, x ← x/2 in the 96 updates left.
     assert!(state.params.iter().all(|p| p.abs() < 1e-20), "{:?}", state.params);
     // The step of the alarm only goes back.
     let start = family.0.init(keys().init).data;
-    assert_eq!(train(&family, &opt, Some(100), 3).1.params, start);
+    assert_eq!(train(&family, &opt, Some(100), 4).1.params, start);
     let halved: Vec<f32> = start.iter().map(|x| 0.5 * x).collect();
-    assert_eq!(train(&family, &opt, Some(100), 4).1.params, halved);
+    assert_eq!(train(&family, &opt, Some(100), 5).1.params, halved);
+}
+
+#[test]
+fn one_odd_batch_is_no_divergence_and_three_are() {
+    let opt = guarded(Sgd::new(0.0)).with_fallback(Box::new(Sgd::new(0.5)));
+    let params = SingleTask::<f32>::new(QuadraticTask::new(2)).0.init(Key::new(0));
+    let alarm = |odd: &[u64]| {
+        let mut state = opt.init(&params, Some(20), Key::new(0));
+        for t in 0..20 {
+            let loss = if odd.contains(&t) { 1e6 } else { 1.0 };
+            opt.update(&mut state, &[1.0, 1.0], loss, Key::new(0));
+        }
+        (opt.report(&state).diverged_at, opt.remarks(&state))
+    };
+    assert_eq!(alarm(&[3, 13]), (None, Vec::new()));
+    let (at, remarks) = alarm(&[3, 4, 5]);
+    assert_eq!(at, Some(5));
+    assert!(remarks.len() == 1 && remarks[0].contains("sgd diverged at step 5; sgd went on"), "{remarks:?}");
 }
 
 #[test]
@@ -140,7 +158,7 @@ fn guards_nest() {
         nested().with_fallback(Box::new(guarded(Sgd::new(0.25)).with_fallback(Box::new(Adam::new(0.1)))));
     check_optimizer(&opt).unwrap();
     let (report, state) = train(&family, &opt, Some(100), 100);
-    assert_eq!(report.diverged_at, Some(2));
+    assert_eq!(report.diverged_at, Some(3));
     assert!(state.params.iter().all(|p| p.abs() < 1e-20), "{:?}", state.params);
     let mut names: Vec<&str> = state.slots.iter().map(|s| &s.name[..]).collect();
     assert!(names.contains(&"guard/guard/fallback/guard/fallback/m"), "{names:?}");

@@ -9,11 +9,13 @@
 //! | [`Permutation`] | shuffling without state |
 //! | [`digits`] | the embedded 8 x 8 digits |
 //! | [`ImageFiles`] | MNIST, Fashion-MNIST, EMNIST, CIFAR-10 and CIFAR-100 from disk |
+//! | [`Table`], [`spirals`], [`next_letter`] | data made from keys or text, with known noise |
 //! | [`read_idx_folder`] | other images in MNIST's format |
 
 mod batch;
 mod digits;
 mod files;
+mod generated;
 mod permutation;
 mod resize;
 mod splits;
@@ -21,6 +23,7 @@ mod splits;
 pub use batch::ImageBatch;
 pub use digits::digits;
 pub use files::{read_idx_folder, Cifar100Labels, EmnistSplit, ImageFiles, DATA_VARIABLE};
+pub use generated::{next_letter, spirals, with_label_noise, Table};
 pub use permutation::Permutation;
 pub use splits::Splits;
 

@@ -86,6 +86,29 @@ impl Splits {
         Splits { data, parts: std::array::from_fn(|_| Part::Shuffled(all.clone())) }
     }
 
+    /// Images that stand in the order of the splits: which belong to each, in the order of [`Split::ALL`].
+    ///
+    /// # Errors
+    /// Empty ranges, and those that reach beyond the images.
+    pub fn of_ranges(data: ImageData, ranges: [std::ops::Range<u32>; 4]) -> Result<Self> {
+        if let Some(range) = ranges.iter().find(|r| r.is_empty() || r.end as usize > data.len()) {
+            let why = format!("expected at least one of {} images, got {range:?}", data.len());
+            return Err(Error::invalid(format!("{}: range of a split", data.name), why));
+        }
+        Ok(Splits { data, parts: ranges.map(|r| Part::Shuffled(r.collect::<Vec<u32>>().into())) })
+    }
+
+    /// The images of a split.
+    ///
+    /// # Errors
+    /// If batches are listed.
+    pub fn members(&self, split: Split) -> Result<Vec<u32>> {
+        match &self.parts[split as usize] {
+            Part::Shuffled(part) => Ok(part.to_vec()),
+            Part::Listed(_) => Err(Error::invalid("images of a split", "batches are listed one by one")),
+        }
+    }
+
     /// Explicit batches of image indices per split (in the order of [`Split::ALL`]): batch `t` of a
     /// split is entry `t mod len` of its list, whatever the key. For reproducing published runs.
     pub fn listed(data: ImageData, batches: [Vec<Vec<u32>>; 4]) -> Result<Self> {
@@ -128,11 +151,8 @@ impl Splits {
     /// If batches are listed, or `rows` leaves no image for validation.
     pub fn resplit(&self, key: Key, rows: Option<usize>) -> Result<Self> {
         let mut pool = Vec::new();
-        for part in &self.parts[..3] {
-            match part {
-                Part::Shuffled(part) => pool.extend_from_slice(part),
-                Part::Listed(_) => return Err(Error::invalid("resplit", "batches are listed one by one")),
-            }
+        for split in [Split::Train, Split::InnerValid, Split::OuterValid] {
+            pool.extend(self.members(split)?);
         }
         let train = rows.unwrap_or(self.len(Split::Train));
         let inner =

@@ -1,15 +1,19 @@
 //! A task of the suite as plain data.
 
 use crate::augment::{Augmentation, ModifyGradient, NoisyGradient, ReparamLevel, ReparamWeights};
-use crate::data::Splits;
+use crate::data::{next_letter, spirals, with_label_noise, Splits, Table};
 use crate::image::{
     AutoencoderConfig, AutoencoderTask, ConvConfig, ConvTask, MlpConfig, MlpTask, Nonlinearity,
 };
 use crate::quadratics::NoisyQuadraticTask;
+use crate::regression::{RegressionConfig, RegressionTask};
 use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{Error, FlatTask, Float, Key, Result, Task, Typed};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock};
+
+/// The text of [`Problem::Letters`]: a licence, for want of a novel.
+const TEXT: &str = include_str!("../../../LICENSE-APACHE");
 
 /// What is minimized, without augmentations. Images are the 8 x 8 digits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +27,40 @@ pub enum Problem {
     Conv(ConvConfig),
     /// A quadratic.
     Quadratic(QuadraticConfig),
+    /// Classification of a generated table by an MLP; without hidden layers, logistic regression.
+    Table {
+        /// The table.
+        table: Table,
+        /// The MLP.
+        model: MlpConfig,
+    },
+    /// Regression on a generated table by an MLP; without hidden layers, linear regression.
+    Regression(RegressionConfig),
+    /// Classification of two spirals by an MLP.
+    Spirals {
+        /// Training points.
+        rows: usize,
+        /// Standard deviation around the arms.
+        noise: f64,
+        /// The MLP.
+        model: MlpConfig,
+    },
+    /// The next letter of an English text by an MLP.
+    Letters {
+        /// Letters that the MLP sees.
+        context: usize,
+        /// The MLP.
+        model: MlpConfig,
+    },
+}
+
+/// Of the images of an MLP that classifies digits: less and worse data, which the net overfits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scarce {
+    /// Training images.
+    pub rows: usize,
+    /// Part of the training labels that are drawn anew.
+    pub label_noise: f64,
 }
 
 /// `Σ (sᵢ (cᵢ − xᵢ))²` with `c ~ N(0, I)`, start `x₀ ~ N(0, I)`, curvatures `sᵢ²` in a geometric
@@ -56,11 +94,17 @@ pub struct TaskConfig {
     pub reparam: Option<Reparam>,
     /// Noise added to gradients, as a multiple of their norm: see [`NoisyGradient`]. 0: none.
     pub gradient_noise: f64,
+    /// Fewer images and wrong labels, for MLPs on digits.
+    #[serde(default)]
+    pub scarce: Option<Scarce>,
+    /// Whether the images are divided anew by the task's key ([`Splits::resplit`]).
+    #[serde(default)]
+    pub resplit: bool,
 }
 
 impl From<Problem> for TaskConfig {
     fn from(problem: Problem) -> Self {
-        TaskConfig { problem, reparam: None, gradient_noise: 0.0 }
+        TaskConfig { problem, reparam: None, gradient_noise: 0.0, scarce: None, resplit: false }
     }
 }
 
@@ -75,12 +119,26 @@ impl TaskConfig {
         Cpu: Host<E>,
     {
         static DATA: OnceLock<Splits> = OnceLock::new();
-        let data = DATA.get_or_init(Splits::digits).clone();
+        let mut data = DATA.get_or_init(Splits::digits).clone();
+        if self.resplit || self.scarce.is_some() {
+            data = data.resplit(key.named("division"), self.scarce.map(|s| s.rows))?;
+        }
+        if let Some(Scarce { label_noise, .. }) = self.scarce {
+            data = with_label_noise(&data, label_noise, key.named("labels"))?;
+        }
         let mut task = match &self.problem {
             Problem::Mlp(c) => flat(MlpTask::new(data, c.clone())?),
             Problem::Autoencoder(c) => flat(AutoencoderTask::new(data, c.clone())?),
             Problem::Conv(c) => flat(ConvTask::new(data, c.clone())?),
             Problem::Quadratic(c) => flat(c.task(key.named("center"))?),
+            Problem::Table { table, model } => {
+                flat(MlpTask::new(table.splits(key.named("table"))?, model.clone())?)
+            }
+            Problem::Regression(c) => flat(RegressionTask::new(c.clone(), key.named("table"))?),
+            Problem::Spirals { rows, noise, model } => {
+                flat(MlpTask::new(spirals(*rows, *noise, key.named("spirals"))?, model.clone())?)
+            }
+            Problem::Letters { context, model } => flat(MlpTask::new(next_letter(TEXT, *context)?, model.clone())?),
         };
         if let Some(Reparam { level, spread }) = self.reparam {
             task = ReparamWeights::new(level, 1.0 / spread..=spread)?.apply(task, key.named("reparam"));
@@ -98,6 +156,10 @@ impl TaskConfig {
             Problem::Mlp(c) => Some((&c.hidden, c.nonlinearity)),
             Problem::Autoencoder(c) => Some((&c.hidden, c.nonlinearity)),
             Problem::Conv(c) => Some((&c.channels, c.nonlinearity)),
+            Problem::Table { model, .. } | Problem::Spirals { model, .. } | Problem::Letters { model, .. } => {
+                Some((&model.hidden, model.nonlinearity))
+            }
+            Problem::Regression(c) => Some((&c.hidden, c.nonlinearity)),
             Problem::Quadratic(_) => None,
         }
     }

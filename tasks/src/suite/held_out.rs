@@ -1,6 +1,7 @@
 //! The regions that meta-training avoids, and the tasks in them.
 
 use super::{Problem, QuadraticConfig, Reparam, TaskConfig};
+use crate::regression::{RegressionConfig, Truth};
 use crate::augment::ReparamLevel;
 use crate::image::{AutoencoderConfig, ConvConfig, ImageLoss, MlpConfig, Nonlinearity};
 use outerloop_core::tensor::{Cpu, Host};
@@ -32,15 +33,19 @@ pub const HELD_OUT_NOISE: f64 = 1.0;
 /// - autoencoders whose smallest width is in [`HELD_OUT_CODES`];
 /// - quadratics with a dimension in [`HELD_OUT_DIMENSIONS`];
 /// - reparametrizations with a spread from [`HELD_OUT_SPREAD`] on, and gradient noise from
-///   [`HELD_OUT_NOISE`] on.
+///   [`HELD_OUT_NOISE`] on;
+/// - all spirals, letters, and Friedman's function: data that meta-training never sees.
 ///
-/// The images are the same everywhere: what is held out is the shape of the problem, not the data.
+/// Of images, what is held out is the shape of the problem, not the data.
 pub fn is_held_out(config: &TaskConfig) -> bool {
     let problem = match &config.problem {
         Problem::Mlp(_) => false,
         Problem::Autoencoder(c) => c.hidden.iter().min().is_some_and(|w| HELD_OUT_CODES.contains(w)),
         Problem::Conv(_) => true,
         Problem::Quadratic(c) => HELD_OUT_DIMENSIONS.contains(&c.dim),
+        Problem::Regression(c) => c.truth == Truth::Friedman,
+        Problem::Table { .. } => false,
+        Problem::Spirals { .. } | Problem::Letters { .. } => true,
     };
     let net = config.hidden().is_some_and(|(widths, nonlinearity)| {
         HELD_OUT_NONLINEARITIES.contains(&nonlinearity)
@@ -106,6 +111,41 @@ fn reparametrized(problem: Problem, level: ReparamLevel) -> TaskConfig {
 
 fn noisy(problem: Problem, gradient_noise: f64) -> TaskConfig {
     TaskConfig { gradient_noise, ..problem.into() }
+}
+
+/// The tasks on foreign data: text, spirals, Friedman's regression, tables with another condition. Apart from
+/// [`held_out`], whose scores have a history.
+pub fn foreign() -> Vec<HeldOutTask> {
+    use Nonlinearity::{Relu, Silu, Tanh};
+    let model = |hidden: &[usize], nonlinearity, batch_size| MlpConfig {
+        hidden: hidden.to_vec(),
+        nonlinearity,
+        batch_size,
+        ..MlpConfig::default()
+    };
+    let friedman = |rows, noise, hidden: &[usize]| {
+        Problem::Regression(RegressionConfig {
+            features: 10,
+            rows,
+            truth: Truth::Friedman,
+            noise,
+            hidden: hidden.to_vec(),
+            nonlinearity: Tanh,
+            ..RegressionConfig::default()
+        })
+    };
+    let spirals = |rows, noise, model| Problem::Spirals { rows, noise, model };
+    let letters = |context, model| Problem::Letters { context, model };
+    vec![
+        named("letters4-mlp64", letters(4, model(&[64], Relu, 64))),
+        named("letters8-mlp32x32", letters(8, model(&[32, 32], Silu, 128))),
+        named("letters2-logistic", letters(2, model(&[], Relu, 128))),
+        named("spirals200-mlp32x32", spirals(200, 0.05, model(&[32, 32], Tanh, 32))),
+        named("spirals1000-mlp64", spirals(1000, 0.02, model(&[64], Relu, 64))),
+        named("friedman200-mlp32", friedman(200, 0.2, &[32])),
+        named("friedman1000-mlp64x64", friedman(1000, 0.1, &[64, 64])),
+        named("friedman100-linear", friedman(100, 0.5, &[])),
+    ]
 }
 
 /// The 26 tasks on which optimizers are compared; [`is_held_out`] is true of each.

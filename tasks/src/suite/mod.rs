@@ -5,6 +5,7 @@
 //! | [`TaskConfig`] | a task as plain data: a problem and its augmentations |
 //! | [`Training`] | a mixture that [`is_held_out`] rejects nothing of |
 //! | [`held_out`] | the named tasks of the benchmark, all of them held out |
+//! | [`foreign`] | named tasks on data that meta-training never sees |
 //! | [`evaluation_key`] | initial parameters and batches that meta-training does not see |
 //!
 //! ```
@@ -18,9 +19,9 @@ mod config;
 mod held_out;
 mod training;
 
-pub use config::{Problem, QuadraticConfig, Reparam, TaskConfig};
+pub use config::{Problem, QuadraticConfig, Reparam, Scarce, TaskConfig};
 pub use held_out::{
-    evaluation_key, held_out, is_held_out, HeldOutTask, HELD_OUT_CODES, HELD_OUT_DEPTH, HELD_OUT_DIMENSIONS,
+    evaluation_key, foreign, held_out, is_held_out, HeldOutTask, HELD_OUT_CODES, HELD_OUT_DEPTH, HELD_OUT_DIMENSIONS,
     HELD_OUT_NOISE, HELD_OUT_NONLINEARITIES, HELD_OUT_SPREAD, HELD_OUT_WIDTHS,
 };
 pub use training::{training, Training};

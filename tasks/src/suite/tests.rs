@@ -28,7 +28,7 @@ fn training_never_samples_what_is_held_out() {
 
 #[test]
 fn every_task_of_the_suite_is_held_out_and_runs() {
-    let tasks = held_out();
+    let tasks: Vec<HeldOutTask> = held_out().into_iter().chain(foreign()).collect();
     let names: BTreeSet<_> = tasks.iter().map(|t| t.name.clone()).collect();
     assert_eq!(names.len(), tasks.len());
     for t in &tasks {
@@ -157,5 +157,43 @@ fn a_sampled_task_is_a_pure_function_of_its_key() {
         let at = BatchKey::train(1, Key::new(4));
         let loss = |t: &dyn FlatTask| t.evaluator().loss(&params, &t.init_state(), at).to_bits();
         assert_eq!(loss(&*a), loss(&*b));
+    }
+}
+
+#[test]
+fn tables_regressions_and_scarce_tasks_come_as_often_as_said_and_run() {
+    let mixture = Training {
+        mlp_weight: 0.4,
+        autoencoder_weight: 0.0,
+        quadratic_weight: 0.0,
+        table_weight: 0.4,
+        regression_weight: 0.2,
+        scarce_fraction: 0.5,
+        resplit_fraction: 1.0,
+        ..training()
+    };
+    mixture.check().unwrap();
+    let all = samples(&mixture, 1000);
+    let count = |f: &dyn Fn(&TaskConfig) -> bool| all.iter().filter(|c| f(c)).count();
+    // Four standard deviations of 400 of 1000 are 62.
+    let tables = count(&|c| matches!(c.problem, Problem::Table { .. }));
+    let regressions = count(&|c| matches!(c.problem, Problem::Regression(_)));
+    let scarce = count(&|c| c.scarce.is_some());
+    assert!((338..462).contains(&tables) && (149..251).contains(&regressions), "{tables} {regressions}");
+    assert!((149..251).contains(&scarce), "{scarce}");
+    assert!(all.iter().all(|c| c.resplit == matches!(c.problem, Problem::Mlp(_))));
+    for (i, config) in all.iter().take(12).enumerate() {
+        let task = config.task::<f32>(Key::new(i as u64)).unwrap();
+        let params = task.init(Key::new(1)).data;
+        let at = BatchKey::train(0, Key::new(2));
+        let loss = task.evaluator().loss(&params, &task.init_state(), at);
+        assert!(loss.is_finite() && loss > 0.0, "{config:?}: {loss}");
+    }
+    for bad in [
+        Training { label_noise: 1.5, ..training() },
+        Training { scarce_fraction: -0.1, ..training() },
+        Training { rows: [0, 4], ..training() },
+    ] {
+        assert!(bad.check().is_err(), "{bad:?}");
     }
 }

@@ -1,6 +1,8 @@
 //! The mixture of tasks for meta-training.
 
-use super::{is_held_out, Problem, QuadraticConfig, Reparam, TaskConfig};
+use super::{is_held_out, Problem, QuadraticConfig, Reparam, Scarce, TaskConfig};
+use crate::data::Table;
+use crate::regression::{RegressionConfig, Truth};
 use crate::augment::ReparamLevel;
 use crate::image::{log_uniform, one_of, AutoencoderConfig, ImageLoss, MlpConfig, Nonlinearity};
 use outerloop_core::tensor::{Cpu, Host};
@@ -26,6 +28,19 @@ pub struct Training {
     pub autoencoder_weight: f64,
     /// Relative frequency of quadratics; default 0.1.
     pub quadratic_weight: f64,
+    /// Relative frequency of MLPs on generated tables, of which a third are logistic regressions; default 0.
+    pub table_weight: f64,
+    /// Relative frequency of regressions on generated tables, of which a third are linear; default 0.
+    pub regression_weight: f64,
+    /// Fraction of the digits MLPs with few images and wrong labels, which they overfit; default 0.
+    pub scarce_fraction: f64,
+    /// Training rows of scarce tasks and of tables; default 64 to 512.
+    pub rows: [usize; 2],
+    /// Wrong labels of scarce tasks, uniform from 0 to this part; default 0.3.
+    pub label_noise: f64,
+    /// Fraction of the tasks on digits whose images are divided anew into training and validation; default 0.
+    /// 1 keeps a meta-loss on validation data from learning one set of images.
+    pub resplit_fraction: f64,
     /// Fraction of the MLPs that fit one-hot labels by squared error; the others minimize the
     /// cross-entropy. Default 0.
     pub squared_error_fraction: f64,
@@ -65,6 +80,12 @@ impl Default for Training {
             mlp_weight: 0.75,
             autoencoder_weight: 0.15,
             quadratic_weight: 0.1,
+            table_weight: 0.0,
+            regression_weight: 0.0,
+            scarce_fraction: 0.0,
+            rows: [64, 512],
+            label_noise: 0.3,
+            resplit_fraction: 0.0,
             squared_error_fraction: 0.0,
             width: [8, 128],
             layers: [1, 2],
@@ -94,6 +115,8 @@ enum Kind {
     Mlp,
     Autoencoder,
     Quadratic,
+    Table,
+    Regression,
 }
 
 impl Training {
@@ -105,9 +128,9 @@ impl Training {
         if !weights.iter().all(|w| *w >= 0.0 && w.is_finite()) || weights.iter().sum::<f64>() <= 0.0 {
             return bad("weights", "must be finite, not negative, and one of them positive", &weights);
         }
-        let counts = [self.width, self.batch_size, self.dimension];
+        let counts = [self.width, self.batch_size, self.dimension, self.rows];
         if counts.iter().any(|[low, high]| *low == 0 || low > high) {
-            return bad("width, batch_size, dimension", "must be ranges from at least 1", &counts);
+            return bad("width, batch_size, dimension, rows", "must be ranges from at least 1", &counts);
         }
         let layers = [self.layers, self.autoencoder_layers];
         if layers.iter().any(|[low, high]| low > high) {
@@ -125,9 +148,17 @@ impl Training {
         if !noises.iter().all(|n| *n >= 0.0 && n.is_finite()) {
             return bad("quadratic_noise, gradient_noise", "must be finite and not negative", &noises);
         }
-        let fractions = [self.squared_error_fraction, self.reparam_fraction, self.noise_fraction];
+        let fractions = [
+            self.squared_error_fraction,
+            self.reparam_fraction,
+            self.noise_fraction,
+            self.scarce_fraction,
+            self.label_noise,
+            self.resplit_fraction,
+        ];
         if !fractions.iter().all(|f| (0.0..=1.0).contains(f)) {
-            let what = "squared_error_fraction, reparam_fraction, noise_fraction";
+            let what = "squared_error_fraction, reparam_fraction, noise_fraction, scarce_fraction, label_noise, \
+                        resplit_fraction";
             return bad(what, "must be between 0 and 1", &fractions);
         }
         if self.nonlinearities.is_empty() {
@@ -141,11 +172,13 @@ impl Training {
         Ok(())
     }
 
-    fn weights(&self) -> [(Kind, f64); 3] {
+    fn weights(&self) -> [(Kind, f64); 5] {
         [
             (Kind::Mlp, self.mlp_weight),
             (Kind::Autoencoder, self.autoencoder_weight),
             (Kind::Quadratic, self.quadratic_weight),
+            (Kind::Table, self.table_weight),
+            (Kind::Regression, self.regression_weight),
         ]
     }
 
@@ -181,6 +214,7 @@ impl Training {
                 let noise = self.quadratic_noise * rng.gen::<f64>();
                 Problem::Quadratic(QuadraticConfig { dim, condition, noise })
             }
+            Kind::Table | Kind::Regression => self.tabular(kind, key),
             Kind::Mlp | Kind::Autoencoder => {
                 let autoencodes = matches!(kind, Kind::Autoencoder);
                 let [low, high] = if autoencodes { self.autoencoder_layers } else { self.layers };
@@ -200,6 +234,14 @@ impl Training {
             }
         };
         let mut config = TaskConfig::from(problem);
+        // From keys of their own, so that mixtures without them draw what they always drew.
+        if matches!(kind, Kind::Mlp) && key.named("scarce").uniform() < self.scarce_fraction {
+            let rng = &mut key.named("scarce rows").rng();
+            let rows = count(rng, self.rows);
+            config.scarce = Some(Scarce { rows, label_noise: self.label_noise * rng.gen::<f64>() });
+        }
+        let on_digits = matches!(kind, Kind::Mlp | Kind::Autoencoder);
+        config.resplit = on_digits && key.named("resplit").uniform() < self.resplit_fraction;
         if rng.gen_bool(self.reparam_fraction) {
             let level = one_of(rng, &[ReparamLevel::Global, ReparamLevel::Tensor, ReparamLevel::Parameter]);
             config.reparam = Some(Reparam { level, spread: ratio(rng, [1.0, self.reparam_spread]) });
@@ -208,6 +250,50 @@ impl Training {
             config.gradient_noise = self.gradient_noise * rng.gen::<f64>();
         }
         config
+    }
+}
+
+/// Columns of generated tables.
+const FEATURES: [usize; 2] = [4, 64];
+/// Labels of generated tables.
+const CLASSES: [usize; 2] = [2, 10];
+/// Hidden units of teachers.
+const TEACHER: [usize; 2] = [4, 32];
+/// How sure teachers are of their labels.
+const SHARPNESS: [f64; 2] = [1.0, 10.0];
+/// Noise of the targets of regressions.
+const TARGET_NOISE: [f64; 2] = [0.03, 1.0];
+/// The part of tables and regressions that are fitted without hidden layers.
+const LINEAR: f64 = 1.0 / 3.0;
+
+impl Training {
+    /// A generated table and a model of it.
+    fn tabular(&self, kind: Kind, key: Key) -> Problem {
+        let rng = &mut key.named("table").rng();
+        let (features, rows) = (count(rng, FEATURES), count(rng, self.rows));
+        let (condition, batch_size) = (ratio(rng, self.condition), count(rng, self.batch_size));
+        let teacher = if rng.gen_bool(0.5) { 0 } else { count(rng, TEACHER) };
+        let (width, depth) = (count(rng, self.width), rng.gen_range(self.layers[0]..=self.layers[1]));
+        let hidden = if rng.gen_bool(LINEAR) { Vec::new() } else { vec![width; depth] };
+        let nonlinearity = one_of(rng, &self.nonlinearities);
+        if matches!(kind, Kind::Regression) {
+            let truth = if teacher == 0 { Truth::Linear } else { Truth::Net(teacher) };
+            let noise = ratio(rng, TARGET_NOISE);
+            return Problem::Regression(RegressionConfig {
+                features,
+                rows,
+                truth,
+                noise,
+                condition,
+                hidden,
+                nonlinearity,
+                batch_size,
+            });
+        }
+        let (classes, sharpness) = (count(rng, CLASSES), ratio(rng, SHARPNESS));
+        let init_scale = ratio(rng, self.init_scale);
+        let model = MlpConfig { hidden, nonlinearity, init_scale, batch_size, ..MlpConfig::default() };
+        Problem::Table { table: Table { features, classes, rows, teacher, condition, sharpness }, model }
     }
 }
 
