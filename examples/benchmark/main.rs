@@ -11,7 +11,7 @@ mod options;
 
 use clap::Parser;
 use options::Options;
-use outerloop::lopt::baselines::{learning_rates, nadamw_list, BASELINES};
+use outerloop::lopt::baselines::{learning_rates, nadamw_decays, nadamw_list, BASELINES};
 use outerloop::lopt::theta::ThetaFile;
 use outerloop::outer::benchmark::{time_steps, Contest, Contestant, Receipt, Report, Role};
 use outerloop::prelude::*;
@@ -19,6 +19,9 @@ use outerloop::pretrained::SMALL;
 use outerloop::tasks::suite;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Peak rates of NAdamW with a cosine schedule and swept weight decay.
+const DECAY_PEAKS: [f64; 5] = [1e-3, 3e-3, 1e-2, 3e-2, 1e-1];
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -69,6 +72,10 @@ fn contestants(options: &Options) -> Result<(Vec<Contestant>, Receipt)> {
         BASELINES.iter().map(|b| Contestant::swept(b.name, &rates, b.make)).collect();
     let list = nadamw_list().into_iter().map(|o| Box::new(o) as Box<dyn Optimizer>).collect();
     all.push(Contestant::listed("NAdamW list", list));
+    let peaks = if options.quick { vec![1e-2, 1e-1] } else { DECAY_PEAKS.to_vec() };
+    let decays =
+        nadamw_decays(&peaks).into_iter().map(|(label, o)| (label, Box::new(o) as Box<dyn Optimizer>));
+    all.push(Contestant::labelled("NAdamW, cosine, decay", decays));
     if let Some(wanted) = &options.baselines {
         let names: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
         if let Some(got) = wanted.iter().find(|w| *w != "none" && !names.contains(w)) {

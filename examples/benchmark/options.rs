@@ -50,6 +50,8 @@ pub struct Options {
 pub enum Suite {
     /// The named tasks that meta-training avoids.
     HeldOut,
+    /// Named tasks on data that meta-training never sees: text, spirals, Friedman's regression.
+    Foreign,
     /// 24 draws from the mixture for meta-training, with nets of up to four layers.
     Training,
 }
@@ -58,6 +60,7 @@ impl Suite {
     pub fn name(self) -> &'static str {
         match self {
             Suite::HeldOut => "held-out",
+            Suite::Foreign => "foreign",
             Suite::Training => "training",
         }
     }
@@ -71,6 +74,14 @@ const QUICK_STRIDE: usize = 5;
 /// Decades from 1e-4 to 1.
 pub fn quick_rates() -> Vec<f64> {
     (-4..=0).map(|i| 10f64.powi(i)).collect()
+}
+
+fn named(tasks: Vec<suite::HeldOutTask>) -> Result<Vec<ContestTask>> {
+    let contest_task = |t: suite::HeldOutTask| {
+        let family = Arc::new(SingleTask(t.task()?));
+        Ok(ContestTask { name: t.name, family })
+    };
+    tasks.into_iter().map(contest_task).collect()
 }
 
 impl Options {
@@ -89,13 +100,8 @@ impl Options {
 
     pub fn tasks(&self) -> Result<Vec<ContestTask>> {
         let mut all: Vec<ContestTask> = match self.suite {
-            Suite::HeldOut => suite::held_out()
-                .iter()
-                .map(|t| {
-                    let family = Arc::new(SingleTask(t.task()?));
-                    Ok(ContestTask { name: t.name.clone(), family })
-                })
-                .collect::<Result<_>>()?,
+            Suite::HeldOut => named(suite::held_out())?,
+            Suite::Foreign => named(suite::foreign())?,
             Suite::Training => {
                 let mixture = suite::Training { layers: [1, 4], ..suite::training() };
                 let key = Key::new(self.seed).named("benchmark of the training suite");

@@ -2,6 +2,7 @@
 
 use crate::settings::Parts;
 use clap::{Args, ValueEnum};
+use outerloop::lopt::learned::Horizon;
 use outerloop::lopt::{AdafacMlp, ControlledAdam};
 use outerloop::outer::{Emphasis, LossScale, Objective, ToldLength, Validation};
 use outerloop::prelude::*;
@@ -20,7 +21,7 @@ const OBJECTIVE: Objective =
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The learned optimizer.
-    #[arg(long, value_enum, default_value_t = Lopt::Mlp)]
+    #[arg(long, value_enum, default_value_t = Lopt::ControlledAdam)]
     lopt: Lopt,
     /// What it is trained on.
     #[arg(long, value_enum, default_value_t = TaskName::DigitsMlp)]
@@ -88,8 +89,12 @@ pub struct Config {
     #[arg(long, default_value_t = 32)]
     hidden_size: usize,
     /// Weight decay of controlled-adam at its start, in units of its learning rate; 0: none.
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.3)]
     weight_decay: f64,
+    /// Power of controlled-adam's average of the iterates, which makes it independent of the run's length; 0: no
+    /// average, and a learning rate that falls over the length it is told.
+    #[arg(long, default_value_t = 8.0)]
+    average: f64,
     /// The whole configuration of controlled-adam, instead of the flags (recipes only).
     #[arg(skip)]
     controlled_adam: Option<ControlledAdam>,
@@ -231,6 +236,7 @@ impl Config {
             ("outer_lr_end", self.outer_lr_end, 1.0),
             ("exp_mult", self.exp_mult, 1e6),
             ("weight_decay", self.weight_decay, 1e6),
+            ("average", self.average, 1e6),
         ] {
             if !(0.0..=most).contains(&got) {
                 return Err(Error::invalid(format!("{name} = {got}"), format!("expected 0 to {most}")));
@@ -275,14 +281,28 @@ impl Config {
                 ..AdafacMlp::default()
             }),
             Lopt::ControlledAdam => {
-                Arc::new(self.controlled_adam.clone().unwrap_or_else(|| ControlledAdam {
-                    step_mult: self.step_mult,
-                    hidden_size: self.hidden_size,
-                    weight_decay: self.weight_decay,
-                    ..ControlledAdam::default()
-                }))
+                Arc::new(self.controlled_adam.clone().unwrap_or_else(|| self.controlled_adam_by_flags()))
             }
         })
+    }
+
+    fn controlled_adam_by_flags(&self) -> ControlledAdam {
+        let planned = ControlledAdam {
+            step_mult: self.step_mult,
+            hidden_size: self.hidden_size,
+            weight_decay: self.weight_decay,
+            ..ControlledAdam::default()
+        };
+        if self.average == 0.0 {
+            return planned;
+        }
+        ControlledAdam {
+            decay: 0.0,
+            initial_momentum_decays: vec![0.9],
+            average: Some(self.average),
+            horizon: Horizon::Unplanned,
+            ..planned
+        }
     }
 
     fn family(&self) -> Result<Arc<dyn FlatFamily>> {

@@ -1,7 +1,10 @@
 //! What a learned optimizer has to beat: hand-designed optimizers with swept learning rates, and an
 //! ordered list of configurations.
 
-use crate::hand::{Adafactor, Adam, AdamW, Cosine, Lion, Momentum, NAdamW, RmsProp, Sgd};
+use crate::hand::{
+    Adafactor, Adam, AdamW, Cosine, Lion, Momentum, Muon, NAdamW, RmsProp, ScheduleFreeAdamW, Sgd,
+};
+use crate::wrap::ParamsEma;
 use outerloop_core::Optimizer;
 
 /// A hand-designed optimizer as a function of its learning rate.
@@ -13,8 +16,10 @@ pub struct Baseline {
     pub make: fn(f64) -> Box<dyn Optimizer>,
 }
 
-/// SGD, momentum 0.9, Adam, AdamW, NAdamW, RMSProp, Lion and Adafactor.
-pub const BASELINES: [Baseline; 8] = [
+/// SGD, momentum 0.9, Adam, AdamW, NAdamW, RMSProp, Lion and Adafactor; Schedule-Free AdamW and Adam with an
+/// exponential average of its parameters (decay 0.99), both evaluated at their averages; and Muon, whose
+/// rate for scalars and vectors is a tenth of that for matrices.
+pub const BASELINES: [Baseline; 11] = [
     Baseline { name: "Adam", make: |lr| Box::new(Adam::new(lr)) },
     Baseline { name: "SGD", make: |lr| Box::new(Sgd::new(lr)) },
     Baseline { name: "Momentum", make: |lr| Box::new(Momentum::new(lr, 0.9)) },
@@ -32,7 +37,25 @@ pub const BASELINES: [Baseline; 8] = [
         name: "Adafactor",
         make: |lr| Box::new(Adafactor { learning_rate: lr.into(), ..Adafactor::default() }),
     },
+    Baseline {
+        name: "Schedule-Free",
+        make: |lr| Box::new(ScheduleFreeAdamW { learning_rate: lr, ..ScheduleFreeAdamW::default() }),
+    },
+    Baseline {
+        name: "Adam, averaged",
+        make: |lr| Box::new(ParamsEma::new(EMA_DECAY, Box::new(Adam::new(lr))).expect("a decay below 1")),
+    },
+    Baseline {
+        name: "Muon",
+        make: |lr| {
+            let adam_learning_rate = (0.1 * lr).into();
+            Box::new(Muon { learning_rate: lr.into(), adam_learning_rate, ..Muon::default() })
+        },
+    },
 ];
+
+/// Of the average of parameters in [`BASELINES`]: the last hundred steps.
+const EMA_DECAY: f64 = 0.99;
 
 /// The usual sweep, 15 half decades: 1e-7, 3.2e-7, 1e-6, ..., 1.
 ///

@@ -185,7 +185,7 @@ impl<E: Float, B: Backend<E>> Task<E, B> for RegressionTask {
             let std = 1.0 / (entry.shape[0] as f64).sqrt();
             key.fold_in(i as u64).fill_truncated_normal(&mut flat[entry.range()], std);
         }
-        DynParams::new(dev, self.layout.clone(), &flat)
+        DynParams::<E, B>::new(dev, self.layout.clone(), &flat)
     }
 
     fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
@@ -201,7 +201,12 @@ impl<E: Float, B: Backend<E>> Task<E, B> for RegressionTask {
         RegressionBatch { x: dev.tensor_from_vec(x, (n, f)), y: dev.tensor_from_vec(y, (n, 1)) }
     }
 
-    fn loss<M: Mode<E, B>>(&self, params: &Self::Params, batch: &Self::Batch, m: M) -> Tensor<Rank0, E, B, M> {
+    fn loss<M: Mode<E, B>>(
+        &self,
+        params: &Self::Params,
+        batch: &Self::Batch,
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
         let mut x = batch.x.clone().put_tape(m);
         for (i, &outputs) in self.config.hidden.iter().enumerate() {
             x = self.config.nonlinearity.apply(dense(params, 2 * i, x, outputs));
@@ -226,7 +231,12 @@ fn dense<E: Float, B: Backend<E>, M: Mode<E, B>>(
     outputs: usize,
 ) -> Tensor<(usize, usize), E, B, M> {
     let inputs = x.shape().1.size();
-    ops::linear(x, &params.get(index, (inputs, outputs)), &params.get(index + 1, (outputs,)), Activation::Identity)
+    ops::linear(
+        x,
+        &params.get(index, (inputs, outputs)),
+        &params.get(index + 1, (outputs,)),
+        Activation::Identity,
+    )
 }
 
 #[cfg(test)]
@@ -237,9 +247,16 @@ mod tests {
 
     #[test]
     fn keeps_the_contract_for_every_truth() {
-        for (truth, hidden) in [(Truth::Linear, vec![]), (Truth::Net(4), vec![6]), (Truth::Friedman, vec![5, 4])] {
-            let config =
-                RegressionConfig { truth, hidden, nonlinearity: Nonlinearity::Tanh, batch_size: 9, ..Default::default() };
+        for (truth, hidden) in
+            [(Truth::Linear, vec![]), (Truth::Net(4), vec![6]), (Truth::Friedman, vec![5, 4])]
+        {
+            let config = RegressionConfig {
+                truth,
+                hidden,
+                nonlinearity: Nonlinearity::Tanh,
+                batch_size: 9,
+                ..Default::default()
+            };
             let task = || Typed::new(RegressionTask::new(config.clone(), Key::new(0)).unwrap());
             check_task(&task(), &task()).unwrap();
         }
@@ -256,7 +273,8 @@ mod tests {
             batch_size: 256,
             ..RegressionConfig::default()
         };
-        let task: Arc<dyn FlatTask<f64>> = Arc::new(Typed::new(RegressionTask::new(config, Key::new(1)).unwrap()));
+        let task: Arc<dyn FlatTask<f64>> =
+            Arc::new(Typed::new(RegressionTask::new(config, Key::new(1)).unwrap()));
         let (mut evaluator, mut p) = (task.evaluator(), task.init(Key::new(2)).data);
         let mut grad = vec![0.0; p.len()];
         let at = |split, step| BatchKey { split, step, key: Key::new(3) };

@@ -16,7 +16,7 @@ mod velo;
 
 pub use adafac_mlp::AdafacMlp;
 pub use celo2::{Celo2, Orthogonalize};
-pub use controlled_adam::ControlledAdam;
+pub use controlled_adam::{ControlledAdam, Horizon};
 pub use learnable::{HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm};
 pub use mlp_lopt::MlpLopt;
 pub use nn_adam::NnAdam;

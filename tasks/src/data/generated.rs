@@ -61,7 +61,12 @@ impl Table {
     pub fn splits(&self, key: Key) -> Result<Splits> {
         let Table { features, classes, rows, teacher, condition, sharpness } = *self;
         let positive = |x: f64| x > 0.0 && x.is_finite();
-        if features == 0 || classes < 2 || rows == 0 || !positive(sharpness) || !(positive(condition) && condition >= 1.0) {
+        if features == 0
+            || classes < 2
+            || rows == 0
+            || !positive(sharpness)
+            || !(positive(condition) && condition >= 1.0)
+        {
             let why = "expected features, rows >= 1, classes >= 2, condition >= 1 and sharpness > 0, finite";
             return Err(Error::invalid(format!("{self:?}"), why));
         }
@@ -71,7 +76,8 @@ impl Table {
             0 => z.clone(),
             width => {
                 let scale = 1.5 / (features as f32).sqrt();
-                let w: Vec<f32> = normals(features * width, key.named("hidden")).iter().map(|w| scale * w).collect();
+                let w: Vec<f32> =
+                    normals(features * width, key.named("hidden")).iter().map(|w| scale * w).collect();
                 product(&z, &w, features).into_iter().map(f32::tanh).collect()
             }
         };
@@ -165,7 +171,11 @@ pub fn next_letter(text: &str, context: usize) -> Result<Splits> {
         }
     }
     if context == 0 || letters.len() < context + 100 {
-        let why = format!("expected a context of at least 1 and {} letters or more, got {}", context + 100, letters.len());
+        let why = format!(
+            "expected a context of at least 1 and {} letters or more, got {}",
+            context + 100,
+            letters.len()
+        );
         return Err(Error::invalid(format!("next letter after {context}"), why));
     }
     let (mut x, mut labels) = (Vec::new(), Vec::new());

@@ -103,7 +103,7 @@ impl Nonlinearity {
     }
 
     /// Applies it element by element.
-    pub(super) fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+    pub(crate) fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
         self,
         z: Tensor<S, E, B, M>,
     ) -> Tensor<S, E, B, M> {

@@ -138,7 +138,9 @@ impl TaskConfig {
             Problem::Spirals { rows, noise, model } => {
                 flat(MlpTask::new(spirals(*rows, *noise, key.named("spirals"))?, model.clone())?)
             }
-            Problem::Letters { context, model } => flat(MlpTask::new(next_letter(TEXT, *context)?, model.clone())?),
+            Problem::Letters { context, model } => {
+                flat(MlpTask::new(next_letter(TEXT, *context)?, model.clone())?)
+            }
         };
         if let Some(Reparam { level, spread }) = self.reparam {
             task = ReparamWeights::new(level, 1.0 / spread..=spread)?.apply(task, key.named("reparam"));
@@ -156,9 +158,9 @@ impl TaskConfig {
             Problem::Mlp(c) => Some((&c.hidden, c.nonlinearity)),
             Problem::Autoencoder(c) => Some((&c.hidden, c.nonlinearity)),
             Problem::Conv(c) => Some((&c.channels, c.nonlinearity)),
-            Problem::Table { model, .. } | Problem::Spirals { model, .. } | Problem::Letters { model, .. } => {
-                Some((&model.hidden, model.nonlinearity))
-            }
+            Problem::Table { model, .. }
+            | Problem::Spirals { model, .. }
+            | Problem::Letters { model, .. } => Some((&model.hidden, model.nonlinearity)),
             Problem::Regression(c) => Some((&c.hidden, c.nonlinearity)),
             Problem::Quadratic(_) => None,
         }

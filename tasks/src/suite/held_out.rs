@@ -1,9 +1,9 @@
 //! The regions that meta-training avoids, and the tasks in them.
 
 use super::{Problem, QuadraticConfig, Reparam, TaskConfig};
-use crate::regression::{RegressionConfig, Truth};
 use crate::augment::ReparamLevel;
 use crate::image::{AutoencoderConfig, ConvConfig, ImageLoss, MlpConfig, Nonlinearity};
+use crate::regression::{RegressionConfig, Truth};
 use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{FlatTask, Float, Key, Result};
 use serde::{Deserialize, Serialize};

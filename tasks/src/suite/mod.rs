@@ -21,8 +21,8 @@ mod training;
 
 pub use config::{Problem, QuadraticConfig, Reparam, Scarce, TaskConfig};
 pub use held_out::{
-    evaluation_key, foreign, held_out, is_held_out, HeldOutTask, HELD_OUT_CODES, HELD_OUT_DEPTH, HELD_OUT_DIMENSIONS,
-    HELD_OUT_NOISE, HELD_OUT_NONLINEARITIES, HELD_OUT_SPREAD, HELD_OUT_WIDTHS,
+    evaluation_key, foreign, held_out, is_held_out, HeldOutTask, HELD_OUT_CODES, HELD_OUT_DEPTH,
+    HELD_OUT_DIMENSIONS, HELD_OUT_NOISE, HELD_OUT_NONLINEARITIES, HELD_OUT_SPREAD, HELD_OUT_WIDTHS,
 };
 pub use training::{training, Training};
 

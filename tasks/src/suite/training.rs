@@ -1,10 +1,10 @@
 //! The mixture of tasks for meta-training.
 
 use super::{is_held_out, Problem, QuadraticConfig, Reparam, Scarce, TaskConfig};
-use crate::data::Table;
-use crate::regression::{RegressionConfig, Truth};
 use crate::augment::ReparamLevel;
+use crate::data::Table;
 use crate::image::{log_uniform, one_of, AutoencoderConfig, ImageLoss, MlpConfig, Nonlinearity};
+use crate::regression::{RegressionConfig, Truth};
 use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{Error, FlatFamily, FlatTask, Float, Key, Result};
 use rand::Rng;
@@ -157,7 +157,8 @@ impl Training {
             self.resplit_fraction,
         ];
         if !fractions.iter().all(|f| (0.0..=1.0).contains(f)) {
-            let what = "squared_error_fraction, reparam_fraction, noise_fraction, scarce_fraction, label_noise, \
+            let what =
+                "squared_error_fraction, reparam_fraction, noise_fraction, scarce_fraction, label_noise, \
                         resplit_fraction";
             return bad(what, "must be between 0 and 1", &fractions);
         }
