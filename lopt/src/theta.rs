@@ -9,7 +9,7 @@
 mod import;
 
 pub use import::{import, Import, MULO_DECAYS};
-use outerloop_core::{atomic::write_atomic, Error, Layout, LearnedOptimizer, Result};
+use outerloop_core::{atomic::write_atomic, Error, Layout, LearnedOptimizer, Params, Result};
 use safetensors::{tensor::TensorView, Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -85,18 +85,9 @@ impl ThetaFile {
         header.xxh3 = checksum(&header, self)?;
         let cannot = |e: String| Error::format(path, format!("cannot encode: {e}"));
         let json = serde_json::to_string(&header).map_err(|e| cannot(e.to_string()))?;
-        let bytes: Vec<u8> = self.theta.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let views = self.layout.entries().iter().map(|e| {
-            let data = &bytes[4 * e.range().start..4 * e.range().end];
-            Ok((e.name.as_str(), TensorView::new(Dtype::F32, e.shape.clone(), data)?))
-        });
         // One entry only: safetensors writes several in the order of a hash map.
         let metadata = HashMap::from([(ENTRY.to_string(), json)]);
-        let file = views
-            .collect::<std::result::Result<Vec<_>, _>>()
-            .and_then(|views| safetensors::serialize(views, Some(metadata)))
-            .map_err(|e| cannot(e.to_string()))?;
-        write_atomic(path, &file)
+        write_atomic(path, &safetensors_of(path, &self.layout, &self.theta, Some(metadata))?)
     }
 
     /// Reads a file that [`ThetaFile::save`] wrote.
@@ -150,6 +141,34 @@ pub fn save(
     metadata: BTreeMap<String, String>,
 ) -> Result<()> {
     ThetaFile::new(lopt, theta, metadata)?.save(path)
+}
+
+/// Saves a trained task's parameters as safetensors, one f32 tensor per entry of the layout, for use elsewhere.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Mismatch`] if the data have not the layout's length.
+pub fn save_params(path: impl AsRef<Path>, params: &Params<f32>) -> Result<()> {
+    let (path, layout) = (path.as_ref(), &params.layout);
+    layout.check_len("parameters", params.data.len())?;
+    write_atomic(path, &safetensors_of(path, layout, &params.data, None)?)
+}
+
+/// The tensors of a layout as a safetensors file.
+fn safetensors_of(
+    path: &Path,
+    layout: &Layout,
+    data: &[f32],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let views = layout.entries().iter().map(|e| {
+        let data = &bytes[4 * e.range().start..4 * e.range().end];
+        Ok((e.name.as_str(), TensorView::new(Dtype::F32, e.shape.clone(), data)?))
+    });
+    views
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .and_then(|views| safetensors::serialize(views, metadata))
+        .map_err(|e| Error::format(path, format!("cannot encode: {e}")))
 }
 
 /// Loads a theta file; see [`ThetaFile::load`].
@@ -229,6 +248,24 @@ mod tests {
     use super::*;
     use outerloop_core::{contract::awkward_layout, Key, Optimizer};
     use proptest::prelude::*;
+
+    #[test]
+    fn parameters_are_plain_safetensors() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("params.safetensors");
+        let layout = awkward_layout();
+        let mut params = Params::zeros(layout.clone());
+        Key::new(0).fill_normal(&mut params.data);
+        save_params(&path, &params).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.names().len(), layout.entries().len());
+        for e in layout.entries() {
+            let tensor = file.tensor(&e.name).unwrap();
+            let want: Vec<u8> = params.data[e.range()].iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert_eq!((tensor.shape(), tensor.data()), (&e.shape[..], &want[..]), "{}", e.name);
+        }
+    }
 
     struct Fake {
         name: &'static str,

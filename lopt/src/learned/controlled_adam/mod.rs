@@ -70,11 +70,28 @@ pub struct ControlledAdam {
     pub initial_square_decay: f64,
     /// Decoupled weight decay, in units of the learning rate, at the initial theta; 0 (the default): none,
     /// and no output of the network for it.
+    #[serde(skip_serializing_if = "is_zero")]
     pub weight_decay: f64,
     /// Power of the average of the iterates; `None` (the default): the last iterate is meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub average: Option<f64>,
     /// What the rule makes of the length of its run. Default [`Horizon::Planned`].
+    #[serde(skip_serializing_if = "Horizon::is_planned")]
     pub horizon: Horizon,
+}
+
+/// Settings that files from before them do not have are not written at their defaults, so that an
+/// architecture's text stays the same.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
+impl Horizon {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_planned(&self) -> bool {
+        *self == Horizon::Planned
+    }
 }
 
 /// What a rule makes of the planned number of steps.
