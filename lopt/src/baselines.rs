@@ -1,5 +1,9 @@
-//! What a learned optimizer has to beat: hand-designed optimizers with swept learning rates, and an
-//! ordered list of configurations.
+//! What a learned optimizer has to beat: hand-designed optimizers with swept learning rates, and ordered lists of
+//! configurations: our own [`nadamw_list`], and the published one, [`opt_list()`].
+
+pub(crate) mod opt_list;
+
+pub use opt_list::{opt_list, OPT_LIST_LEN};
 
 use crate::hand::{
     Adafactor, Adam, AdamW, Cosine, Lion, Momentum, Muon, NAdamW, RmsProp, ScheduleFreeAdamW, Sgd,
@@ -106,7 +110,7 @@ const LIST: [(f64, f64, f64, f64); 10] = [
 /// are a grid, in [`nadamw_candidates`]. `cargo run --release --example order_nadamw` chooses them;
 /// kernels that round otherwise may order close ones otherwise.
 ///
-/// After the ordered list of Metz et al. 2020, arXiv:2002.11887 (1000 entries, from 1000 tasks).
+/// After the ordered list of Metz et al. 2020, arXiv:2002.11887 (1000 entries, from 1000 tasks): [`opt_list()`].
 pub fn nadamw_list() -> Vec<NAdamW> {
     LIST.map(|(peak, beta1, beta2, decay)| nadamw_cosine(peak, beta1, beta2, decay)).into()
 }

@@ -28,8 +28,9 @@ pub mod wrap;
 
 pub use learned::learnable;
 pub use learned::{
-    AdafacMlp, Celo2, ControlledAdam, HandAsLearned, LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt,
-    NnAdam, NominalGradient, NominalMlp, Orthogonalize, RnnMlp, Velo,
+    AdafacMlp, Celo, Celo2, Celo2Form, Celo2Published, CeloAdam, ControlledAdam, HandAsLearned,
+    LearnableAdam, LearnableSgd, LearnableSgdm, MlpActivation, MlpLopt, NnAdam, NominalGradient, NominalMlp,
+    Orthogonalize, RnnMlp, Velo,
 };
 #[doc(hidden)]
 pub use outerloop_core;

@@ -19,6 +19,7 @@
 //! | [`nan`] | comparisons that keep NaN | use it |
 //! | [`simd`] | vector instructions for kernels, one path per process | use it; leave the paths |
 //! | [`atomic`] | files that are whole or not there | use it |
+//! | [`npy`] | headers of NumPy's array files | use it |
 //! | [`contract`] | checks that every implementor's tests call | add a check when a trait gains an invariant |
 //!
 //! Users write a [`Task`] with shapes checked at compile time; everything else works on one flat
@@ -40,6 +41,7 @@ mod math;
 pub mod nan;
 pub mod nn;
 mod normal;
+pub mod npy;
 pub mod ops;
 mod optimizer;
 pub mod simd;

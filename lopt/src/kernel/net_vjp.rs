@@ -27,7 +27,7 @@ pub(crate) struct NetVjp<'a> {
     rows: Vec<usize>,
     /// Activations and their adjoints of one block, `[rows, BLOCK]` vectors.
     block: &'a mut [f32],
-    /// Per layer the weight's adjoint `[inputs, outputs, parts]`, then the bias's, in vectors.
+    /// Per layer the weight's adjoint `[inputs, outputs, parts]`, then the bias's, in vectors; then the gain.
     sums: &'a mut [f32],
     bias: &'a mut [f32],
 }
@@ -63,7 +63,7 @@ impl<'a> NetVjp<'a> {
     pub(crate) fn scratch(net: &Net) -> [usize; 3] {
         let rows = block_rows(net);
         let sums: usize = net.layers.iter().map(|l| (l.inputs + 1) * l.outputs).sum();
-        [MAX_LANES * BLOCK * rows[rows.len() - 1], MAX_LANES * sums, net.layers[0].outputs]
+        [MAX_LANES * BLOCK * rows[rows.len() - 1], MAX_LANES * (sums + 1), net.layers[0].outputs]
     }
 
     /// With `scratch` of the lengths [`Self::scratch`].
@@ -111,13 +111,15 @@ impl<'a> NetVjp<'a> {
         // ā = −p̄ e, b̄ = ā a exp_mult
         let (exp_mult, step_mult) = (s.splat_f32s(self.mults[0] as f32), s.splat_f32s(-self.mults[1] as f32));
         let (out, out_adjoint) = (inputs[depth] * BLOCK, adjoints[depth] * BLOCK);
+        let mut gains = [s.splat_f32s(0.0); BLOCK];
         for v in 0..BLOCK {
             let (direction, magnitude) = (block[out + v], block[out + BLOCK + v]);
             let p = load(s, &params[range.end.min(range.start + v * S::F32_LANES)..range.end]);
             let e = s.mul_f32s(step_mult, exp(s, s.mul_f32s(exp_mult, magnitude)));
             let a = s.mul_f32s(p, e);
             block[out_adjoint + v] = a;
-            block[out_adjoint + BLOCK + v] = s.mul_f32s(s.mul_f32s(a, direction), exp_mult);
+            gains[v] = s.mul_f32s(a, direction);
+            block[out_adjoint + BLOCK + v] = s.mul_f32s(gains[v], exp_mult);
         }
         let zero = s.splat_f32s(0.0);
         for (i, back) in self.net.back().iter().enumerate().rev() {
@@ -158,6 +160,23 @@ impl<'a> NetVjp<'a> {
                 }
             }
         }
+        for (part, sum) in sums[..parts::<S>()].iter_mut().enumerate() {
+            let mut own = *sum;
+            for turn in 0..BLOCK / parts::<S>() {
+                own = s.add_f32s(own, gains[turn * parts::<S>() + part]);
+            }
+            *sum = own;
+        }
+    }
+
+    /// `Σ ā a` over the blocks since the last call: the adjoint of the logarithm of a common factor of the steps.
+    #[inline(always)]
+    pub(crate) fn take_gain<S: Simd>(&mut self, s: S) -> f32 {
+        let place: usize = self.net.layers.iter().map(|l| (l.inputs + 1) * l.outputs).sum();
+        let sums = &mut S::as_mut_simd_f32s(self.sums).0[place * parts::<S>()..][..parts::<S>()];
+        let gain = total(s, sums);
+        sums.fill(s.splat_f32s(0.0));
+        gain
     }
 
     /// Adds the sums over all blocks to theta's adjoint.

@@ -33,7 +33,7 @@ fn adjoints<E: Float>(
     all.iter().map(|x| x.iter().map(|x| x.f64()).collect()).collect()
 }
 
-fn converted<A: Float, B: Float>(s: &OptState<A>) -> OptState<B> {
+pub(crate) fn converted<A: Float, B: Float>(s: &OptState<A>) -> OptState<B> {
     let convert = |x: &[A]| x.iter().map(|x| B::of(x.f64())).collect();
     let slots = s.slots.iter().map(|s| Slot { name: s.name.clone(), data: convert(&s.data) }).collect();
     let params = convert(&s.params);
@@ -75,7 +75,7 @@ pub(crate) fn check_on<R: UpdateRule + Clone>(
     for layout in layouts {
         let mut params = Params::<f64>::zeros(layout.clone());
         Key::new(9).fill_normal(&mut params.data);
-        let mut state = twin.init(&params, None, Key::new(0));
+        let mut state = twin.init(&params, Some(20), Key::new(0));
         for t in 0..3 {
             let mut grad = vec![0.0; layout.len()];
             Key::new(t).fill_normal(&mut grad);

@@ -1,7 +1,8 @@
 //! [`Velo`]: an LSTM per tensor that mixes the weights of a small network per parameter.
 
-use crate::features::adafac::{self, Adafac, TensorFeatures};
-use crate::features::{averages, loss, normalize, stats};
+use crate::features::adafac::{self, Adafac};
+use crate::features::{averages, loss, stats, time};
+use crate::learned::mixed_net::MixedNet;
 use crate::learned_optimizer;
 use crate::rule::lstm::{columns, Lstm};
 use crate::rule::mlp::{dense, dense_tensors, init_dense, sorted_layout};
@@ -94,39 +95,32 @@ impl Default for Velo {
     }
 }
 
-/// The points of training at which the time features change sign, as a fraction of all steps.
-const FRACTIONS: [f64; 9] = [0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1];
-
 /// Classes of a tensor's rank (dimensions larger than 1).
 const RANKS: usize = 5;
 
 /// Names of the two layers of the mixing; the reference has a third, `linear`, without effect.
-const MIX: [&str; 3] = ["rnn_params/linear", "rnn_params/linear_1", "rnn_params/linear_2"];
+pub(crate) const MIX: [&str; 3] = ["rnn_params/linear", "rnn_params/linear_1", "rnn_params/linear_2"];
 
-const CONTROLS: &str = "rnn_params/rnn_to_controls";
-const STEP_SIZE: &str = "rnn_params/step_size";
+pub(crate) const CONTROLS: &str = "rnn_params/rnn_to_controls";
+pub(crate) const STEP_SIZE: &str = "rnn_params/step_size";
 
 impl Velo {
     fn decays(&self) -> [&[f64]; 3] {
         [&self.initial_momentum_decays, &self.initial_rms_decays, &self.initial_adafactor_decays]
     }
 
-    /// Sizes of the MLP's input blocks, in order.
-    fn blocks(&self) -> [usize; 14] {
-        adafac::velo_groups(self.decays().map(<[f64]>::len))
-    }
-
-    /// Units of the MLP's layers, inputs first.
-    fn sizes(&self) -> Vec<usize> {
-        let mut sizes = vec![self.blocks().iter().sum()];
-        sizes.extend(std::iter::repeat_n(self.ff_hidden_size, self.ff_hidden_layers));
-        sizes.push(3);
-        sizes
+    fn net(&self) -> MixedNet {
+        MixedNet {
+            decays: self.decays().map(<[f64]>::len),
+            hidden_size: self.ff_hidden_size,
+            hidden_layers: self.ff_hidden_layers,
+            sets: self.param_inits,
+        }
     }
 
     fn stat_count(&self) -> usize {
         let [m, r, _] = self.decays().map(<[f64]>::len);
-        FRACTIONS.len()
+        time::FRACTIONS.len()
             + loss::COUNT
             + r
             + RANKS
@@ -138,23 +132,6 @@ impl Velo {
     fn lstm(&self) -> Lstm {
         let inputs = if self.mix_layers { self.lstm_hidden_size } else { self.stat_count() };
         Lstm { name: "rnn_params/rnn", inputs, hidden: self.lstm_hidden_size }
-    }
-
-    /// Names and shapes of the stacked MLP weights, `[param_inits, in, out]` and `[param_inits, out]`.
-    fn stack(&self) -> Vec<(String, Vec<usize>)> {
-        let (sizes, p) = (self.sizes(), self.param_inits);
-        let name = |n: String| format!("ff_mod_stack/~/{n}");
-        let mut all = Vec::new();
-        for (j, inputs) in self.blocks().into_iter().enumerate() {
-            all.push((name(format!("w0__{j}")), vec![p, inputs, sizes[1]]));
-        }
-        for (i, s) in sizes.windows(2).enumerate() {
-            if i > 0 {
-                all.push((name(format!("w{i}")), vec![p, s[0], s[1]]));
-            }
-            all.push((name(format!("b{i}")), vec![p, s[1]]));
-        }
-        all
     }
 
     fn loss_decays(&self, num_steps: u64) -> [f64; loss::AVERAGES] {
@@ -189,37 +166,6 @@ impl Velo {
             all.push(Var::scalar(f64::from(u8::from(self.validation_mode))));
         }
         Var::concat(&all)
-    }
-
-    /// The MLP's normalized inputs, `[30, n]`.
-    fn inputs<E: Float>(t: &TensorFeatures<E>) -> Var<E> {
-        Var::concat(&t.velo_columns().iter().map(normalize::second_moment).collect::<Vec<_>>())
-    }
-
-    /// The tensor's MLP, mixed from all sets by `controls` `[param_inits]`, on `x` `[30, n]`.
-    fn mlp<E: Float>(&self, theta: &Theta<E>, controls: &Var<E>, x: &Var<E>) -> Var<E> {
-        let mixed = |name: &str| {
-            let sets = theta.get(&format!("ff_mod_stack/~/{name}"));
-            sets.linear(controls, 1).scale(100.0 / self.param_inits as f64)
-        };
-        let sizes = self.sizes();
-        let n = x.len() / sizes[0];
-        let layers = sizes.len() - 1;
-        (0..layers).fold(x.clone(), |x, i| {
-            let w = match i {
-                0 => Var::concat(
-                    &(0..self.blocks().len()).map(|j| mixed(&format!("w0__{j}"))).collect::<Vec<_>>(),
-                ),
-                _ => mixed(&format!("w{i}")),
-            };
-            let out = sizes[i + 1];
-            let y = x.linear(&w, out) + mixed(&format!("b{i}")).expand_axis([out, n, 1]);
-            if i + 1 < layers {
-                y.relu()
-            } else {
-                y
-            }
-        })
     }
 
     /// Runs the LSTM on `x` `[statistics, tensors]`: per tensor the mixing weights and the step size,
@@ -267,7 +213,7 @@ impl UpdateRule for Velo {
     }
 
     fn theta_layout(&self) -> Arc<Layout> {
-        let mut tensors = self.stack();
+        let mut tensors = self.net().tensors();
         tensors.extend(self.lstm().tensors());
         tensors.extend(dense_tensors(CONTROLS, self.lstm_hidden_size, self.param_inits));
         tensors.extend(dense_tensors(STEP_SIZE, self.lstm_hidden_size, 1));
@@ -281,12 +227,7 @@ impl UpdateRule for Velo {
     fn init_theta<E: Float>(&self, key: Key) -> Vec<E> {
         let layout = self.theta_layout();
         let mut theta = init_dense(&layout, key);
-        for (name, shape) in self.stack().iter().filter(|(_, shape)| shape.len() == 3) {
-            // The blocks of the first layer share its number of inputs.
-            let inputs = if name.contains("w0__") { self.sizes()[0] } else { shape[1] };
-            let range = layout.get(name).expect("its own name").range();
-            key.named(name).fill_truncated_normal(&mut theta[range], 1.0 / (inputs as f64).sqrt());
-        }
+        self.net().init(&layout, &mut theta, key);
         theta
     }
 
@@ -309,7 +250,7 @@ impl UpdateRule for Velo {
         let [means, lowest] = loss::update([means, lowest], &decays, &loss, now.step);
         let loss_features = loss::features([&means, &lowest], &decays, now.step + 1);
         let done = now.step as f64 / num_steps as f64;
-        let time = Var::constant(FRACTIONS.map(|f| E::of((10.0 * (done - f)).tanh())).to_vec());
+        let time = Var::constant(time::of_fraction(done).map(E::of).to_vec());
 
         let count = columns(&now.layout);
         let statistics = now.tensors().map(|(shape, range)| {
@@ -327,7 +268,8 @@ impl UpdateRule for Velo {
         let (tensors, mut slots) = rates.update(&now, accumulators, &now.grad.clip(-1000.0, 1000.0));
         let params = tensors.iter().enumerate().map(|(i, t)| {
             let n = t.param.len();
-            let out = self.mlp(theta, &controls.row(i, self.param_inits), &Self::inputs(t));
+            let mixture = (&controls.row(i, self.param_inits), 100.0 / self.param_inits as f64);
+            let out = self.net().forward(theta, mixture, &MixedNet::inputs(t));
             let mut scale = step_size.slice(i..i + 1).scale(self.step_mult);
             if self.param_scale_mult {
                 let mut size = t.param.square().mean().shift(1e-9).sqrt();

@@ -2,6 +2,7 @@
 
 use super::hyper::{self, piecewise_linear, single_entry, Hyper};
 use super::unknown;
+use crate::baselines::opt_list;
 use crate::hand::*;
 use crate::kernel::{is_f32, same};
 use crate::wrap::ParamsEma;
@@ -123,9 +124,14 @@ fn build<E: Float>(class: &str, hyper: &Value) -> Result<Boxed<E>> {
             Box::new(nadamw(&mut h, learning_rate)?)
         }
         "OptList" => {
-            h.get("idx");
+            let idx = h.get("idx").map(|_| h.count("idx", 0)).transpose()?;
             h.get("num_steps");
-            Box::new(opt_list(h.required("config")?)?)
+            // A configuration that is given, or one of the list.
+            let config = match (h.get("config"), idx) {
+                (None, Some(i)) => opt_list::configuration(usize::try_from(i).unwrap_or(usize::MAX))?,
+                _ => h.required("config")?,
+            };
+            Box::new(opt_list_config(config)?)
         }
         "AdaBelief" => {
             let (learning_rate, [beta1, beta2]) = rate_and_betas(&mut h)?;
@@ -256,7 +262,7 @@ pub fn example_hyperparameters(class: &str) -> Value {
         "GradientAccumulator" => json!({"inner": adam, "num_average": 4}),
         "GradientClipOptimizer" | "ParamsEma" | "WeightDecayWrapper" => json!({"inner": adam}),
         "GraftedOptimizer" => json!({"magnitude": {"SGD": {}}, "direction": adam}),
-        "OptList" => json!({"config": {"learning_rate": 1e-3}}),
+        "OptList" => json!({"idx": 0}),
         "PiecewiseLinearAdam" => json!({"times": [10.0, 40.0], "lrs": [1e-4, 1e-3]}),
         _ => json!({}),
     }
@@ -296,7 +302,7 @@ fn rate_and_betas(h: &mut Hyper) -> Result<(Schedule, [f64; 2])> {
 }
 
 /// One configuration of the ordered list: NAdamW whose rate is a cosine over the run.
-fn opt_list(config: &Value) -> Result<NAdamW> {
+pub(crate) fn opt_list_config(config: &Value) -> Result<NAdamW> {
     let mut h = Hyper::new("OptList: config", config)?;
     let learning_rate = hyper::cosine(&mut h)?.into();
     let opt = nadamw(&mut h, learning_rate)?;

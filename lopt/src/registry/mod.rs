@@ -4,20 +4,27 @@
 mod hand_designed;
 mod hyper;
 
+pub(crate) use hand_designed::opt_list_config;
 pub use hand_designed::{example_hyperparameters, hand_designed, HAND_DESIGNED};
 pub use hyper::schedule;
 
 use crate::kernel::{is_f32, same};
 use crate::learned::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
-use crate::{AdafacMlp, Celo2, ControlledAdam, MlpLopt, NnAdam, NominalMlp, RnnMlp, Velo};
+use crate::rule::UpdateRule;
+use crate::{
+    AdafacMlp, Celo, Celo2, Celo2Form, Celo2Published, CeloAdam, ControlledAdam, MlpLopt, NnAdam, NominalMlp,
+    RnnMlp, Velo,
+};
 use outerloop_core::{Error, Float, LearnedOptimizer, Result};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// The class names that [`learned`] knows; our own names of the same things work too.
-pub const LEARNED: [&str; 11] = [
+pub const LEARNED: [&str; 16] = [
     "AdafacMLPLOpt",
+    "Celo",
     "Celo2",
+    "CeloAdam",
     "ControlledAdam",
     "HyperV2",
     "LearnableAdam",
@@ -27,6 +34,9 @@ pub const LEARNED: [&str; 11] = [
     "MLPNomLOpt",
     "NNAdam",
     "RNNMLPLOpt",
+    "celo2.Celo2",
+    "celo2.Celo2Base",
+    "celo2.OptaxRecipe",
 ];
 
 fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
@@ -62,7 +72,12 @@ fn build<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimize
         "NNAdam" | "NnAdam" => configured::<NnAdam, E>(class, hyper)?,
         "HyperV2" | "Velo" => configured::<Velo, E>(class, hyper)?,
         "RNNMLPLOpt" | "RnnMlp" => configured::<RnnMlp, E>(class, hyper)?,
+        "Celo" => configured::<Celo, E>(class, &without(hyper, &["reparam_decay"]))?,
+        "CeloAdam" => configured::<CeloAdam, E>(class, &without(hyper, &CeloAdam::IDLE))?,
         "Celo2" => configured::<Celo2, E>(class, hyper)?,
+        "celo2.Celo2Base" => published(Celo2Form::Base, hyper)?,
+        "celo2.Celo2" => published(Celo2Form::Regex, hyper)?,
+        "celo2.OptaxRecipe" => published(Celo2Form::Recipe, hyper)?,
         "ControlledAdam" => configured::<ControlledAdam, E>(class, hyper)?,
         _ => return Err(unknown("learned optimizer", class, &LEARNED)),
     })
@@ -75,6 +90,22 @@ where
 {
     let lopt: L = serde_json::from_value(hyper.clone()).map_err(|e| Error::invalid(class, e.to_string()))?;
     lopt.validate()?;
+    Ok(Box::new(lopt))
+}
+
+/// Hyperparameters without those of the library's arguments that have no effect there.
+fn without(hyper: &Value, idle: &[&str]) -> Value {
+    let mut hyper = hyper.clone();
+    if let Value::Object(all) = &mut hyper {
+        all.retain(|name, _| !idle.contains(&&name[..]));
+    }
+    hyper
+}
+
+/// One of the authors' classes of Celo2.
+fn published<E: Float>(form: Celo2Form, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>> {
+    let lopt = Celo2Published::from_hyperparameters(form, hyper)?;
+    UpdateRule::validate(&lopt)?;
     Ok(Box::new(lopt))
 }
 
@@ -212,6 +243,11 @@ mod tests {
             ("RnnMlp", json!({"decays": [1.0]}), "decays[0]"),
             ("Celo2", json!({"warmup_fraction": 1.5}), "warmup_fraction"),
             ("Celo2", json!({"orthogonalize": {"NewtonSchulz": 0}}), "orthogonalize"),
+            ("Celo", json!({"train_phase": 0}), "train_phase"),
+            ("Celo", json!({"param_inits": 0}), "param_inits"),
+            ("CeloAdam", json!({"initial_rms_decays": []}), "initial_rms_decays"),
+            ("celo2.Celo2", json!({"regex_1d": "("}), "regex_1d"),
+            ("celo2.OptaxRecipe", json!({"learning_rate": -1.0}), "step_mult"),
             ("ControlledAdam", json!({"initial_momentum_decays": []}), "initial_momentum_decays"),
             ("ControlledAdam", json!({"initial_square_decay": 1.0}), "initial_square_decay"),
         ] {

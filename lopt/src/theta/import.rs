@@ -1,8 +1,13 @@
 //! Published weights under the names that other libraries give them.
 
+mod flax;
+mod float_type;
+mod format;
+mod numpy;
+
 use super::describe;
+use format::{Array, MAX_BYTES};
 use outerloop_core::{Entry, Error, Layout, LearnedOptimizer, Result};
-use safetensors::{Dtype, SafeTensors};
 use std::{collections::BTreeMap, fs, path::Path};
 
 /// The offsets of the decays of muLO's published weights; PyLO has them as defaults of its
@@ -13,14 +18,20 @@ pub const MULO_DECAYS: [(&str, &[f32]); 3] = [
     ("adafactor_decays", &[0.18621896, -0.10864615, -0.06185547]),
 ];
 
-/// Arrays from safetensors files of other libraries, to be read as theta.
+/// Arrays from files of other libraries, to be read as theta.
+///
+/// | format, recognized by its first bytes | of | names |
+/// |---|---|---|
+/// | safetensors | PyLO, our own theta files | as they stand there |
+/// | flax's msgpack, `.state` | learned_optimization, amoudgl/celo | levels joined with `/` |
+/// | NumPy's `.npz` and `.npy` | anything | as in the archive; of an `.npy` the file's |
 ///
 /// | naming | of |
 /// |---|---|
-/// | haiku (learned_optimization): theta's own names | all |
+/// | haiku (learned_optimization, amoudgl/celo): theta's own names | all |
 /// | PyLO `MetaMLP`: `network.input`, `network.linear_{i}`, `network.output` with `.weight` `[out, in]` and `.bias`; decays apart ([`MULO_DECAYS`]) | [`crate::AdafacMlp`] |
 /// | PyLO `VeLOMLP`: `input_weights_` `[sets, out, in]`, `hidden_weights_.{i}`, `output_weights_`, `input_bias_`, ...; `VeLORNN`: `lstm.linear`, `mix_layer1`, `mix_layer2`, `final_mix_layer`, `rnn_to_controls`, `step_size`, `lstm_init_state.{0,1}` | [`crate::Velo`] |
-/// | PyLO `CELO2MLP`: `w0.{j}` `[in, out]`, `b0`, `dense_w.{i}`, `dense_b.{i}`; and `.../w0__{j}`, `.../w{i}`, `.../b{i}` under any module name | [`crate::Celo2`] |
+/// | PyLO `CELO2MLP`: `w0.{j}` `[in, out]`, `b0`, `dense_w.{i}`, `dense_b.{i}`; and `.../w0__{j}`, `.../w{i}`, `.../b{i}` under any module name | [`crate::Celo2`], [`crate::Celo2Published`] |
 ///
 /// `module.` and `_orig_mod.` in a name, left there by torch's `DataParallel` and `compile` around the
 /// whole or a part, do not count. Every array must be used, except `VeLOMLP`'s last mixed weights,
@@ -28,12 +39,6 @@ pub const MULO_DECAYS: [(&str, &[f32]); 3] = [
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Import {
     arrays: BTreeMap<String, Array>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Array {
-    shape: Vec<usize>,
-    data: Vec<f32>,
 }
 
 /// Where a tensor of theta comes from.
@@ -59,25 +64,33 @@ pub fn import(path: impl AsRef<Path>, lopt: &dyn LearnedOptimizer<f32>) -> Resul
 }
 
 impl Import {
-    /// Adds the arrays of a safetensors file: F64, F32, F16 or BF16, rounded to f32.
+    /// Adds the arrays of a file of at most 1 GiB: F64, F32, F16 or BF16, rounded to f32.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is no such file or holds an array
-    /// of a known name.
-    pub fn file(mut self, path: impl AsRef<Path>) -> Result<Self> {
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is of no known format, a part of one, or
+    /// holds an array of a known name; the message names the array.
+    pub fn file(self, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let len = fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+        if len > MAX_BYTES {
+            return Err(Error::format(path, format!("expected at most {MAX_BYTES} bytes, got {len}")));
+        }
         let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-        let wrong = |why: String| Error::format(path, why);
-        let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|e| wrong(format!("not a whole safetensors file: {e}")))?;
-        for (name, tensor) in tensors.iter() {
-            let data = numbers(tensor.dtype(), tensor.data()).ok_or_else(|| {
-                wrong(format!("array `{name}`: expected F64, F32, F16 or BF16, got {:?}", tensor.dtype()))
-            })?;
-            let name = unwrapped(name);
-            let array = Array { shape: tensor.shape().to_vec(), data };
-            if self.arrays.insert(name.clone(), array).is_some() {
-                return Err(wrong(format!("array `{name}` comes a second time")));
+        self.bytes(&bytes, path)
+    }
+
+    /// [`Self::file`] of contents that are at hand, e.g. built into a program; `name` stands in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`] as [`Self::file`].
+    pub fn bytes(mut self, bytes: &[u8], name: impl AsRef<Path>) -> Result<Self> {
+        let name = name.as_ref();
+        let wrong = |why: String| Error::format(name, why);
+        let stem = name.file_stem().map(|s| s.to_string_lossy()).unwrap_or_default();
+        for (array, content) in format::arrays(bytes, &stem).map_err(wrong)? {
+            let array = unwrapped(&array);
+            if self.arrays.insert(array.clone(), content).is_some() {
+                return Err(wrong(format!("array `{array}` comes a second time")));
             }
         }
         Ok(self)
@@ -100,7 +113,7 @@ impl Import {
             layout.entries().iter().map(|e| Source { name: e.name.clone(), form: Form::Same }).collect();
         let mut namings: Vec<Vec<Source>> = vec![own];
         namings.extend(pylo(&lopt.name(), &layout));
-        if lopt.name() == "Celo2" {
+        if lopt.name() == "Celo2" || lopt.name().starts_with("celo2.") {
             namings.extend(self.by_last_part(&layout));
         }
         let complete = |naming: &&Vec<Source>| naming.iter().all(|s| self.arrays.contains_key(&s.name));
@@ -168,33 +181,6 @@ fn unwrapped(name: &str) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// Little-endian floats of a dtype as f32, if it is one of floats.
-fn numbers(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    fn each<const N: usize>(bytes: &[u8], number: fn([u8; N]) -> f32) -> Option<Vec<f32>> {
-        bytes.chunks_exact(N).map(|c| c.try_into().ok().map(number)).collect()
-    }
-    match dtype {
-        Dtype::F64 => each(bytes, |b| f64::from_le_bytes(b) as f32),
-        Dtype::F32 => each(bytes, f32::from_le_bytes),
-        Dtype::F16 => each(bytes, |b| half(u16::from_le_bytes(b))),
-        // The upper half of an f32.
-        Dtype::BF16 => each(bytes, |[low, high]| f32::from_le_bytes([0, 0, low, high])),
-        _ => None,
-    }
-}
-
-/// The number that IEEE 754's binary16 stores as `bits`: sign, 5 bits of exponent, 10 of fraction.
-fn half(bits: u16) -> f32 {
-    let sign = if bits >> 15 == 0 { 1.0 } else { -1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
-    sign * match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
-    }
-}
-
 /// The weights that `VeLOMLP` mixed last, registered beside the sets they are mixed from.
 fn is_mixed(name: &str) -> bool {
     let stem = name.split('.').next().unwrap_or(name);
@@ -243,9 +229,9 @@ fn pylo(class: &str, layout: &Layout) -> Option<Vec<Source>> {
             let source = |e: &Entry| velo_source(e, last, blocks, &rows, &layer);
             entries.iter().map(source).collect()
         }
-        "Celo2" => {
+        class if class == "Celo2" || class.starts_with("celo2.") => {
             let source = |e: &Entry| {
-                let name = e.name.strip_prefix("ff_mod/~/")?;
+                let name = e.name.rsplit('/').next()?;
                 Some(same(match (name.strip_prefix("w0__"), layer(name)) {
                     (Some(j), _) => format!("w0.{j}"),
                     (None, Some((false, 0))) => "b0".into(),
@@ -304,11 +290,15 @@ fn velo_source(
 }
 
 #[cfg(test)]
+#[path = "import/tests.rs"]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{AdafacMlp, Celo2, MlpLopt, Velo};
     use outerloop_core::Key;
-    use safetensors::tensor::TensorView;
+    use safetensors::{tensor::TensorView, Dtype};
 
     /// A file of arrays whose elements count up from 1000 times the array's number.
     fn write(dir: &tempfile::TempDir, file: &str, arrays: &[(&str, &[usize])]) -> std::path::PathBuf {
@@ -479,9 +469,6 @@ mod tests {
         write_bytes(&path, &[("i", Dtype::I64, &[0; 8])]);
         let error = Import::default().file(&path).unwrap_err().to_string();
         assert!(error.ends_with("array `i`: expected F64, F32, F16 or BF16, got I64"), "{error}");
-        fs::write(&path, b"\x87\xa5state").unwrap();
-        let error = Import::default().file(&path).unwrap_err().to_string();
-        assert!(error.contains("not a whole safetensors file"), "{error}");
     }
 
     #[test]

@@ -7,12 +7,14 @@
 //! | [`WidthScaled`] | steps of wide matrices shrink with their width (muP) |
 //! | [`ParamsEma`] | the inner optimizer's; its parameters are averaged for evaluation |
 //!
+//! [`Frozen`] is a learned optimizer of which a part of theta stays what it is.
 //! [`Combined`] and [`LearnedWidthScaled`] are the same over learned optimizers: their theta is the
 //! parts' thetas one after the other. A hand-designed part enters as
 //! [`HandAsLearned`](crate::HandAsLearned). The parts' slots are named `0/momentum`, `1/momentum`, ...
 
 mod combined;
 mod ema;
+mod frozen;
 mod grouped;
 mod parts;
 mod sum;
@@ -20,6 +22,7 @@ mod width;
 
 pub use combined::Combined;
 pub use ema::ParamsEma;
+pub use frozen::Frozen;
 pub use grouped::{GroupRule, Grouped};
 pub use sum::SumOptimizer;
 pub use width::{LearnedWidthScaled, WidthScaled};

@@ -12,12 +12,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Hyperparameters that are read and change nothing.
-const IGNORED: [(&str, &str); 4] = [
-    ("NAdamW", "use_bias_correction"),
-    ("NAdamW", "num_steps"),
-    ("OptList", "idx"),
-    ("OptList", "num_steps"),
-];
+const IGNORED: [(&str, &str); 3] =
+    [("NAdamW", "use_bias_correction"), ("NAdamW", "num_steps"), ("OptList", "num_steps")];
 
 /// The hyperparameters that a class knows, from the error that lists them.
 fn keys(class: &str) -> Vec<String> {

@@ -17,6 +17,8 @@ pub(crate) struct Averages<'a> {
     pub(crate) rates: &'a [Vec<f32>; 3],
     /// Added to RMS averages under the root.
     pub(crate) rms_epsilon: f32,
+    /// Added to second moments of vectors under the root where momenta are divided by them.
+    pub(crate) moment_epsilon: f32,
     /// What blocks repeat of rows and columns besides the factors.
     pub(crate) repeated: Repeated,
     /// Vectors per block, at most.
@@ -108,7 +110,8 @@ impl Accumulators<'_> {
         let (counts, units, rates) = (averages.counts(), averages.units(), averages.rates);
         average::<S, false>(s, momentum, grad, &rates[0]);
         average::<S, true>(s, rms, grad, &rates[1]);
-        let (momentum, rms, rms_epsilon) = (&*momentum, &*rms, averages.rms_epsilon);
+        let (momentum, rms) = (&*momentum, &*rms);
+        let Averages { rms_epsilon, moment_epsilon, .. } = averages;
         let mut starts = [0, 0];
         for entry in layout.entries().iter().filter(|e| e.numel() > 0) {
             let range = entry.range();
@@ -120,7 +123,9 @@ impl Accumulators<'_> {
             let Some(axes) = factored.axes() else {
                 update_moments(s, &grad[range.clone()], &rates[2], row);
                 let [moments, _] = at;
-                visit.vector(s, VectorTensor { range, counts, grad, momentum, rms, moments: row }, moments);
+                let tensor =
+                    VectorTensor { range, counts, grad, momentum, rms, moments: row, moment_epsilon };
+                visit.vector(s, tensor, moments);
                 continue;
             };
             let tables = [(lens[0], &mut *row_table), (lens[1], &mut *col_table)];

@@ -15,8 +15,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) mults: [f64; 2],
     /// Rates of momenta, RMS averages and factored second moments.
     pub(crate) rates: &'a [Vec<f32>; 3],
-    /// Added to RMS averages under the root.
-    pub(crate) rms_epsilon: f32,
+    /// Added under roots: to RMS averages, and to second moments of vectors under momenta.
+    pub(crate) epsilons: [f32; 2],
     /// The state before the update.
     pub(crate) before: &'a OptState<f32>,
 }
@@ -31,8 +31,8 @@ pub(crate) struct Backward<'a> {
 
 impl<'a> Wanted<'a> {
     fn averages(&self) -> Averages<'a> {
-        let (rates, rms_epsilon) = (self.rates, self.rms_epsilon);
-        Averages { rates, rms_epsilon, repeated: Repeated::Means, vectors: MOST }
+        let (rates, [rms_epsilon, moment_epsilon]) = (self.rates, self.epsilons);
+        Averages { rates, rms_epsilon, moment_epsilon, repeated: Repeated::Means, vectors: MOST }
     }
 
     fn counts(&self) -> [usize; 3] {

@@ -257,6 +257,9 @@ impl Tensor for FactoredTensor<'_> {
     fn features(&self) -> usize {
         Self::parts(self.counts).iter().sum()
     }
+    fn counts(&self) -> [usize; 3] {
+        self.counts
+    }
 
     #[inline(always)]
     fn load<S: Simd, const V: usize>(

@@ -66,11 +66,6 @@ impl<'a> AllFeatures<'a> {
         AllFeatures(tensor)
     }
 
-    /// Numbers of decays: momenta, RMS averages, factored second moments.
-    pub(crate) fn counts(&self) -> [usize; 3] {
-        self.0.counts
-    }
-
     /// Where the next block begins, for [`Self::set_walk`].
     pub(crate) fn walk(&self) -> Walk {
         self.0.walk
@@ -257,6 +252,9 @@ fn unclipped<S: Simd>(s: S, row: S::f32s, mean: S::f32s, x: S::f32s) -> S::f32s 
 impl Tensor for AllFeatures<'_> {
     fn features(&self) -> usize {
         column_count(self.0.counts)
+    }
+    fn counts(&self) -> [usize; 3] {
+        self.0.counts
     }
 
     /// After the features also the factors.

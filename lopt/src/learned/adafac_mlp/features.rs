@@ -9,7 +9,7 @@ use pulp::bytemuck::cast_slice_mut;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
-/// Added to RMS averages under the root, and to second moments of vectors under momenta.
+/// Added to RMS averages under the root, and, in [`super::AdafacKernel`], to second moments of vectors under momenta.
 pub(crate) const RMS_EPSILON: f32 = 1e-6;
 
 /// Vectors per block of [`normalizers`].
@@ -19,6 +19,9 @@ const BLOCK: usize = 6;
 pub(crate) trait Tensor {
     /// Number of features.
     fn features(&self) -> usize;
+
+    /// Numbers of decays: momenta, RMS averages, factored second moments.
+    fn counts(&self) -> [usize; 3];
 
     /// Writes the features of V vectors of the tensor's `params`, from element `start` on, to `x`
     /// `[features, V]`, zeros past their end; for the network also what the first layer's `units`
@@ -155,6 +158,8 @@ pub(crate) struct VectorTensor<'a> {
     pub(crate) rms: &'a [f32],
     /// This tensor's second moments, `[decays, length]`.
     pub(crate) moments: &'a [f32],
+    /// Added to them under the root where momenta are divided by them.
+    pub(crate) moment_epsilon: f32,
 }
 
 /// Updates the second moments `[decays, length]`.
@@ -179,6 +184,9 @@ pub(crate) fn vector_rows(counts: [usize; 3]) -> usize {
 impl Tensor for VectorTensor<'_> {
     fn features(&self) -> usize {
         column_count(self.counts)
+    }
+    fn counts(&self) -> [usize; 3] {
+        self.counts
     }
 
     #[inline(always)]
@@ -221,7 +229,7 @@ impl Tensor for VectorTensor<'_> {
             let root = rsqrts::<S, V>(s, value, FACTOR_EPSILON as f32);
             *row_mut(x, row_root + k) = root;
             *row_mut(x, col_root + k) = root;
-            *row_mut(x, factor_row + k) = rsqrts::<S, V>(s, value, RMS_EPSILON);
+            *row_mut(x, factor_row + k) = rsqrts::<S, V>(s, value, self.moment_epsilon);
             // Moments are not negative: max(v + ε, ε) = v + ε.
             *row_mut(x, grad_row + k) = products::<S, V>(s, &g, &rsqrts::<S, V>(s, value, EPSILON as f32));
         }

@@ -3,6 +3,7 @@
 pub(crate) mod accumulators;
 pub(crate) mod average;
 pub(crate) mod backward;
+pub(crate) mod clipped;
 pub(crate) mod factored;
 pub(crate) mod factored_vjp;
 pub(crate) mod features;

@@ -102,7 +102,8 @@ impl Optimizer<f32> for AdafacKernel {
         let counts = self.counts();
         let units = self.net.layers[0].outputs;
         let (repeated, vectors) = (Repeated::Biases(units), BLOCK);
-        let averages = Averages { rates: &self.rates, rms_epsilon: RMS_EPSILON, repeated, vectors };
+        let [rms_epsilon, moment_epsilon] = [RMS_EPSILON; 2];
+        let averages = Averages { rates: &self.rates, rms_epsilon, moment_epsilon, repeated, vectors };
         let features = column_count(counts);
         let [expanded, row, col] = averages.scratch(&state.layout);
         let lens = [
@@ -121,8 +122,11 @@ impl Optimizer<f32> for AdafacKernel {
             let (slots, scratch) = (four(slots), [expanded, row, col]);
             let accumulators = Accumulators { averages, grad, slots, scratch };
             let normalizer = Normalizer { block, squares, scales, epsilon: normalize::EPSILON };
-            let passes = Passes { kernel: self, normalizer };
-            self.path.run(Step { accumulators, layout, step: *step, visit: Update { passes, params, bias } });
+            let rule = self.twin.rule();
+            let (rows, mults) = (vector_rows(counts), [rule.exp_mult, rule.step_mult]);
+            let passes = Passes { net: &self.net, rows, mults, normalizer };
+            let visit = Update { kernel: self, passes, params, bias };
+            self.path.run(Step { accumulators, layout, step: *step, visit });
         });
         state.step += 1;
     }
@@ -144,13 +148,14 @@ impl WithSimd for Step<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, s: S) {
         let Step { accumulators, layout, step, mut visit } = self;
-        visit.passes.kernel.net.time_bias(s, step, visit.bias);
+        visit.kernel.net.time_bias(s, step, visit.bias);
         accumulators.run(s, layout, &mut visit);
     }
 }
 
 /// What an update does with a tensor.
 struct Update<'a> {
+    kernel: &'a AdafacKernel,
     passes: Passes<'a>,
     params: &'a mut [f32],
     /// The first layer's bias with its time part.
@@ -162,13 +167,13 @@ impl Visit for Update<'_> {
     fn vector<S: Simd>(&mut self, s: S, mut tensor: VectorTensor<'_>, _: Range<usize>) {
         let params = &mut self.params[tensor.range.clone()];
         self.passes.normalizer.run::<S, _, true>(s, &mut tensor, params, 0);
-        let first = &self.passes.kernel.net.layers[0];
+        let first = &self.kernel.net.layers[0];
         self.passes.apply(s, &mut tensor, (first, Some(self.bias)), params);
     }
 
     #[inline(always)]
     fn factored<S: Simd>(&mut self, s: S, _: &Entry, mut tensor: FactoredTensor<'_>, means: Means<'_>) {
-        let kernel = self.passes.kernel;
+        let kernel = self.kernel;
         tensor.biases(s, means.new, self.bias, &kernel.factor_weights);
         let params = &mut self.params[tensor.range.clone()];
         self.passes.normalizer.run::<S, _, true>(s, &mut tensor, params, 0);
@@ -177,16 +182,20 @@ impl Visit for Update<'_> {
 }
 
 /// The two passes over a tensor, and their scratch.
-struct Passes<'a> {
-    kernel: &'a AdafacKernel,
+pub(crate) struct Passes<'a> {
+    pub(crate) net: &'a Net,
+    /// Rows of features and scratch in a block, at most.
+    pub(crate) rows: usize,
+    /// exp_mult and step_mult.
+    pub(crate) mults: [f64; 2],
     /// Pass 1; its block also holds the features and activations of pass 2.
-    normalizer: Normalizer<'a>,
+    pub(crate) normalizer: Normalizer<'a>,
 }
 
 impl Passes<'_> {
     /// Pass 2: network and output rule. `first`: the first layer, and its bias if blocks start from that.
     #[inline(always)]
-    fn apply<S: Simd, T: Tensor>(
+    pub(crate) fn apply<S: Simd, T: Tensor>(
         &mut self,
         s: S,
         tensor: &mut T,
@@ -214,9 +223,9 @@ impl Passes<'_> {
         params: &mut [f32],
         start: usize,
     ) -> usize {
-        let net = &self.kernel.net;
+        let net = self.net;
         let (block, _) = S::as_mut_simd_f32s(self.normalizer.block);
-        let (x, units) = block.split_at_mut(vector_rows(self.kernel.counts()) * ROW);
+        let (x, units) = block.split_at_mut(self.rows * ROW);
         let units = &mut units[..2 * net.widest() * ROW];
         load_block::<S, T, ROW>(s, tensor, params, start, x, Some(&mut *units));
         for (scale, x) in self.normalizer.scales[..tensor.features()].iter().zip(x.chunks_exact_mut(ROW)) {
@@ -228,9 +237,8 @@ impl Passes<'_> {
         let after = After::of(0, net.layers.len());
         first.forward::<S, V, ROW>(s, bias, &x[..first.inputs * ROW], units, after);
         let out = net.finish::<S, V, ROW>(s, units);
-        let rule = self.kernel.twin.rule();
         let end = params.len().min(start + ROW * S::F32_LANES);
-        apply_step::<S, ROW>(s, out, [rule.exp_mult, rule.step_mult], &mut params[start..end]);
+        apply_step::<S, ROW>(s, out, self.mults, &mut params[start..end]);
         ROW
     }
 }

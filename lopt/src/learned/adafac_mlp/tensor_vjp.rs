@@ -31,6 +31,11 @@ pub(crate) trait TensorAdjoint: Tensor {
     /// Whether its second moments are kept as means of rows and columns.
     const FACTORED: bool;
 
+    /// Of a vector: [`VectorTensor::moment_epsilon`].
+    fn moment_epsilon(&self) -> f32 {
+        RMS_EPSILON
+    }
+
     /// Brings the adjoints among `y` of features past the common ones to those of what they are made of.
     /// `x` and `y` `[.., V]`.
     #[inline(always)]
@@ -41,6 +46,10 @@ pub(crate) trait TensorAdjoint: Tensor {
 
 impl TensorAdjoint for VectorTensor<'_> {
     const FACTORED: bool = false;
+
+    fn moment_epsilon(&self) -> f32 {
+        self.moment_epsilon
+    }
 }
 
 /// The passes over a tensor. Its elements may be normalized in parts.
@@ -218,6 +227,7 @@ impl<'a> TensorVjp<'a> {
         // Rows of products of a feature and its adjoint, summed over the features with the same root.
         let [grad_product, m_product, rms_product] = [0, 1, 2].map(|i| features + i * decays);
         let half = s.splat_f32s(-0.5);
+        let moment_epsilon = s.splat_f32s(tensor.moment_epsilon());
 
         for start in part.clone().step_by(BLOCK * S::F32_LANES) {
             let at = start..part.end.min(start + BLOCK * S::F32_LANES);
@@ -309,7 +319,7 @@ impl<'a> TensorVjp<'a> {
                     let through_roots = s.mul_f32s(s.mul_f32s(root[v], root[v]), s.mul_f32s(root[v], roots));
                     let through_grad =
                         s.div_f32s(product.0[v], s.add_f32s(value[v], s.splat_f32s(EPSILON as f32)));
-                    let through_m = s.div_f32s(product.1[v], s.add_f32s(value[v], s.splat_f32s(RMS_EPSILON)));
+                    let through_m = s.div_f32s(product.1[v], s.add_f32s(value[v], moment_epsilon));
                     let through = s.add_f32s(through_roots, s.add_f32s(through_grad, through_m));
                     let direct =
                         s.add_f32s(row::<_, BLOCK>(y, row_row + k)[v], row::<_, BLOCK>(y, col_row + k)[v]);

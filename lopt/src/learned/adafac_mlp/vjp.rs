@@ -29,7 +29,8 @@ impl UpdateVjp<f32> for AdafacKernel {
         let (raw, grad) = (grad, &*limited);
         let rule = self.twin.rule();
         let mults = [rule.exp_mult, rule.step_mult];
-        let wanted = Wanted { net: &self.net, mults, rates: &self.rates, rms_epsilon: RMS_EPSILON, before };
+        let epsilons = [RMS_EPSILON; 2];
+        let wanted = Wanted { net: &self.net, mults, rates: &self.rates, epsilons, before };
         let mut adjoint = wanted.adjoint(after);
         with_scratch(wanted.scratch().iter().sum(), |scratch| {
             let (accumulators, backward) = wanted.passes(grad, &mut adjoint, scratch);

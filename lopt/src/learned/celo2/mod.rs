@@ -1,7 +1,6 @@
 //! [`Celo2`]: a tiny normalized network for matrices inside a hand-built harness.
 
-mod features;
-mod step;
+pub(crate) mod step;
 mod vjp;
 
 pub use step::Celo2Kernel;
@@ -112,7 +111,7 @@ impl Celo2 {
     }
 
     /// Names of the first layer's weights: one block per feature group.
-    pub(crate) fn first_layer(&self) -> impl Iterator<Item = (String, usize)> {
+    fn first_layer(&self) -> impl Iterator<Item = (String, usize)> {
         self.groups().into_iter().enumerate().map(|(j, inputs)| (format!("ff_mod/~/w0__{j}"), inputs))
     }
 
@@ -196,11 +195,20 @@ pub(crate) fn newton_schulz_iterations<E: Float>(
     cols: usize,
     iterations: usize,
 ) -> Var<E> {
+    newton_schulz_by(NEWTON_SCHULZ, x, [rows, cols], iterations)
+}
+
+/// The same with coefficients c₁, c₃, c₅: `X ← c₁ X + (c₃ A + c₅ A²) X`, `A = X Xᵀ`.
+pub(crate) fn newton_schulz_by<E: Float>(
+    [c1, c3, c5]: [f64; 3],
+    x: &Var<E>,
+    [rows, cols]: [usize; 2],
+    iterations: usize,
+) -> Var<E> {
     if rows > cols {
         let x = x.transpose(rows, cols);
-        return newton_schulz_iterations(&x, cols, rows, iterations).transpose(cols, rows);
+        return newton_schulz_by([c1, c3, c5], &x, [cols, rows], iterations).transpose(cols, rows);
     }
-    let [c1, c3, c5] = NEWTON_SCHULZ;
     (0..iterations).fold(x.clone(), |x, _| {
         let a = x.matmul(&x.transpose(rows, cols), rows);
         let b = a.scale(c3) + a.matmul(&a, rows).scale(c5);

@@ -4,16 +4,16 @@
 //! normalizers of a matrix, once for the network. What the network gives a matrix is orthogonalized and
 //! normalized in scratch before it reaches the parameters.
 
-use super::features::{network_input, Celo2Features};
 use super::{Celo2, Orthogonalize, EPSILON, SMALL};
 use crate::kernel::dense::After;
 use crate::kernel::dot::mean_square;
 use crate::kernel::net::{Net, COLUMNS, MAX_LANES};
 use crate::kernel::{newton_schulz, Path};
 use crate::learned::adafac_mlp::accumulators::{cut, four, Accumulators, Averages, Means, Repeated, Visit};
+use crate::learned::adafac_mlp::clipped::{network_places, Clipped};
 use crate::learned::adafac_mlp::factored::FactoredTensor;
 use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
-use crate::learned::adafac_mlp::features::{load_block, row, Normalizer, VectorTensor};
+use crate::learned::adafac_mlp::features::{load_block, row, Normalizer, VectorTensor, RMS_EPSILON};
 use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
 use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
@@ -24,10 +24,10 @@ use std::ops::Range;
 const BLOCK: usize = COLUMNS;
 
 /// Gradients are clipped to ± this.
-pub(super) const MAX_GRAD: f32 = 1e3;
+pub(crate) const MAX_GRAD: f32 = 1e3;
 
 /// The clipped gradient; NaN stays.
-pub(super) fn clip_all<'a>(grad: &[f32], clipped: &'a mut [f32]) -> &'a [f32] {
+pub(crate) fn clip_all<'a>(grad: &[f32], clipped: &'a mut [f32]) -> &'a [f32] {
     clipped.iter_mut().zip(grad).for_each(|(to, g)| *to = g.clamp(-MAX_GRAD, MAX_GRAD));
     clipped
 }
@@ -57,24 +57,8 @@ impl Celo2Kernel {
         // Only the momenta's may leave [0, 1].
         rates[1..].iter_mut().flatten().for_each(|rate| *rate = rate.clamp(0.0, 1.0));
         let counts = [0, 1, 2].map(|i: usize| rates[i].len());
-        let first: Vec<usize> = rule.first_layer().flat_map(|(name, _)| range(&name)).collect();
-        let sizes = rule.sizes();
-        let (mut places, mut ranges) = (Vec::new(), Vec::new());
-        for (i, size) in sizes.windows(2).enumerate() {
-            let [inputs, outputs] = [size[0], size[1]];
-            let used = if i + 2 == sizes.len() { 2 } else { outputs };
-            let start = places.len();
-            for input in 0..inputs {
-                let row = match i {
-                    0 => first[network_input(counts, input) * outputs..].to_vec(),
-                    _ => range(&format!("ff_mod/~/w{i}")).skip(input * outputs).collect(),
-                };
-                places.extend_from_slice(&row[..used]);
-            }
-            let bias = places.len();
-            places.extend(range(&format!("ff_mod/~/b{i}")).take(used));
-            ranges.push([start..bias, bias..places.len()]);
-        }
+        let (places, ranges) =
+            network_places(&rule.sizes(), counts, &|tensor| range(&format!("ff_mod/~/{tensor}")));
         let packed: Vec<f32> = places.iter().map(|p| theta[*p]).collect();
         let net = Net::without_time(ranges, &packed);
         Celo2Kernel { net, places, rates, path, twin: Taped::new(rule, theta) }
@@ -96,7 +80,7 @@ impl Celo2Kernel {
     pub(super) fn directions<S: Simd>(
         &self,
         s: S,
-        tensor: &mut Celo2Features<'_>,
+        tensor: &mut Clipped<AllFeatures<'_>>,
         (params, start): (&[f32], usize),
         scales: &[f32],
         block: &mut [f32],
@@ -151,7 +135,14 @@ impl Optimizer<f32> for Celo2Kernel {
         assert_eq!(grad.len(), state.params.len(), "Celo2: length of the gradient");
         let rule = self.twin.rule();
         let (repeated, vectors) = (Repeated::Means, BLOCK);
-        let averages = Averages { rates: &self.rates, rms_epsilon: SMALL as f32, repeated, vectors };
+        let averages = Averages {
+            rates: &self.rates,
+            rms_epsilon: SMALL as f32,
+            // No network reads vectors.
+            moment_epsilon: RMS_EPSILON,
+            repeated,
+            vectors,
+        };
         let features = self.net.layers[0].inputs;
         let learned =
             || state.layout.entries().iter().filter(|e| e.shape.len() > 1).map(|e| matrix(&e.shape));
@@ -223,7 +214,7 @@ impl Visit for Update<'_> {
             return;
         }
         let params = &mut self.params[tensor.range.clone()];
-        let mut tensor = Celo2Features(AllFeatures::new(tensor, &means));
+        let mut tensor = Clipped(AllFeatures::new(tensor, &means));
         self.network.update(s, &mut tensor, matrix(&entry.shape), self.lr, params);
     }
 }
@@ -268,7 +259,7 @@ impl Network<'_> {
     fn update<S: Simd>(
         &mut self,
         s: S,
-        tensor: &mut Celo2Features<'_>,
+        tensor: &mut Clipped<AllFeatures<'_>>,
         [rows, cols]: [usize; 2],
         lr: f64,
         params: &mut [f32],

@@ -5,7 +5,6 @@
 //! [`crate::kernel::newton_schulz_vjp`], `d̄ = (x̄ − d (x̄ · x) / ‖d‖) / (‖d‖ + 1e-8)`. The rest is done by
 //! [`crate::kernel::net_vjp`], [`crate::learned::adafac_mlp::tensor_vjp`] and [`crate::learned::adafac_mlp::factored_vjp`].
 
-use super::features::Celo2Features;
 use super::step::{clip_all, matrix, Celo2Kernel, MAX_GRAD};
 use super::{Orthogonalize, EPSILON, SMALL};
 use crate::features::factored::SQUARE_EPSILON;
@@ -15,9 +14,10 @@ use crate::kernel::newton_schulz_vjp::Iterates;
 use crate::learned::adafac_mlp::accumulators::{cut, Accumulators, Means, Visit};
 use crate::learned::adafac_mlp::average::{loaded, mul_add, sums, Average};
 use crate::learned::adafac_mlp::backward::{Backward, Wanted};
+use crate::learned::adafac_mlp::clipped::Clipped;
 use crate::learned::adafac_mlp::factored::FactoredTensor;
 use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
-use crate::learned::adafac_mlp::features::{store_row, VectorTensor};
+use crate::learned::adafac_mlp::features::{store_row, VectorTensor, RMS_EPSILON};
 use crate::learned::adafac_mlp::tensor_vjp::TensorVjp;
 use outerloop_core::simd::{load, store, with_scratch, MAX_PARTS};
 use outerloop_core::{Entry, Key, OptState, UpdateAdjoint, UpdateVjp};
@@ -43,7 +43,8 @@ impl UpdateVjp<f32> for Celo2Kernel {
         let [matrix, iterates] = matrices.fold([0, 0], |a, b| [a[0].max(b[0]), a[1].max(b[1])]);
         // The network's step is added, not subtracted.
         let (net, mults) = (&self.net, [rule.exp_mult, -1.0]);
-        let wanted = Wanted { net, mults, rates: &self.rates, rms_epsilon: SMALL as f32, before };
+        let epsilons = [SMALL as f32, RMS_EPSILON];
+        let wanted = Wanted { net, mults, rates: &self.rates, epsilons, before };
         let passes = wanted.scratch().iter().sum();
         let lens = [passes, grad.len(), self.block_len(), matrix, iterates, self.places.len()];
         let mut adjoint = wanted.adjoint(after);
@@ -94,7 +95,7 @@ impl Visit for Passes<'_> {
     #[inline(always)]
     fn factored<S: Simd>(&mut self, s: S, entry: &Entry, tensor: FactoredTensor<'_>, means: Means<'_>) {
         let (grad, averages, range) = (tensor.grad, [tensor.momentum, tensor.rms], tensor.range.clone());
-        let mut tensor = Celo2Features(AllFeatures::new(tensor, &means));
+        let mut tensor = Clipped(AllFeatures::new(tensor, &means));
         if self.kernel.twin.rule().uses_adam(entry) {
             self.adam(s, grad, averages, &range, None);
             self.backward.means::<S, false>(s, &mut tensor.0, &means);
@@ -125,7 +126,7 @@ impl Passes<'_> {
     fn matrices<S: Simd>(
         &mut self,
         s: S,
-        tensor: &mut Celo2Features<'_>,
+        tensor: &mut Clipped<AllFeatures<'_>>,
         range: &Range<usize>,
         extents: [usize; 2],
     ) {
