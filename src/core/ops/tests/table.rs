@@ -121,6 +121,11 @@ cases! {
     weighted_softmax_cross_entropy any [12] |x| ops::weighted_softmax_cross_entropy(
         to(x(0), (3, 4)), &[1, 0, 3], &[1.0, 0.0, 2.5].map(E::of));
 
+    softmax_cross_entropies any [12] |x| ops::softmax_cross_entropies(to(x(0), (3, 4)), &[1, 0, 3]);
+    weight_decay any [6, 6] |x| ops::weight_decay(x(0), &x(1));
+    weight_decay_scalar any [130, 1] |x| ops::weight_decay(x(0), &x(1));
+    weight_decay_itself any [6] |x| ops::weight_decay(x(0), &x(0));
+
     softmax any [6] |x| ops::softmax(to(x(0), (2, 3)));
     layer_norm any [8, 4, 4] |x| ops::layer_norm(to(x(0), (2, 1, 4)), &bare(x(1)), &bare(x(2)));
     batch_norm any [15, 3, 3] |x| ops::batch_norm(to(x(0), (5, 3)), &bare(x(1)), &bare(x(2))).0;
