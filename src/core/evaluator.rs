@@ -70,6 +70,9 @@ pub trait Evaluator<E: Float = f32>: Send {
     /// The loss and the gradient by the leading parameters, as many as `grad` has elements (all elements of a
     /// number of tensors); the others are data. Updates `state`. By default the whole gradient is computed.
     fn loss_and_leading_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
+        if grad.len() == params.len() {
+            return self.loss_and_grad(params, state, at, grad);
+        }
         let mut all = vec![E::of(0.0); params.len()];
         let loss = self.loss_and_grad(params, state, at, &mut all);
         grad.copy_from_slice(&all[..grad.len()]);
@@ -103,6 +106,9 @@ pub trait Linearization<E: Float = f32> {
 
     /// [`Self::hvp`] with the given curvature matrix in place of `H`.
     fn product(&mut self, curvature: Curvature, v: &[E], out: &mut [E]);
+
+    /// What it holds in memory, in bytes, about.
+    fn bytes(&self) -> usize;
 }
 
 /// The evaluator that `make` builds, if `E` is f32: for kernels of one dtype.

@@ -314,8 +314,11 @@ where
         grad: &mut [E],
     ) -> (E, Option<Box<dyn Linearization<E>>>) {
         self.load_batch(at);
-        if Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), None).is_some() {
-            return (self.loss_and_leading_grad(params, state, at, grad), None);
+        let whole = (grad.len() == params.len()).then_some(&mut *grad);
+        let is_whole = whole.is_some();
+        if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), whole) {
+            let loss = if is_whole { loss } else { self.loss_and_leading_grad(params, state, at, grad) };
+            return (loss, None);
         }
         self.load_params(params);
         let mut r = record_linear(&params!(self).ids(), |m| {
@@ -345,6 +348,9 @@ struct OnTape<E: Float> {
 }
 
 impl<E: Float> Linearization<E> for OnTape<E> {
+    fn bytes(&self) -> usize {
+        (self.linear.numel() + self.layout.len()) * size_of::<E>()
+    }
     fn product(&mut self, curvature: Curvature, v: &[E], out: &mut [E]) {
         let entries = self.layout.entries();
         let [have, wanted] = [v.len(), out.len()].map(|len| leading_tensors(&self.layout, len));

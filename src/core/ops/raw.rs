@@ -1,8 +1,6 @@
 //! What an operation is, how it is recorded, and two short ways to write one.
 
-use crate::tensor::{
-    unique_id, with_recording, Backend, Buffer, Curvature, Float, Mode, Node, Shape, Tangents, Tensor,
-};
+use crate::tensor::{unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Tangents, Tensor};
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -127,19 +125,22 @@ pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
         return out.put_tape(mode);
     }
     let ids: Vec<UniqueId> = inputs.iter().map(unique_id).collect();
-    with_recording::<E, B, _>(|r| {
+    let (active, tangents, keep) = with_recording::<E, B, _>(|r| {
         let active: Vec<bool> = ids.iter().map(|&id| r.is_active(id)).collect();
-        if !active.contains(&true) {
-            return; // data in, data out
-        }
+        (active, r.tangents.clone(), r.nodes.is_some())
+    });
+    if !active.contains(&true) {
+        return out.put_tape(mode); // data in, data out
+    }
+    let out_id = unique_id(&out);
+    let y = flat(out.clone());
+    let done = Rc::new(Done { op, inputs, y, ids, active, out: out_id, dy: RefCell::default() });
+    // Outside of the recording: an operation may record on a tape of its own.
+    if let Some(t) = &tangents {
+        done.push(&mut t.borrow_mut());
+    }
+    with_recording::<E, B, _>(|r| {
         r.largest = r.largest.max(out.shape().num_elements());
-        let out_id = unique_id(&out);
-        let y = flat(out.clone());
-        let done = Rc::new(Done { op, inputs, y, ids, active, out: out_id, dy: RefCell::default() });
-        if let Some(t) = &r.tangents {
-            done.push(&mut t.borrow_mut());
-        }
-        let (tangents, keep) = (r.tangents.clone(), r.nodes.is_some());
         if let Some(nodes) = &mut r.nodes {
             nodes.push(done.clone());
         }
@@ -151,7 +152,7 @@ pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
                     *done.dy.borrow_mut() = Some(Buffer::copy(dy));
                 }
                 if let Some(t) = tangents {
-                    done.pull(&mut t.borrow_mut(), Curvature::Hessian, active);
+                    done.pull(&mut t.borrow_mut(), true, active);
                 }
             })
         });
@@ -176,6 +177,9 @@ impl<E: Float, B: Backend<E>, O: RawOp<E>> Node<E> for Done<O, E, B> {
     fn out(&self) -> UniqueId {
         self.out
     }
+    fn numel(&self) -> usize {
+        2 * self.y.shape().0
+    }
     fn inputs(&self) -> (&[UniqueId], &[bool]) {
         (&self.ids, &self.active)
     }
@@ -186,7 +190,10 @@ impl<E: Float, B: Backend<E>, O: RawOp<E>> Node<E> for Done<O, E, B> {
         with_host(&self.inputs, |x| self.op.jvp(x, &y, &tx, &mut ty));
         t.value.insert(self.out, ty);
     }
-    fn pull(&self, t: &mut Tangents<E>, curvature: Curvature, active: &[bool]) {
+    fn is_loss(&self) -> bool {
+        self.op.is_loss()
+    }
+    fn pull(&self, t: &mut Tangents<E>, curved: bool, active: &[bool]) {
         let dy = self.dy.borrow();
         let y = B::host(&self.y);
         // Nothing moves: an adjoint of zero.
@@ -195,12 +202,12 @@ impl<E: Float, B: Backend<E>, O: RawOp<E>> Node<E> for Done<O, E, B> {
         if !moved && !t.adjoint.contains_key(&self.out) {
             return;
         }
-        if !moved {
+        if !moved && curved {
             t.value.insert(self.out, zero());
         }
-        let dy = dy.as_deref().expect("the sweep back came by");
+        // Without curvature it is not needed, and there need not have been a sweep back.
+        let dy = dy.as_deref().unwrap_or_default();
         with_host(&self.inputs, |x| {
-            let curved = curvature == Curvature::Hessian || self.op.is_loss();
             self.adjoint_tangents(Primal { x, y: &y, dy }, t, active, curved);
         });
     }

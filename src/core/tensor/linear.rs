@@ -22,12 +22,17 @@ pub enum Curvature {
 pub(crate) trait Node<E: Float> {
     /// The result.
     fn out(&self) -> UniqueId;
+    /// Elements of the result and of its adjoint.
+    fn numel(&self) -> usize;
     /// The inputs, and which of them depend on a parameter.
     fn inputs(&self) -> (&[UniqueId], &[bool]);
     /// The tangent of the result from those of the inputs.
     fn push(&self, t: &mut Tangents<E>);
-    /// Adds the tangents of the adjoints of the `active` inputs.
-    fn pull(&self, t: &mut Tangents<E>, curvature: Curvature, active: &[bool]);
+    /// Whether it is a convex loss.
+    fn is_loss(&self) -> bool;
+    /// Adds the tangents of the adjoints of the `active` inputs; without the operation's own curvature unless
+    /// `curved`.
+    fn pull(&self, t: &mut Tangents<E>, curved: bool, active: &[bool]);
 }
 
 /// The operations of a loss after the sweep back, in order.
@@ -43,28 +48,70 @@ impl<E: Float> Linear<E> {
         Linear { nodes, params, plan: None }
     }
 
+    /// Elements of all results and their adjoints.
+    pub fn numel(&self) -> usize {
+        self.nodes.iter().map(|n| n.numel()).sum()
+    }
+
     /// The matrix times `v`, by parameter: `v` has one buffer for each of the leading parameters and is zero
     /// behind them; the result is that of the first `wanted` parameters.
     pub fn product(&mut self, v: &[&[E]], wanted: usize, curvature: Curvature) -> Vec<Option<Buffer<E>>> {
+        let mut t = self.seeded(v);
+        self.make_plan(wanted);
+        self.push(&mut t);
+        self.pull(&mut t, |node| curvature == Curvature::Hessian || node.is_loss());
+        self.params[..wanted].iter().map(|id| t.adjoint.remove(id)).collect()
+    }
+
+    /// The tangent of the tensor `out` along `v` (one buffer per parameter), all operations before it being linear
+    /// maps; zero if it does not move.
+    pub fn jvp(&mut self, v: &[&[E]], out: UniqueId) -> Option<Buffer<E>> {
+        let mut t = self.seeded(v);
+        self.make_plan(self.params.len());
+        self.push(&mut t);
+        t.value.remove(&out)
+    }
+
+    /// The adjoints of the parameters from that of the tensor `out`; zero where there is none.
+    pub fn vjp(&mut self, out: UniqueId, u: &[E]) -> Vec<Option<Buffer<E>>> {
+        let mut t = self.seeded(&[]);
+        self.make_plan(self.params.len());
+        t.adjoint.insert(out, Buffer::copy(u));
+        self.pull(&mut t, |_| false);
+        self.params.iter().map(|id| t.adjoint.remove(id)).collect()
+    }
+
+    fn seeded(&self, v: &[&[E]]) -> Tangents<E> {
         let value = self.params.iter().copied().zip(v.iter().map(|v| Buffer::copy(v))).collect();
-        let mut t = Tangents { value, adjoint: HashMap::new() };
+        Tangents { value, adjoint: HashMap::new() }
+    }
+
+    fn make_plan(&mut self, wanted: usize) {
         if self.plan.as_ref().is_none_or(|(have, _)| *have != wanted) {
             self.plan = Some((wanted, self.plan_for(wanted)));
         }
-        let (_, plan) = self.plan.as_ref().expect("just made");
-        for (node, active) in self.nodes.iter().zip(plan) {
-            let (inputs, _) = node.inputs();
-            if active.contains(&true) && inputs.iter().any(|id| t.value.contains_key(id)) {
-                node.push(&mut t);
+    }
+
+    fn planned(&self) -> impl DoubleEndedIterator<Item = (&Rc<dyn Node<E>>, &Vec<bool>)> {
+        let (_, plan) = self.plan.as_ref().expect("a plan was made");
+        self.nodes.iter().zip(plan).filter(|(_, active)| active.contains(&true))
+    }
+
+    /// Tangents forwards.
+    fn push(&self, t: &mut Tangents<E>) {
+        for (node, _) in self.planned() {
+            if node.inputs().0.iter().any(|id| t.value.contains_key(id)) {
+                node.push(t);
             }
         }
-        for (node, active) in self.nodes.iter().zip(plan).rev() {
-            if active.contains(&true) {
-                node.pull(&mut t, curvature, active);
-            }
+    }
+
+    /// Their adjoints' tangents backwards.
+    fn pull(&self, t: &mut Tangents<E>, curved: impl Fn(&dyn Node<E>) -> bool) {
+        for (node, active) in self.planned().rev() {
+            node.pull(t, curved(&**node), active);
             t.value.remove(&node.out());
         }
-        self.params[..wanted].iter().map(|id| t.adjoint.remove(id)).collect()
     }
 
     fn plan_for(&self, wanted: usize) -> Vec<Vec<bool>> {

@@ -2,7 +2,7 @@
 //! tensors can be cloned and reused freely, and a gradient cannot be lost with a dropped tape.
 
 use super::linear::{Linear, Node};
-use super::{Backend, Buffer, Float, Gradients, NoneTape, Rank0, Storage, Tape, Tensor};
+use super::{Backend, Buffer, Float, Gradients, NoneTape, Rank0, Shape, Storage, Tape, Tensor};
 use dfdx::prelude::{Backward, Merge, OwnedTape, SplitTape, UniqueId};
 use dfdx::tensor::PutTape;
 use std::{
@@ -153,36 +153,24 @@ pub fn record_hvp<E: Float, B: Backend<E>>(
     run(params, Some(Rc::new(RefCell::new(tangents))), false, f)
 }
 
+/// Runs `f` on a fresh tape and keeps its operations, without a sweep back: for Jacobian products of any tensor.
+/// `None` in place of the operations if one without tangent rule took part.
+pub(crate) fn record_map<S: Shape, E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    f: impl FnOnce(Rec) -> Tensor<S, E, B, Rec>,
+) -> (Tensor<S, E, B>, Option<Linear<E>>) {
+    let (value, recording) = on_a_fresh_tape(params, None, true, f);
+    let nodes = recording.nodes.filter(|_| !recording.foreign);
+    (value, nodes.map(|nodes| Linear::new(nodes, params.to_vec())))
+}
+
 fn run<E: Float, B: Backend<E>>(
     params: &[UniqueId],
     tangents: Option<Rc<RefCell<Tangents<E>>>>,
     keep: bool,
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
-    /// Puts the outer recording back even if `f` panics.
-    struct Restore(Option<Box<dyn Any>>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            CURRENT.with(|c| c.replace(self.0.take()));
-        }
-    }
-    let fresh = Recording::<E, B> {
-        tape: OwnedTape::default(),
-        active: params.iter().copied().collect(),
-        foreign: false,
-        largest: 0,
-        tangents: tangents.clone(),
-        nodes: keep.then(Vec::new),
-    };
-    let mut restore = Restore(CURRENT.with(|c| c.replace(Some(Box::new(fresh)))));
-    let (value, _) = f(Rec::default()).split_tape();
-    let recording = CURRENT
-        .with(|c| c.replace(restore.0.take()))
-        .expect("the recording outlives `f`")
-        .downcast::<Recording<E, B>>()
-        .expect("nested recordings restore the outer one");
-    std::mem::forget(restore);
-    let recording = *recording;
+    let (value, recording) = on_a_fresh_tape(params, tangents.clone(), keep, f);
     let grads = value.clone().put_tape(recording.tape).backward();
     let tangents = tangents.filter(|_| !recording.foreign);
     let slope = tangents.as_ref().map(|t| {
@@ -196,4 +184,37 @@ fn run<E: Float, B: Backend<E>>(
     let nodes = recording.nodes.filter(|_| !recording.foreign);
     let linear = nodes.map(|nodes| Linear::new(nodes, params.to_vec()));
     Recorded { value, grads, hvp, slope, largest: recording.largest, linear }
+}
+
+/// Runs `f` while what it does on the tape is recorded.
+fn on_a_fresh_tape<S: Shape, E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    keep: bool,
+    f: impl FnOnce(Rec) -> Tensor<S, E, B, Rec>,
+) -> (Tensor<S, E, B>, Recording<E, B>) {
+    /// Puts the outer recording back even if `f` panics.
+    struct Restore(Option<Box<dyn Any>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.with(|c| c.replace(self.0.take()));
+        }
+    }
+    let fresh = Recording::<E, B> {
+        tape: OwnedTape::default(),
+        active: params.iter().copied().collect(),
+        foreign: false,
+        largest: 0,
+        tangents,
+        nodes: keep.then(Vec::new),
+    };
+    let mut restore = Restore(CURRENT.with(|c| c.replace(Some(Box::new(fresh)))));
+    let (value, _) = f(Rec::default()).split_tape();
+    let recording = CURRENT
+        .with(|c| c.replace(restore.0.take()))
+        .expect("the recording outlives `f`")
+        .downcast::<Recording<E, B>>()
+        .expect("nested recordings restore the outer one");
+    std::mem::forget(restore);
+    (value, *recording)
 }
