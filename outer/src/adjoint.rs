@@ -12,7 +12,8 @@ use crate::episode::{Clock, Trajectory};
 use crate::unroll::{LaneRun, MetaLoss, StepOutcome, TruncatedStep, Window};
 use crate::workers::Worker;
 use outerloop_core::{
-    BatchKey, Error, FlatTask, Float, Key, OptState, Optimizer, Result, UpdateAdjoint, UpdateVjp,
+    BatchKey, Error, FlatTask, Float, Key, Linearization, OptState, Optimizer, Result, UpdateAdjoint,
+    UpdateVjp,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -31,6 +32,10 @@ pub enum Memory {
     /// between stored states that does, at best that of [`Memory::SquareRoot`].
     Bytes(usize),
 }
+
+/// Bytes for linearizations of the recorded steps of a segment, beside the states: each saves the backward sweep
+/// the forward pass and the gradient of a step.
+const LINEARIZATIONS: usize = 64 << 20;
 
 impl Memory {
     /// Distance between remembered states for `steps` steps of states of `state_bytes` bytes.
@@ -141,6 +146,8 @@ struct Step<E: Float> {
     key: Key,
     loss: E,
     grad: Vec<E>,
+    /// The loss at `before`, linearized, if there was room.
+    linearization: Option<Box<dyn Linearization<E>>>,
     /// Updated parameters and model state, where the meta-loss is taken there.
     after: Option<(Vec<E>, Vec<E>)>,
 }
@@ -172,6 +179,8 @@ struct Unroll<'a, E: Float> {
     opt: &'a dyn Optimizer<E>,
     vjp: &'a dyn UpdateVjp<E>,
     worker: &'a mut Worker<E>,
+    /// Bytes left for linearizations of the present segment.
+    room: usize,
 }
 
 impl<E: Float> TruncatedStep<E> {
@@ -196,7 +205,11 @@ impl<E: Float> TruncatedStep<E> {
         })?;
         let start = &run.trajectories[0].opt;
         let fresh_start = (!run.clock.is_done && start.step == 0).then(|| start.clone());
-        let mut unroll = Unroll { rules: self, opt: &*opt, vjp, worker };
+        let room = match config.memory {
+            Memory::Bytes(limit) => LINEARIZATIONS.min(limit / 2),
+            _ => LINEARIZATIONS,
+        };
+        let mut unroll = Unroll { rules: self, opt: &*opt, vjp, worker, room };
         let mut forward = unroll.forward(run, steps, config.memory);
         let weights = config.weights.weights(&forward.window.mask)?;
         let weighted = forward.window.loss.iter().zip(&weights).filter(|(_, w)| **w != 0.0);
@@ -289,7 +302,9 @@ impl<E: Float> Unroll<'_, E> {
                 };
                 let slope = slopes[first + segment.len()];
                 let a = adjoint.take().unwrap_or_else(|| step.before.zeros_like());
-                let mut a = grad.add(|part| self.step_back(&step, a, slope, part));
+                let mut step = step;
+                let mut a = grad.add(|part| self.step_back(&mut step, a, slope, part));
+                self.room += step.linearization.map_or(0, |l| l.bytes());
                 if let Some(limit) = clip {
                     clip_norm(&mut a, limit);
                 }
@@ -309,13 +324,23 @@ impl<E: Float> Unroll<'_, E> {
         let at = run.episode.batch(run.clock);
         let (before, model_state) =
             (run.trajectories[0].opt.clone(), run.trajectories[0].model_state.clone());
-        let Some([loss]) = self.rules.train([self.opt], run, self.worker) else {
+        let trained = match self.room {
+            0 => self.rules.train([self.opt], run, self.worker).map(|[loss]| (loss, None)),
+            _ => self.rules.train_linearized(self.opt, run, self.worker),
+        };
+        let Some((loss, mut linearization)) = trained else {
             return Recorded::Reset(run.trajectories[0].opt.clone());
         };
+        if let Some(bytes) = linearization.as_ref().map(|l| l.bytes()) {
+            if bytes > self.room {
+                (self.room, linearization) = (0, None);
+            }
+            self.room -= self.room.min(bytes);
+        }
         let t = &run.trajectories[0];
         let after = self.rules.meta_loss.batch(at).map(|_| (t.opt.params.clone(), t.model_state.clone()));
         let (task, key, grad) = (run.episode.task.clone(), run.episode.keys.opt, self.worker.grad.clone());
-        Recorded::Trained(Step { task, before, model_state, at, key, loss, grad, after })
+        Recorded::Trained(Step { task, before, model_state, at, key, loss, grad, linearization, after })
     }
 
     /// [`Self::record`], with what [`TruncatedStep::advance`] returns.
@@ -333,7 +358,13 @@ impl<E: Float> Unroll<'_, E> {
 
     /// The adjoint of the state before a step from the adjoint `a` after it; `slope` is the derivative
     /// of the meta-objective by this step's raw meta-loss.
-    fn step_back(&mut self, step: &Step<E>, mut a: OptState<E>, slope: E, theta: &mut [E]) -> OptState<E> {
+    fn step_back(
+        &mut self,
+        step: &mut Step<E>,
+        mut a: OptState<E>,
+        slope: E,
+        theta: &mut [E],
+    ) -> OptState<E> {
         let zero = E::of(0.0);
         let n = step.grad.len();
         let meta_loss = self.rules.meta_loss;
@@ -349,8 +380,13 @@ impl<E: Float> Unroll<'_, E> {
             self.vjp.vjp(&step.before, &step.grad, step.loss, step.key, &a, theta);
         // a.params += H ḡ + (l̄ + slope) g
         if grad.iter().any(|g| *g != zero) {
-            let (mut g, mut hv) = (vec![zero; n], vec![zero; n]);
-            evaluator.loss_grad_hvp(&step.before.params, &step.model_state, step.at, &grad, &mut g, &mut hv);
+            let mut hv = vec![zero; n];
+            if let Some(linearization) = &mut step.linearization {
+                linearization.hvp(&grad, &mut hv);
+            } else {
+                let (params, model_state) = (&step.before.params, &step.model_state);
+                evaluator.loss_grad_hvp(params, model_state, step.at, &grad, &mut vec![zero; n], &mut hv);
+            }
             add_scaled(&mut state.params, E::of(1.0), &hv);
         }
         let direct = if meta_loss == MetaLoss::Train { loss + slope } else { loss };

@@ -1,6 +1,6 @@
 //! What a resumed run is recognized by: texts that name everything its results depend on.
 
-use outerloop_core::{BatchKey, FlatFamily, Float, Key, LearnedOptimizer};
+use outerloop_core::{BatchKey, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, Split};
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 /// Tasks of a family that its fingerprint looks at, with a gradient of each: less than a tenth of an outer
@@ -46,6 +46,22 @@ pub(crate) fn of_family<E: Float>(family: &dyn FlatFamily<E>) -> String {
         [loss].iter().chain(&grad).chain(&state).for_each(|x| add(x.f64()));
     }
     format!("{} #{:016x}", family.name(), hash.digest())
+}
+
+/// A hash of what a task is: initial parameters, and losses and gradients on a batch of every split.
+pub(crate) fn of_task<E: Float>(task: &dyn FlatTask<E>) -> String {
+    let [init, data] = Key::new(0).named("fingerprint").split();
+    let (mut state, params) = (task.init_state(), task.init(init).data);
+    let (mut evaluator, mut grad) = (task.evaluator(), vec![E::of(0.0); params.len()]);
+    let mut hash = Xxh3::new();
+    let mut add = |x: &E| hash.update(&x.f64().to_le_bytes());
+    params.iter().for_each(&mut add);
+    for split in [Split::Train, Split::OuterValid] {
+        let at = BatchKey { split, step: 0, key: data };
+        let loss = evaluator.loss_and_grad(&params, &mut state, at, &mut grad);
+        [loss].iter().chain(&grad).for_each(&mut add);
+    }
+    format!("#{:016x}", hash.digest())
 }
 
 /// Where two descriptions begin to differ, from the start of the differing part on.

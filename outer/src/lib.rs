@@ -11,6 +11,7 @@
 //! | [`estimator`] | meta-gradient estimators, one file each | add one: a file, and a row in its tests of expectations |
 //! | [`learner`] | the outer update of theta | freely; what [`LearnerState`] holds is in checkpoints |
 //! | [`health`] | signs that a run learns nothing | freely; its counts are in checkpoints |
+//! | [`implicit`] | hypergradients by implicit differentiation, one way to invert a Hessian per file | add a method: a file, and a row in its tests |
 //! | `fingerprint` | what a resumed run is recognized by | freely: runs of before are then refused |
 //! | [`validation`] | which theta of a run to keep | freely |
 //! | [`workers`] | threads; results do not depend on their number | leave it |
@@ -33,6 +34,7 @@ mod fingerprint;
 mod grouped;
 pub mod guard;
 pub mod health;
+pub mod implicit;
 pub mod interrupt;
 pub mod learner;
 pub mod metrics;

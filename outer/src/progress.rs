@@ -49,9 +49,14 @@ impl Progress {
 
     /// `step` outer steps are done. `inner_steps_per_second`: recent speed over all lanes.
     pub fn update(&mut self, step: u64, inner_steps_per_second: f64, meta_loss: f64) {
+        self.update_named(step, inner_steps_per_second, ("meta-loss", meta_loss));
+    }
+
+    /// [`Self::update`] with a loss of another name.
+    pub fn update_named(&mut self, step: u64, inner_steps_per_second: f64, (name, loss): (&str, f64)) {
         self.status(step, || {
             let speed = short_number(inner_steps_per_second);
-            format!("{speed} inner steps/s  meta-loss {meta_loss:.4}")
+            format!("{speed} inner steps/s  {name} {loss:.4}")
         });
     }
 

@@ -1,4 +1,5 @@
-//! A meta-training run on disk: progress, metrics, checkpoints, and a stop that can be resumed.
+//! A training run on disk: progress, metrics, checkpoints, and a stop that can be resumed. [`train`] runs whatever is
+//! [`Trainable`]; [`meta_train`] a learner of learned optimizers.
 
 use crate::checkpoint::{self, Kind};
 use crate::health::Warning;
@@ -8,11 +9,96 @@ use crate::metrics::{CsvWriter, MetricWriter, TensorBoardWriter};
 use crate::progress::Progress;
 use crate::workers::Workers;
 use outerloop_core::{Error, Key, Result};
+use serde::{de::DeserializeOwned, Serialize};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-const KIND: Kind = Kind(*b"LRNR");
+/// What [`train`] runs: steps that change nothing but one state.
+///
+/// Invariants: `start` and `advance` are pure functions of their arguments, whatever the number of workers; `check`
+/// refuses a state that another configuration made. So a run that was killed and resumed ends with the same bytes.
+pub trait Trainable {
+    /// Everything that changes.
+    type State: Serialize + DeserializeOwned;
+    /// What a checkpoint of the state is marked with.
+    const KIND: Kind;
+    /// What [`StepSummary::loss`] is called.
+    const LOSS: &'static str;
+
+    /// Planned steps.
+    fn num_steps(&self) -> u64;
+
+    /// The state before the first step.
+    ///
+    /// # Errors
+    /// Settings that cannot work.
+    fn start(&self, key: Key, workers: &Workers) -> Result<Self::State>;
+
+    /// Errors unless this configuration made the state.
+    ///
+    /// # Errors
+    /// Where the configurations begin to differ.
+    fn check(&self, state: &Self::State) -> Result<()>;
+
+    /// Steps that a state has behind it.
+    fn steps_done(&self, state: &Self::State) -> u64;
+
+    /// One step.
+    fn advance(&self, state: &mut Self::State, workers: &Workers) -> StepSummary;
+
+    /// Signs that the run so far learns nothing; each is shown once. Default: none.
+    fn warnings(&self, state: &Self::State) -> Vec<Warning> {
+        let _ = state;
+        Vec::new()
+    }
+}
+
+/// What a step tells the run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepSummary {
+    /// Named numbers, the same names in every step but for some that may be missing: a function of the run alone, so
+    /// that a resumed run writes the same file.
+    pub row: Vec<(&'static str, f64)>,
+    /// The loss to show.
+    pub loss: f64,
+    /// Inner steps computed.
+    pub inner_steps: u64,
+    /// What the step would have made NaN or infinite, was put back, and ends the run.
+    pub lost: Option<&'static str>,
+}
+
+impl Trainable for GradientLearner {
+    type State = LearnerState;
+    const KIND: Kind = Kind(*b"LRNR");
+    const LOSS: &'static str = "meta-loss";
+
+    fn num_steps(&self) -> u64 {
+        self.num_steps()
+    }
+    fn start(&self, key: Key, workers: &Workers) -> Result<LearnerState> {
+        self.init(key, workers)
+    }
+    fn check(&self, state: &LearnerState) -> Result<()> {
+        self.check(state)
+    }
+    fn steps_done(&self, state: &LearnerState) -> u64 {
+        state.outer_step
+    }
+    fn advance(&self, state: &mut LearnerState, workers: &Workers) -> StepSummary {
+        let report = self.step(state, workers);
+        StepSummary {
+            row: row(&report, state),
+            loss: report.mean_loss,
+            inner_steps: report.inner_steps,
+            lost: report.undone.then_some("theta"),
+        }
+    }
+    fn warnings(&self, state: &LearnerState) -> Vec<Warning> {
+        state.warnings()
+    }
+}
+
 const HOLDS_RUN: &str = "holds a run already; resume it, or choose another directory";
 
 /// The directory of a run.
@@ -78,12 +164,27 @@ impl RunDir {
 
     /// Saves a learner's state, atomically.
     pub fn save(&self, state: &LearnerState) -> Result<()> {
-        checkpoint::save(self.checkpoint(), KIND, state)
+        self.save_state::<GradientLearner>(state)
     }
     /// Loads a learner's state and checks that `learner` made it.
     pub fn load(&self, learner: &GradientLearner) -> Result<LearnerState> {
-        let state = checkpoint::load(self.checkpoint(), KIND)?;
-        learner.check(&state)?;
+        self.load_state(learner)
+    }
+
+    /// Saves the state of a run, atomically.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn save_state<T: Trainable>(&self, state: &T::State) -> Result<()> {
+        checkpoint::save(self.checkpoint(), T::KIND, state)
+    }
+    /// Loads the state of a run and checks that `trained` made it.
+    ///
+    /// # Errors
+    /// If there is none, or another configuration made it.
+    pub fn load_state<T: Trainable>(&self, trained: &T) -> Result<T::State> {
+        let state = checkpoint::load(self.checkpoint(), T::KIND)?;
+        trained.check(&state)?;
         Ok(state)
     }
 }
@@ -132,57 +233,72 @@ pub fn meta_train(
     dir: &RunDir,
     config: &RunConfig,
 ) -> Result<LearnerState> {
+    train(learner, workers, dir, config)
+}
+
+/// Runs all steps of `trained`, writing metrics (CSV and TensorBoard) and checkpoints into `dir`. Returns the final
+/// state, or [`Error::Interrupted`] after Ctrl-C, with everything saved.
+///
+/// Killed at any point and resumed, it ends with the same bytes as an uninterrupted run.
+///
+/// # Errors
+/// As for [`meta_train`].
+pub fn train<T: Trainable>(
+    trained: &T,
+    workers: &Workers,
+    dir: &RunDir,
+    config: &RunConfig,
+) -> Result<T::State> {
     if config.checkpoint_every == 0 {
         return Err(Error::invalid("checkpoint_every", "must be at least 1, got 0"));
     }
     let interrupt = Interrupt::install()?;
     let mut state = if config.resume {
-        dir.load(learner)?
+        dir.load_state(trained)?
     } else {
         dir.create()?;
-        let state = learner.init(Key::new(config.seed), workers)?;
-        dir.save(&state)?;
+        let state = trained.start(Key::new(config.seed), workers)?;
+        dir.save_state::<T>(&state)?;
         state
     };
+    let mut done = trained.steps_done(&state);
     outerloop_core::atomic::sweep_temp(dir.path())?;
     let mut tensorboard = TensorBoardWriter::create(dir.path())?;
     if !config.description.is_empty() {
-        tensorboard.text(state.outer_step, "config", &config.description)?;
+        tensorboard.text(done, "config", &config.description)?;
     }
-    let csv = CsvWriter::resume(dir.metrics(), state.outer_step)?;
+    let csv = CsvWriter::resume(dir.metrics(), done)?;
     let mut writers: Vec<Box<dyn MetricWriter>> = vec![Box::new(csv), Box::new(tensorboard)];
-    let total = learner.num_steps();
-    let mut progress = if config.progress {
-        Progress::new(total, state.outer_step)
-    } else {
-        Progress::silent(total, state.outer_step)
-    };
+    let total = trained.num_steps();
+    let mut progress =
+        if config.progress { Progress::new(total, done) } else { Progress::silent(total, done) };
     let mut speed = Speed::default();
     let mut said: Vec<Warning> = Vec::new();
-    while state.outer_step < total {
+    while done < total {
         let began = Instant::now();
-        let report = learner.step(&mut state, workers);
-        let rate = speed.update(report.inner_steps, began.elapsed().as_secs_f64());
-        writers.row(state.outer_step - 1, &row(&report, &state))?;
-        progress.update(state.outer_step, rate, report.mean_loss);
-        for warning in state.warnings() {
+        let summary = trained.advance(&mut state, workers);
+        let rate = speed.update(summary.inner_steps, began.elapsed().as_secs_f64());
+        writers.row(done, &summary.row)?;
+        done = trained.steps_done(&state);
+        progress.update_named(done, rate, (T::LOSS, summary.loss));
+        for warning in trained.warnings(&state) {
             if !said.iter().any(|s| s.is_like(&warning)) {
                 progress.println(format!("warning: {warning}"));
                 said.push(warning);
             }
         }
-        if report.undone {
+        if let Some(what) = summary.lost {
             writers.flush()?;
-            dir.save(&state)?;
+            dir.save_state::<T>(&state)?;
             progress.finish();
-            return Err(lost_theta(&state, dir));
+            return Err(lost(what, done, dir));
         }
         let stop = interrupt.requested();
-        if stop || state.outer_step % config.checkpoint_every == 0 || state.outer_step == total {
+        if stop || done % config.checkpoint_every == 0 || done == total {
             writers.flush()?;
-            dir.save(&state)?;
+            dir.save_state::<T>(&state)?;
         }
-        if stop && state.outer_step < total {
+        if stop && done < total {
             progress.finish();
             return Err(Error::Interrupted);
         }
@@ -191,13 +307,13 @@ pub fn meta_train(
     Ok(state)
 }
 
-/// The error that ends a run whose outer update made theta non-finite.
-fn lost_theta(state: &LearnerState, dir: &RunDir) -> Error {
+/// The error that ends a run whose outer update made `what` non-finite.
+fn lost(what: &str, step: u64, dir: &RunDir) -> Error {
     let why = format!(
-        "the theta before it is saved in {}; try a smaller outer learning rate",
+        "the {what} before it is saved in {}; try a smaller outer learning rate",
         dir.checkpoint().display()
     );
-    Error::NonFinite { what: format!("theta in outer step {}", state.outer_step), why }
+    Error::NonFinite { what: format!("{what} in outer step {step}"), why }
 }
 
 /// What is written per outer step: a function of the run alone, so a resumed run writes the same file.

@@ -7,7 +7,7 @@ use crate::health::Saturated;
 use crate::objective::{LossScale, Objective};
 use crate::{workers::Worker, ToldLength, TruncationSchedule};
 use outerloop_core::{
-    BatchKey, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, Optimizer, Result, Split,
+    BatchKey, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, Linearization, Optimizer, Result, Split,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -352,6 +352,26 @@ impl<E: Float> TruncatedStep<E> {
         let losses = std::array::from_fn(|i| train_step(evaluator, opts[i], trajectories[i], at, key, grad));
         run.clock.advance();
         Some(losses)
+    }
+
+    /// [`Self::train`] of one trajectory, to the same bits, that also linearizes the loss at the parameters before the
+    /// update, if the task's evaluator can.
+    pub(crate) fn train_linearized(
+        &self,
+        opt: &dyn Optimizer<E>,
+        run: &mut LaneRun<'_, E, 1>,
+        worker: &mut Worker<E>,
+    ) -> Option<(E, Option<Box<dyn Linearization<E>>>)> {
+        if run.clock.is_done {
+            return self.train([opt], run, worker).map(|[loss]| (loss, None));
+        }
+        let (evaluator, grad) = worker.evaluator(&run.episode.task);
+        let at = run.episode.batch(run.clock);
+        let t = &mut *run.trajectories[0];
+        let (loss, kept) = evaluator.linearize(&t.opt.params, &mut t.model_state, at, grad);
+        opt.update(&mut t.opt, grad, loss, run.episode.keys.opt);
+        run.clock.advance();
+        Some((loss, kept))
     }
 
     /// Starts the lane's next run: its trajectories at their start.

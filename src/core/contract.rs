@@ -1,8 +1,9 @@
 //! Checks of the traits' invariants, called by every implementor's tests.
 
+use crate::tensor::Cpu;
 use crate::{
-    BatchKey, Error, FlatTask, Float, Key, Layout, LearnedOptimizer, MemberUpdate, OptState, Optimizer,
-    Params, Result, Split,
+    BatchKey, Error, FlatTask, Float, HyperProblem, HyperTask, Key, Layout, LearnedOptimizer, MemberUpdate,
+    OptState, Optimizer, Params, Result, Split,
 };
 use std::sync::Arc;
 
@@ -93,6 +94,60 @@ pub fn check_task(f32s: &dyn FlatTask<f32>, f64s: &dyn FlatTask<f64>) -> Result<
                 &name,
                 format!("gradient and slope of the loss differ by {:e} relative", errors[2]),
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a hyper task: both losses over `[w, λ]` pass [`check_task`], the product with the joint Hessian is the
+/// derivative of the gradient (central differences in f64, 1e-6 relative), and a linearization gives the same
+/// products, whole or of the leading block.
+pub fn check_hyper_task<T: HyperTask<f32, Cpu> + HyperTask<f64, Cpu>>(task: &Arc<T>) -> Result<()> {
+    let (f32s, f64s) = (HyperProblem::<f32>::of(task)?, HyperProblem::<f64>::of(task)?);
+    check_task(&*f32s.joint, &*f64s.joint)?;
+    let (name, key) = (f64s.name(), Key::new(17));
+    let (w, hyper) = f64s.init(key);
+    let mut x: Vec<f64> = [w.data, hyper.data].concat();
+    let (n, k) = (x.len(), f64s.params.len());
+    let draw = |purpose: &str, n: usize| {
+        let mut z = vec![0.0f64; n];
+        key.named(purpose).fill_normal(&mut z);
+        z
+    };
+    // Biases start at 0, where blank inputs meet the kink of ReLU exactly: step aside.
+    x.iter_mut().zip(draw("aside", n)).for_each(|(x, z)| *x += 0.01 * z);
+    let v = draw("v", n);
+    let mut evaluator = f64s.joint.evaluator();
+    for split in [Split::Train, Split::OuterValid] {
+        let at = BatchKey { split, step: 1, key };
+        let (mut grad, mut hvp) = (vec![0.0; n], vec![0.0; n]);
+        let loss = evaluator.loss_grad_hvp(&x, &[], at, &v, &mut grad, &mut hvp);
+        let want = crate::flat::hvp_by_differences(&mut *evaluator, &x, &[], at, &v);
+        let scale = want.iter().fold(1e-3, |a: f64, x| a.max(x.abs()));
+        for (i, (a, b)) in hvp.iter().zip(&want).enumerate() {
+            if (a - b).abs().partial_cmp(&(1e-6 * scale)) != Some(std::cmp::Ordering::Less) {
+                return Err(broken(&name, format!("joint H v[{i}] on {split:?}: {a}, differences give {b}")));
+            }
+        }
+        let mut leading = vec![0.0; k];
+        let (again, kept) = evaluator.linearize(&x, &mut [], at, &mut leading);
+        let Some(mut kept) = kept else { continue };
+        if again.to_bits() != loss.to_bits() || bits(&leading) != bits(&grad[..k]) {
+            return Err(broken(&name, format!("loss or gradient of the linearization on {split:?} differ")));
+        }
+        let mut product = vec![0.0; n];
+        kept.hvp(&v, &mut product);
+        if bits(&product) != bits(&hvp) {
+            return Err(broken(&name, format!("H v of the linearization on {split:?} differs")));
+        }
+        let padded: Vec<f64> = v[..k].iter().copied().chain(std::iter::repeat_n(0.0, n - k)).collect();
+        evaluator.loss_grad_hvp(&x, &[], at, &padded, &mut grad, &mut hvp);
+        kept.hvp(&v[..k], &mut product);
+        kept.hvp(&v[..k], &mut leading);
+        let scale = hvp.iter().fold(1e-30, |a: f64, x| a.max(x.abs()));
+        let near = |a: &[f64]| a.iter().zip(&hvp).all(|(a, b)| (a - b).abs() <= 1e-13 * scale);
+        if !near(&product) || !near(&leading) {
+            return Err(broken(&name, format!("H (v, 0) of the linearization on {split:?} differs")));
         }
     }
     Ok(())

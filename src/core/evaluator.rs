@@ -1,5 +1,6 @@
 //! Which batch, and what is computed on it: [`BatchKey`] and [`Evaluator`].
 
+use crate::tensor::Curvature;
 use crate::{Float, Key};
 use serde::{Deserialize, Serialize};
 use std::any::{Any, TypeId};
@@ -65,6 +66,49 @@ pub trait Evaluator<E: Float = f32>: Send {
         grad: &mut [E],
         hvp: &mut [E],
     ) -> E;
+
+    /// The loss and the gradient by the leading parameters, as many as `grad` has elements (all elements of a
+    /// number of tensors); the others are data. Updates `state`. By default the whole gradient is computed.
+    fn loss_and_leading_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
+        if grad.len() == params.len() {
+            return self.loss_and_grad(params, state, at, grad);
+        }
+        let mut all = vec![E::of(0.0); params.len()];
+        let loss = self.loss_and_grad(params, state, at, &mut all);
+        grad.copy_from_slice(&all[..grad.len()]);
+        loss
+    }
+
+    /// [`Self::loss_and_grad`] (or of leading parameters: `grad` may be shorter) with the linearization there, for
+    /// many products with the Hessian at one point and batch. `None`: this evaluator keeps none, and
+    /// [`Self::loss_grad_hvp`] is the way; so by default.
+    fn linearize(
+        &mut self,
+        params: &[E],
+        state: &mut [E],
+        at: BatchKey,
+        grad: &mut [E],
+    ) -> (E, Option<Box<dyn Linearization<E>>>) {
+        (self.loss_and_leading_grad(params, state, at, grad), None)
+    }
+}
+
+/// A loss at one point and batch, with its forward pass and gradient kept: each product with the Hessian costs
+/// its own two passes only, about half of [`Evaluator::loss_grad_hvp`], and gives the same bits. Holds the
+/// intermediate results of the loss; it stays on its thread.
+pub trait Linearization<E: Float = f32> {
+    /// `out = H v`. Both may be shorter than the parameters and end where a tensor ends: `v` is zero behind its
+    /// end, and `out` is the leading part of the product. So with `v` and `out` of the leading block's length the
+    /// rest of the parameters are data, and cost nothing.
+    fn hvp(&mut self, v: &[E], out: &mut [E]) {
+        self.product(Curvature::Hessian, v, out);
+    }
+
+    /// [`Self::hvp`] with the given curvature matrix in place of `H`.
+    fn product(&mut self, curvature: Curvature, v: &[E], out: &mut [E]);
+
+    /// What it holds in memory, in bytes, about.
+    fn bytes(&self) -> usize;
 }
 
 /// The evaluator that `make` builds, if `E` is f32: for kernels of one dtype.

@@ -1,7 +1,9 @@
 //! The flat side of a task: one `f32` (or `f64`) buffer plus a [`Layout`], behind object-safe traits.
 
-use crate::tensor::{host_data, record, record_hvp, Cache, Cpu, Host, NoneTape, ParamTree};
-use crate::{BatchKey, Evaluator, Float, Key, Layout, Metric, Params, Task, TaskFamily};
+use crate::tensor::{
+    host_data, record, record_hvp, record_linear, Cache, Cpu, Curvature, Host, Linear, NoneTape, ParamTree,
+};
+use crate::{BatchKey, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Split, Task, TaskFamily};
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -129,7 +131,8 @@ where
     cached: Option<usize>,
     /// None until the loss is traced: closed forms need no tensors.
     params: Option<T::Params>,
-    batch: Option<(BatchKey, T::Batch)>,
+    /// The last training batch, and the last of another split: who trains and validates alternates.
+    batches: [Option<(BatchKey, T::Batch)>; 2],
     state: Vec<E>,
     /// Differences in f64, for losses with operations that have no tangent rule.
     fallback: Option<Box<dyn Evaluator<f64>>>,
@@ -155,7 +158,7 @@ where
             dev: Cpu::default(),
             cached: None,
             params: None,
-            batch: None,
+            batches: [None, None],
             state: Vec::new(),
             fallback: None,
             task,
@@ -191,7 +194,7 @@ where
 
     /// Makes `batch` the one that `at` names.
     fn load_batch(&mut self, at: BatchKey) {
-        match &mut self.batch {
+        match &mut self.batches[place(at)] {
             Some((have, _)) if *have == at => {}
             Some((have, batch)) => {
                 self.task.refill(&self.dev, at, batch);
@@ -202,10 +205,15 @@ where
     }
 }
 
+/// Where a batch is kept.
+fn place(at: BatchKey) -> usize {
+    usize::from(at.split != Split::Train)
+}
+
 /// The batch that `load_batch` made; a macro, so that other fields can be borrowed beside it.
 macro_rules! batch {
-    ($s:ident) => {
-        &$s.batch.as_ref().expect("load_batch ran").1
+    ($s:ident, $at:ident) => {
+        &$s.batches[place($at)].as_ref().expect("load_batch ran").1
     };
 }
 
@@ -222,25 +230,25 @@ where
 {
     fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E {
         self.load_batch(at);
-        if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self), None) {
+        if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), None) {
             return loss;
         }
         self.load_params(params);
         self.state.clear();
         self.state.extend_from_slice(state);
-        let l = self.task.loss_with_state(params!(self), &mut self.state, batch!(self), NoneTape);
+        let l = self.task.loss_with_state(params!(self), &mut self.state, batch!(self, at), NoneTape);
         host_data(&l)[0]
     }
 
     fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
         self.load_batch(at);
-        let closed = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self), Some(grad));
+        let closed = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), Some(grad));
         if let Some(loss) = closed {
             return loss;
         }
         self.load_params(params);
         let mut r = record(&params!(self).ids(), |m| {
-            self.task.loss_with_state(params!(self), state, batch!(self), m)
+            self.task.loss_with_state(params!(self), state, batch!(self, at), m)
         });
         params!(self).read_grads(&self.dev, &mut r.grads, grad);
         self.keep_buffers(r.largest);
@@ -257,7 +265,7 @@ where
         hvp: &mut [E],
     ) -> E {
         self.load_batch(at);
-        if Task::<E, Cpu>::hvp(&*self.task, params, batch!(self), v, hvp) {
+        if Task::<E, Cpu>::hvp(&*self.task, params, batch!(self, at), v, hvp) {
             let mut state = state.to_vec();
             return self.loss_and_grad(params, &mut state, at, grad);
         }
@@ -267,7 +275,7 @@ where
         self.state.clear();
         self.state.extend_from_slice(state);
         let mut r = record_hvp(&params!(self).ids(), &parts, |m| {
-            self.task.loss_with_state(params!(self), &mut self.state, batch!(self), m)
+            self.task.loss_with_state(params!(self), &mut self.state, batch!(self, at), m)
         });
         params!(self).read_grads(&self.dev, &mut r.grads, grad);
         match r.hvp {
@@ -293,6 +301,78 @@ where
         }
         self.keep_buffers(r.largest);
         host_data(&r.value)[0]
+    }
+
+    fn loss_and_leading_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
+        if grad.len() == params.len() {
+            return self.loss_and_grad(params, state, at, grad);
+        }
+        self.load_batch(at);
+        self.load_params(params);
+        let leading = leading_tensors(&self.layout, grad.len());
+        let mut r = record(&params!(self).ids()[..leading], |m| {
+            self.task.loss_with_state(params!(self), state, batch!(self, at), m)
+        });
+        params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        self.keep_buffers(r.largest);
+        host_data(&r.value)[0]
+    }
+
+    fn linearize(
+        &mut self,
+        params: &[E],
+        state: &mut [E],
+        at: BatchKey,
+        grad: &mut [E],
+    ) -> (E, Option<Box<dyn Linearization<E>>>) {
+        self.load_batch(at);
+        let whole = (grad.len() == params.len()).then_some(&mut *grad);
+        let is_whole = whole.is_some();
+        if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), whole) {
+            let loss = if is_whole { loss } else { self.loss_and_leading_grad(params, state, at, grad) };
+            return (loss, None);
+        }
+        self.load_params(params);
+        let mut r = record_linear(&params!(self).ids(), |m| {
+            self.task.loss_with_state(params!(self), state, batch!(self, at), m)
+        });
+        params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        self.keep_buffers(r.largest);
+        let layout = self.layout.clone();
+        let kept = r.linear.map(|linear| Box::new(OnTape { linear, layout }) as Box<dyn Linearization<E>>);
+        (host_data(&r.value)[0], kept)
+    }
+}
+
+/// The number of tensors that the first `len` elements are.
+#[track_caller]
+fn leading_tensors(layout: &Layout, len: usize) -> usize {
+    let leading = layout.entries().iter().take_while(|e| e.range().end <= len).count();
+    let end = layout.entries()[..leading].last().map_or(0, |e| e.range().end);
+    assert_eq!(end, len, "leading parameters: the end of a tensor");
+    leading
+}
+
+/// The linearization of a loss made of [`crate::ops`].
+struct OnTape<E: Float> {
+    linear: Linear<E>,
+    layout: Arc<Layout>,
+}
+
+impl<E: Float> Linearization<E> for OnTape<E> {
+    fn bytes(&self) -> usize {
+        (self.linear.numel() + self.layout.len()) * size_of::<E>()
+    }
+    fn product(&mut self, curvature: Curvature, v: &[E], out: &mut [E]) {
+        let entries = self.layout.entries();
+        let [have, wanted] = [v.len(), out.len()].map(|len| leading_tensors(&self.layout, len));
+        let v: Vec<&[E]> = entries[..have].iter().map(|e| &v[e.range()]).collect();
+        for (e, part) in entries.iter().zip(self.linear.product(&v, wanted, curvature)) {
+            match part {
+                Some(part) => out[e.range()].copy_from_slice(&part),
+                None => out[e.range()].fill(E::of(0.0)),
+            }
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! | [`evaluator`](Evaluator) | which batch, and loss and derivatives on it | implement it where a hand-written kernel is worth it |
 //! | [`task`](Task) | what is trained: parameters, batches, a loss over dfdx tensors | implement it, in your crate |
 //! | [`flat`](FlatTask) | the same task as one flat buffer: what optimizers and trainers see | implement it for what dfdx cannot express |
+//! | [`hyper`](HyperTask) | a task whose training loss has hyperparameters, judged by a validation loss | implement it, in your crate |
 //! | [`optimizer`](Optimizer) | update rules, their derivatives and their state | implement it, in your crate |
 //! | [`interval`](Interval) | ranges of settings | use it in `validate` |
 //! | [`group`](OptimizerGroup) | optimizers that step together because that is faster | implement it for a rule with a kernel over several thetas |
@@ -33,6 +34,7 @@ mod evaluator;
 mod flat;
 mod float;
 mod group;
+mod hyper;
 mod interval;
 mod key;
 mod layout;
@@ -49,10 +51,11 @@ mod task;
 pub mod tensor;
 
 pub use error::{Error, Result};
-pub use evaluator::{in_f32, BatchKey, Evaluator, Split};
+pub use evaluator::{in_f32, BatchKey, Evaluator, Linearization, Split};
 pub use flat::{FlatFamily, FlatTask, SingleTask, Typed};
 pub use float::Float;
 pub use group::{MemberUpdate, OptimizerGroup};
+pub use hyper::{HyperProblem, HyperTask};
 pub use interval::{check_settings, Interval};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};

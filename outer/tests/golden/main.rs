@@ -6,9 +6,11 @@
 
 mod curves;
 mod estimators;
+mod fixed_points;
 mod fixture;
 mod gradients;
 mod images;
+mod implicit;
 mod losses;
 mod models;
 mod optimizers;
@@ -38,6 +40,8 @@ const KINDS: &[(&str, Check)] = &[
     ("I_inner_curves", curves::inner_curves),
     ("I_meta_train_pes", curves::meta_train_pes),
     ("I_meta_train_unrolled", curves::meta_train_unrolled),
+    ("J_implicit_", implicit::hypergradients),
+    ("K_fixed_point_", fixed_points::fixed_points),
 ];
 
 fn main() -> ExitCode {

@@ -134,6 +134,8 @@ impl<E: Float> Scalar for Dual<E> {
 
 /// An operation and its VJP over any scalar.
 pub(crate) trait ScalarOp: 'static {
+    /// See [`RawOp::is_loss`].
+    const IS_LOSS: bool = false;
     /// `y = f(x)`; `y` comes zeroed.
     fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]);
     /// `dxᵢ += Jᵢᵀ dy`.
@@ -151,6 +153,9 @@ fn zip<E: Float>(v: &[E], t: Option<&[E]>) -> Vec<Dual<E>> {
 }
 
 impl<E: Float, O: ScalarOp> RawOp<E> for ByDuals<O> {
+    fn is_loss(&self) -> bool {
+        O::IS_LOSS
+    }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         self.0.value(x, y);
     }

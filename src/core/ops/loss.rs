@@ -20,6 +20,7 @@ fn mean_pairs<T: Scalar>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
 struct Mse;
 
 impl ScalarOp for Mse {
+    const IS_LOSS: bool = true;
     fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]) {
         y[0] = mean_pairs(x[0], x[1], |a, b| {
             let d = a - b;
@@ -42,6 +43,7 @@ impl ScalarOp for Mse {
 struct SigmoidXent;
 
 impl ScalarOp for SigmoidXent {
+    const IS_LOSS: bool = true;
     fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]) {
         let zero = T::of(0.0);
         y[0] = mean_pairs(x[0], x[1], |z, t| {

@@ -10,7 +10,9 @@
 //! | map | [`map`] and the elementwise functions [`exp`], [`tanh`], [`relu`], [`gelu`], [`scale`], ... |
 //! | binary | [`add`], [`sub`], [`mul`], [`div`], with broadcasting |
 //! | reduce | [`sum`], [`mean`], [`sum_axis0`], [`sum_axis1`], [`mean_axis0`], [`mean_axis1`], [`max_axis1`] |
-//! | loss, xent | [`mse`], [`sigmoid_cross_entropy`], [`softmax_cross_entropy`], [`weighted_softmax_cross_entropy`] |
+//! | loss, xent | [`mse`], [`sigmoid_cross_entropy`], [`softmax_cross_entropy`], [`weighted_softmax_cross_entropy`], [`softmax_cross_entropies`] |
+//! | decay | [`weight_decay`] |
+//! | fixed_point | [`fixed_point()`]: equilibrium layers, solvers as layers |
 //! | norm | [`softmax`], [`layer_norm`], [`batch_norm`] |
 //! | select | [`embedding`], [`repeat_row`], [`columns`], [`transpose`], [`swap_middle`], [`reshape`], [`concat()`], [`concat_rows`] |
 //! | conv | [`conv2d`], [`max_pool`], [`avg_pool`], [`global_max_pool`], [`global_avg_pool`] |
@@ -24,8 +26,10 @@
 
 mod binary;
 mod conv;
+mod decay;
 mod dense_net;
 mod dual;
+mod fixed_point;
 mod gemm;
 mod linear;
 mod loss;
@@ -42,7 +46,9 @@ mod xent;
 pub use crate::activation::Activation;
 pub use binary::{add, div, mul, sub};
 pub use conv::{avg_pool, conv2d, global_avg_pool, global_max_pool, max_pool, Padding};
+pub use decay::weight_decay;
 pub use dense_net::{DenseNet, Elementwise, Head, Rows};
+pub use fixed_point::{fixed_point, Equilibrium};
 pub use loss::{mse, sigmoid_cross_entropy};
 pub use map::{
     abs, affine, clip, cos, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu, shift,
@@ -53,7 +59,7 @@ pub use norm::{batch_norm, layer_norm, softmax, NORM_EPS};
 pub use raw::{apply, Primal, RawOp, Tangent};
 pub use reduce::{max_axis1, mean, mean_axis0, mean_axis1, sum, sum_axis0, sum_axis1};
 pub use select::{columns, concat, concat_rows, embedding, repeat_row, reshape, swap_middle, transpose};
-pub use xent::weighted_softmax_cross_entropy;
+pub use xent::{softmax_cross_entropies, weighted_softmax_cross_entropy};
 
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Tensor};
 use linear::raw_linear;

@@ -1,8 +1,10 @@
 //! What an operation is, how it is recorded, and two short ways to write one.
 
-use crate::tensor::{unique_id, with_recording, Backend, Buffer, Float, Mode, Shape, Tangents, Tensor};
+use crate::tensor::{unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Tangents, Tensor};
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
+use std::cell::RefCell;
 use std::ops::Deref;
+use std::rc::Rc;
 
 /// One operation `y = f(x₀, x₁, ...)` on flat host buffers. All methods that take `dx` **add** to
 /// it; an input without gradient has `None` there, one without tangent `None` in `tx`.
@@ -17,6 +19,11 @@ pub trait RawOp<E: Float>: 'static {
     fn jvp(&self, x: &[&[E]], y: &[E], tx: &[Option<&[E]>], ty: &mut [E]);
     /// `ddxᵢ += Jᵢᵀ ddy + J̇ᵢᵀ dy`, where `J̇` is the change of `J` along `tx`.
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]);
+    /// Whether its own curvature counts in a Gauss-Newton matrix: a loss that is convex in its inputs. Of other
+    /// operations only the first derivative does. Default: false.
+    fn is_loss(&self) -> bool {
+        false
+    }
 }
 
 /// Inputs, output and output adjoint of an operation.
@@ -118,65 +125,120 @@ pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
         return out.put_tape(mode);
     }
     let ids: Vec<UniqueId> = inputs.iter().map(unique_id).collect();
-    with_recording::<E, B, _>(|r| {
+    let (active, tangents, keep) = with_recording::<E, B, _>(|r| {
         let active: Vec<bool> = ids.iter().map(|&id| r.is_active(id)).collect();
-        if !active.contains(&true) {
-            return; // data in, data out
-        }
+        (active, r.tangents.clone(), r.nodes.is_some())
+    });
+    if !active.contains(&true) {
+        return out.put_tape(mode); // data in, data out
+    }
+    let out_id = unique_id(&out);
+    let y = flat(out.clone());
+    let done = Rc::new(Done { op, inputs, y, ids, active, out: out_id, dy: RefCell::default() });
+    // Outside of the recording: an operation may record on a tape of its own.
+    if let Some(t) = &tangents {
+        done.push(&mut t.borrow_mut());
+    }
+    with_recording::<E, B, _>(|r| {
         r.largest = r.largest.max(out.shape().num_elements());
-        let out_id = unique_id(&out);
-        let y = flat(out.clone());
-        if let Some(t) = &r.tangents {
-            let mut t = t.borrow_mut();
-            let y = B::host(&y);
-            let mut ty = Buffer::zeros(y.len());
-            let tx: Vec<Option<&[E]>> = ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
-            with_host(&inputs, |x| op.jvp(x, &y, &tx, &mut ty));
-            t.value.insert(out_id, ty);
+        if let Some(nodes) = &mut r.nodes {
+            nodes.push(done.clone());
         }
-        let tangents = r.tangents.clone();
         r.push(out_id, move |grads| {
-            B::with_grads(grads, &y, &inputs, &active, |dy, dx| {
-                with_host(&inputs, |x| {
-                    let p = Primal { x, y: &B::host(&y), dy };
-                    op.vjp(p.x, p.y, p.dy, dx);
-                    if let Some(t) = tangents {
-                        adjoint_tangents(&op, p, &mut t.borrow_mut(), out_id, &ids, &active);
-                    }
-                });
+            let Done { op, inputs, y, active, .. } = &*done;
+            B::with_grads(grads, y, inputs, active, |dy, dx| {
+                with_host(inputs, |x| op.vjp(x, &B::host(y), dy, dx));
+                if keep || tangents.is_some() {
+                    *done.dy.borrow_mut() = Some(Buffer::copy(dy));
+                }
+                if let Some(t) = tangents {
+                    done.pull(&mut t.borrow_mut(), true, active);
+                }
             })
         });
     });
     out.put_tape(mode)
 }
 
-/// Adds the tangents of the inputs' adjoints.
-fn adjoint_tangents<E: Float>(
-    op: &impl RawOp<E>,
-    p: Primal<'_, E>,
-    t: &mut Tangents<E>,
+/// An operation that ran.
+struct Done<O, E: Float, B: Backend<E>> {
+    op: O,
+    inputs: Vec<Flat<E, B>>,
+    y: Flat<E, B>,
+    ids: Vec<UniqueId>,
+    /// Which inputs depend on a parameter.
+    active: Vec<bool>,
     out: UniqueId,
-    ids: &[UniqueId],
-    active: &[bool],
-) {
-    let ddy = t.adjoint.remove(&out).unwrap_or_else(|| Buffer::zeros(p.y.len()));
-    // The first occurrence of an input adds in place, further ones (x * x) to their own buffers.
-    let mut ddx: Vec<Option<Buffer<E>>> = Vec::with_capacity(ids.len());
-    for (i, id) in ids.iter().enumerate() {
-        ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| Buffer::zeros(p.x[i].len()))));
+    /// The adjoint of `y`, after the sweep back.
+    dy: RefCell<Option<Buffer<E>>>,
+}
+
+impl<E: Float, B: Backend<E>, O: RawOp<E>> Node<E> for Done<O, E, B> {
+    fn out(&self) -> UniqueId {
+        self.out
     }
-    let tx: Vec<Option<&[E]>> = ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
-    let ty = t.value.get(&out).map_or(&[][..], Deref::deref);
-    let mut views: Vec<Option<&mut [E]>> = ddx.iter_mut().map(|d| d.as_deref_mut()).collect();
-    op.vjp_tangent(p, Tangent { tx: &tx, ty, ddy: &ddy }, &mut views);
-    for (id, d) in ids.iter().zip(ddx) {
-        let Some(d) = d else { continue };
-        match t.adjoint.entry(*id) {
-            std::collections::hash_map::Entry::Vacant(e) => {
-                e.insert(d);
-            }
-            std::collections::hash_map::Entry::Occupied(mut e) => {
-                e.get_mut().iter_mut().zip(&*d).for_each(|(a, d)| *a += *d);
+    fn numel(&self) -> usize {
+        2 * self.y.shape().0
+    }
+    fn inputs(&self) -> (&[UniqueId], &[bool]) {
+        (&self.ids, &self.active)
+    }
+    fn push(&self, t: &mut Tangents<E>) {
+        let y = B::host(&self.y);
+        let mut ty = Buffer::zeros(y.len());
+        let tx: Vec<Option<&[E]>> = self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
+        with_host(&self.inputs, |x| self.op.jvp(x, &y, &tx, &mut ty));
+        t.value.insert(self.out, ty);
+    }
+    fn is_loss(&self) -> bool {
+        self.op.is_loss()
+    }
+    fn pull(&self, t: &mut Tangents<E>, curved: bool, active: &[bool]) {
+        let dy = self.dy.borrow();
+        let y = B::host(&self.y);
+        // Nothing moves: an adjoint of zero.
+        let zero = || Buffer::zeros(y.len());
+        let moved = t.value.contains_key(&self.out);
+        if !moved && !t.adjoint.contains_key(&self.out) {
+            return;
+        }
+        if !moved && curved {
+            t.value.insert(self.out, zero());
+        }
+        // Without curvature it is not needed, and there need not have been a sweep back.
+        let dy = dy.as_deref().unwrap_or_default();
+        with_host(&self.inputs, |x| {
+            self.adjoint_tangents(Primal { x, y: &y, dy }, t, active, curved);
+        });
+    }
+}
+
+impl<E: Float, B: Backend<E>, O: RawOp<E>> Done<O, E, B> {
+    /// Adds the tangents of the active inputs' adjoints; without the operation's own curvature unless `curved`.
+    fn adjoint_tangents(&self, p: Primal<'_, E>, t: &mut Tangents<E>, active: &[bool], curved: bool) {
+        let ddy = t.adjoint.remove(&self.out).unwrap_or_else(|| Buffer::zeros(p.y.len()));
+        // The first occurrence of an input adds in place, further ones (x * x) to their own buffers.
+        let mut ddx: Vec<Option<Buffer<E>>> = Vec::with_capacity(self.ids.len());
+        for (i, id) in self.ids.iter().enumerate() {
+            ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| Buffer::zeros(p.x[i].len()))));
+        }
+        let tx: Vec<Option<&[E]>> = self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
+        let ty = t.value.get(&self.out).map_or(&[][..], Deref::deref);
+        let mut views: Vec<Option<&mut [E]>> = ddx.iter_mut().map(|d| d.as_deref_mut()).collect();
+        if curved {
+            self.op.vjp_tangent(p, Tangent { tx: &tx, ty, ddy: &ddy }, &mut views);
+        } else {
+            self.op.vjp(p.x, p.y, &ddy, &mut views);
+        }
+        for (id, d) in self.ids.iter().zip(ddx) {
+            let Some(d) = d else { continue };
+            match t.adjoint.entry(*id) {
+                std::collections::hash_map::Entry::Vacant(e) => {
+                    e.insert(d);
+                }
+                std::collections::hash_map::Entry::Occupied(mut e) => {
+                    e.get_mut().iter_mut().zip(&*d).for_each(|(a, d)| *a += *d);
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Softmax cross entropy against integer labels as one operation.
 
+use super::dual::{ByDuals, Scalar, ScalarOp};
 use super::raw::{apply, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
 use crate::nan;
@@ -24,6 +25,9 @@ impl<E: Float> Xent<E> {
 }
 
 impl<E: Float> RawOp<E> for Xent<E> {
+    fn is_loss(&self) -> bool {
+        true
+    }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         self.probs.extend_from_slice(x[0]);
         let c = self.classes.max(1);
@@ -119,4 +123,68 @@ pub fn weighted_softmax_cross_entropy<E: Float, B: Backend<E>, N: Dim, C: Dim, M
     let sum: E = weights.iter().copied().sum();
     let inv = if sum == E::of(0.0) { sum } else { E::of(1.0) / sum };
     raw_softmax_cross_entropy(logits, labels, weights.iter().map(|w| *w * inv).collect())
+}
+
+/// `yᵢ = −ln softmax(zᵢ)[labelᵢ]`.
+struct RowXent {
+    classes: usize,
+    labels: Vec<u32>,
+}
+
+impl RowXent {
+    /// `Σ e^(z − max)`, calling `f` with every term, and `max`.
+    fn sum<T: Scalar>(z: &[T], mut f: impl FnMut(usize, T)) -> (T, T) {
+        let max = z.iter().copied().fold(z[0], |m, z| if m.less(z) { z } else { m });
+        let mut sum = T::of(0.0);
+        for (j, z) in z.iter().enumerate() {
+            let e = (*z - max).exp();
+            f(j, e);
+            sum += e;
+        }
+        (sum, max)
+    }
+}
+
+impl ScalarOp for RowXent {
+    const IS_LOSS: bool = true;
+    fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]) {
+        for ((y, z), &label) in y.iter_mut().zip(x[0].chunks_exact(self.classes)).zip(&self.labels) {
+            let (sum, max) = Self::sum(z, |_, _| {});
+            // The sum is at least 1.
+            *y = (sum - T::of(1.0)).ln_1p() + max - z[label as usize];
+        }
+    }
+    fn adjoint<T: Scalar>(&self, x: &[&[T]], _: &[T], dy: &[T], dx: &mut [Option<&mut [T]>]) {
+        let Some(dx) = &mut dx[0] else { return };
+        let rows = dx.chunks_exact_mut(self.classes).zip(x[0].chunks_exact(self.classes));
+        let mut e = vec![T::of(0.0); self.classes];
+        for (((dx, z), &label), &dy) in rows.zip(&self.labels).zip(dy) {
+            let (sum, _) = Self::sum(z, |j, term| e[j] = term);
+            let c = dy / sum;
+            dx.iter_mut().zip(&e).for_each(|(d, e)| *d += c * *e);
+            dx[label as usize] += -dy;
+        }
+    }
+}
+
+/// [`super::softmax_cross_entropy`] of every row by itself, for losses that weigh examples. Shapes: `logits`
+/// `[N, C]`, `labels` `[N]`, each below `C`, result `[N]`.
+///
+/// # Panics
+/// If the number of labels differs from `N`, or a label is `C` or more.
+#[track_caller]
+pub fn softmax_cross_entropies<E: Float, B: Backend<E>, N: Dim, C: Dim, M: Mode<E, B>>(
+    logits: Tensor<(N, C), E, B, M>,
+    labels: &[u32],
+) -> Tensor<(N,), E, B, M> {
+    let (n, c) = *logits.shape();
+    assert_eq!(n.size(), labels.len(), "softmax_cross_entropies: one label per row");
+    assert!(
+        labels.iter().all(|&l| (l as usize) < c.size()),
+        "softmax_cross_entropies: labels must be below {}, got {:?}",
+        c.size(),
+        labels.iter().max()
+    );
+    let op = ByDuals(RowXent { classes: c.size(), labels: labels.to_vec() });
+    apply(op, vec![flat(logits)], (n,), M::default())
 }

@@ -3,6 +3,7 @@
 
 mod buffer;
 mod collection;
+mod linear;
 mod params;
 mod rec;
 
@@ -15,9 +16,11 @@ pub use dfdx::prelude::{
 };
 #[doc(hidden)]
 pub use dfdx::prelude::{ModuleVisitor, TensorOptions};
-pub use params::{DynParams, DynTensors, DynTree, ParamTree};
+pub use linear::Curvature;
+pub(crate) use linear::{Linear, Node};
+pub use params::{DynParams, DynTensors, DynTree, PairTensors, PairTree, ParamTree};
 pub use rec::{record, record_hvp, Mode, Rec, Recorded};
-pub(crate) use rec::{unique_id, with_recording, Tangents};
+pub(crate) use rec::{record_linear, record_map, unique_id, with_recording, Tangents};
 
 use crate::activation::Activation;
 use crate::Key;
@@ -32,6 +35,8 @@ use std::borrow::Cow;
 pub trait Backend<E: Float>: Device<E> + Send + Sync {
     /// See [`DynParams`].
     type DynParams: DynTree<E, Self>;
+    /// Two trees of parameters as one; see [`PairTree`].
+    type Pair<P: ParamTree<E, Self>, Q: ParamTree<E, Self>>: PairTree<E, Self, P, Q>;
 
     /// Independent standard normal numbers from an explicit key: the same on every device, and in
     /// f32 and f64 up to rounding.
@@ -124,6 +129,7 @@ macro_rules! cpu {
         }
         impl Backend<$t> for Cpu {
             type DynParams = DynTensors<$t, Cpu>;
+            type Pair<P: ParamTree<$t, Self>, Q: ParamTree<$t, Self>> = PairTensors<P, Q>;
             fn filled<S: Shape>(&self, shape: S, f: impl FnOnce(&mut [$t])) -> Tensor<S, $t, Self> {
                 // Not from a vector: only what the device allocates comes from its cache.
                 let mut t = self.zeros_like(&shape);

@@ -17,10 +17,15 @@ pub trait ParamTree<E: Float, B: Backend<E>>: Clone + Send + 'static {
     fn write_flat(&self, out: &mut [E]);
     /// A flat buffer of the layout's length to the tensors.
     fn read_flat(&mut self, src: &[E]);
-    /// Gradients of these tensors to a flat buffer; zeros where there is none.
+    /// Gradients of these tensors to a flat buffer; zeros where there is none. A shorter buffer takes the
+    /// leading tensors' alone, up to its end, which is one of a tensor.
     fn read_grads(&self, dev: &B, grads: &mut Gradients<E, B>, out: &mut [E]);
     /// The tensors' ids, in layout order.
     fn ids(&self) -> Vec<UniqueId>;
+    /// Length of the flat buffer.
+    fn numel(&self) -> usize {
+        self.layout().len()
+    }
 }
 
 /// Calls `f` for every trainable tensor, with its name and position in the flat buffer.
@@ -99,8 +104,18 @@ struct ToGrads<'a, E: Float, B: Backend<E>> {
 }
 impl<E: Float, B: Backend<E>> OnTensor<E, B> for ToGrads<'_, E, B> {
     fn on<S: Shape>(&mut self, at: usize, t: &Tensor<S, E, B>, _: &str) {
+        if at >= self.out.len() {
+            return;
+        }
         let v = self.grads.get_or_alloc_mut(t).unwrap_or_else(|e| panic!("out of device memory: {e:?}"));
         self.dev.read_vec(v, &mut self.out[at..at + t.shape().num_elements()]);
+    }
+}
+
+struct Count(usize);
+impl<E: Float, B: Backend<E>> OnTensor<E, B> for Count {
+    fn on<S: Shape>(&mut self, _: usize, t: &Tensor<S, E, B>, _: &str) {
+        self.0 += t.shape().num_elements();
     }
 }
 
@@ -169,6 +184,9 @@ where
     fn ids(&self) -> Vec<UniqueId> {
         walk(self, ToIds(Vec::new())).0
     }
+    fn numel(&self) -> usize {
+        walk(self, Count(0)).0
+    }
 }
 
 /// Parameters whose shapes are known at run time only: a [`Layout`] read as dynamically shaped
@@ -235,6 +253,7 @@ macro_rules! dyn_tensors {
             }
             fn read_grads(&self, dev: &$b, grads: &mut Gradients<$t, $b>, out: &mut [$t]) {
                 let mut f = ToGrads { dev, grads, out };
+                // `ToGrads` leaves out what lies behind the end of `out`.
                 for (t, e) in self.tensors.iter().zip(self.layout.entries()) {
                     f.on(e.offset, t, "");
                 }
@@ -242,8 +261,75 @@ macro_rules! dyn_tensors {
             fn ids(&self) -> Vec<UniqueId> {
                 self.tensors.iter().map(unique_id).collect()
             }
+            fn numel(&self) -> usize {
+                self.layout.len()
+            }
         }
     };
 }
 dyn_tensors!(f32, super::Cpu);
 dyn_tensors!(f64, super::Cpu);
+
+/// Two trees of parameters in one flat buffer, the first's elements first; tensors are named
+/// `params/...` and `hyper/...`.
+pub trait PairTree<E: Float, B: Backend<E>, P, Q>: ParamTree<E, B> {
+    /// The pair.
+    fn pair(first: P, second: Q) -> Self;
+    /// Both trees.
+    fn parts(&self) -> (&P, &Q);
+}
+
+/// The one implementation of [`PairTree`].
+#[derive(Clone, Debug)]
+pub struct PairTensors<P, Q>(P, Q);
+
+// Per dtype and device, as above.
+macro_rules! pair_tensors {
+    ($t:ty, $b:ty) => {
+        impl<P: ParamTree<$t, $b>, Q: ParamTree<$t, $b>> PairTree<$t, $b, P, Q> for PairTensors<P, Q> {
+            fn pair(first: P, second: Q) -> Self {
+                PairTensors(first, second)
+            }
+            fn parts(&self) -> (&P, &Q) {
+                (&self.0, &self.1)
+            }
+        }
+        impl<P: ParamTree<$t, $b>, Q: ParamTree<$t, $b>> ParamTree<$t, $b> for PairTensors<P, Q> {
+            fn layout(&self) -> Layout {
+                let mut all = Layout::default();
+                for (part, layout) in [("params", self.0.layout()), ("hyper", self.1.layout())] {
+                    for e in layout.entries() {
+                        all.push(format!("{part}/{}", e.name), e.shape.clone());
+                    }
+                }
+                all
+            }
+            fn write_flat(&self, out: &mut [$t]) {
+                let (first, second) = out.split_at_mut(self.0.numel());
+                self.0.write_flat(first);
+                self.1.write_flat(second);
+            }
+            fn read_flat(&mut self, src: &[$t]) {
+                let (first, second) = src.split_at(self.0.numel());
+                self.0.read_flat(first);
+                self.1.read_flat(second);
+            }
+            fn read_grads(&self, dev: &$b, grads: &mut Gradients<$t, $b>, out: &mut [$t]) {
+                let len = self.0.numel().min(out.len());
+                let (first, second) = out.split_at_mut(len);
+                self.0.read_grads(dev, grads, first);
+                self.1.read_grads(dev, grads, second);
+            }
+            fn ids(&self) -> Vec<UniqueId> {
+                let mut ids = self.0.ids();
+                ids.extend(self.1.ids());
+                ids
+            }
+            fn numel(&self) -> usize {
+                self.0.numel() + self.1.numel()
+            }
+        }
+    };
+}
+pair_tensors!(f32, super::Cpu);
+pair_tensors!(f64, super::Cpu);

@@ -1,7 +1,8 @@
 //! A zero-sized, `Copy` tape. Backward operations go to one thread-local recording, so traced
 //! tensors can be cloned and reused freely, and a gradient cannot be lost with a dropped tape.
 
-use super::{Backend, Buffer, Float, Gradients, NoneTape, Rank0, Storage, Tape, Tensor};
+use super::linear::{Linear, Node};
+use super::{Backend, Buffer, Float, Gradients, NoneTape, Rank0, Shape, Storage, Tape, Tensor};
 use dfdx::prelude::{Backward, Merge, OwnedTape, SplitTape, UniqueId};
 use dfdx::tensor::PutTape;
 use std::{
@@ -68,6 +69,8 @@ pub(crate) struct Recording<E: 'static, D: Storage<E>> {
     /// Elements of the largest result.
     pub largest: usize,
     pub tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    /// The operations, where they are kept for products after the sweep back.
+    pub nodes: Option<Vec<Rc<dyn Node<E>>>>,
 }
 
 impl<E: 'static, D: Storage<E>> Recording<E, D> {
@@ -117,6 +120,8 @@ pub struct Recorded<E: Float, B: Backend<E>> {
     pub slope: Option<E>,
     /// Elements of the largest intermediate result.
     pub(crate) largest: usize,
+    /// What further products with the Hessian need, from [`record_linear`].
+    pub(crate) linear: Option<Linear<E>>,
 }
 
 /// Runs `f` on a fresh tape and back-propagates its scalar. `params`: ids of the tensors to
@@ -125,7 +130,16 @@ pub fn record<E: Float, B: Backend<E>>(
     params: &[UniqueId],
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
-    run(params, None, f)
+    run(params, None, false, f)
+}
+
+/// [`record`], keeping what exact products with the Hessian need; `linear` is `None` if an operation
+/// without tangent rule took part.
+pub(crate) fn record_linear<E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
+) -> Recorded<E, B> {
+    run(params, None, true, f)
 }
 
 /// [`record`] plus an exact Hessian-vector product in the direction `v` (one buffer per parameter).
@@ -136,14 +150,49 @@ pub fn record_hvp<E: Float, B: Backend<E>>(
 ) -> Recorded<E, B> {
     let value = params.iter().copied().zip(v.iter().map(|v| Buffer::copy(v))).collect();
     let tangents = Tangents { value, adjoint: HashMap::new() };
-    run(params, Some(Rc::new(RefCell::new(tangents))), f)
+    run(params, Some(Rc::new(RefCell::new(tangents))), false, f)
+}
+
+/// Runs `f` on a fresh tape and keeps its operations, without a sweep back: for Jacobian products of any tensor.
+/// `None` in place of the operations if one without tangent rule took part.
+pub(crate) fn record_map<S: Shape, E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    f: impl FnOnce(Rec) -> Tensor<S, E, B, Rec>,
+) -> (Tensor<S, E, B>, Option<Linear<E>>) {
+    let (value, recording) = on_a_fresh_tape(params, None, true, f);
+    let nodes = recording.nodes.filter(|_| !recording.foreign);
+    (value, nodes.map(|nodes| Linear::new(nodes, params.to_vec())))
 }
 
 fn run<E: Float, B: Backend<E>>(
     params: &[UniqueId],
     tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    keep: bool,
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
+    let (value, recording) = on_a_fresh_tape(params, tangents.clone(), keep, f);
+    let grads = value.clone().put_tape(recording.tape).backward();
+    let tangents = tangents.filter(|_| !recording.foreign);
+    let slope = tangents.as_ref().map(|t| {
+        let t = t.borrow();
+        t.value.get(&unique_id(&value)).map_or(E::of(0.0), |t| t[0])
+    });
+    let hvp = tangents.map(|t| {
+        let mut t = t.borrow_mut();
+        params.iter().map(|id| t.adjoint.remove(id).map(|d| d.to_vec())).collect()
+    });
+    let nodes = recording.nodes.filter(|_| !recording.foreign);
+    let linear = nodes.map(|nodes| Linear::new(nodes, params.to_vec()));
+    Recorded { value, grads, hvp, slope, largest: recording.largest, linear }
+}
+
+/// Runs `f` while what it does on the tape is recorded.
+fn on_a_fresh_tape<S: Shape, E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    keep: bool,
+    f: impl FnOnce(Rec) -> Tensor<S, E, B, Rec>,
+) -> (Tensor<S, E, B>, Recording<E, B>) {
     /// Puts the outer recording back even if `f` panics.
     struct Restore(Option<Box<dyn Any>>);
     impl Drop for Restore {
@@ -156,7 +205,8 @@ fn run<E: Float, B: Backend<E>>(
         active: params.iter().copied().collect(),
         foreign: false,
         largest: 0,
-        tangents: tangents.clone(),
+        tangents,
+        nodes: keep.then(Vec::new),
     };
     let mut restore = Restore(CURRENT.with(|c| c.replace(Some(Box::new(fresh)))));
     let (value, _) = f(Rec::default()).split_tape();
@@ -166,16 +216,5 @@ fn run<E: Float, B: Backend<E>>(
         .downcast::<Recording<E, B>>()
         .expect("nested recordings restore the outer one");
     std::mem::forget(restore);
-    let recording = *recording;
-    let grads = value.clone().put_tape(recording.tape).backward();
-    let tangents = tangents.filter(|_| !recording.foreign);
-    let slope = tangents.as_ref().map(|t| {
-        let t = t.borrow();
-        t.value.get(&unique_id(&value)).map_or(E::of(0.0), |t| t[0])
-    });
-    let hvp = tangents.map(|t| {
-        let mut t = t.borrow_mut();
-        params.iter().map(|id| t.adjoint.remove(id).map(|d| d.to_vec())).collect()
-    });
-    Recorded { value, grads, hvp, slope, largest: recording.largest }
+    (value, *recording)
 }

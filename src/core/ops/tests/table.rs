@@ -64,6 +64,16 @@ where
     x.split_tape().0
 }
 
+fn dev_zeros<S: Shape, E: Float, T>(like: &Tensor<(usize,), E, Cpu, T>, shape: S) -> Tensor<S, E, Cpu>
+where
+    Cpu: Host<E>,
+    T: Tape<E, Cpu>,
+{
+    use dfdx::prelude::HasShape;
+    let _ = like.shape();
+    Cpu::default().filled(shape, |_| {})
+}
+
 use ops::reshape as to;
 
 cases! {
@@ -120,6 +130,18 @@ cases! {
     softmax_cross_entropy any [12] |x| ops::softmax_cross_entropy(to(x(0), (3, 4)), &[1, 0, 3]);
     weighted_softmax_cross_entropy any [12] |x| ops::weighted_softmax_cross_entropy(
         to(x(0), (3, 4)), &[1, 0, 3], &[1.0, 0.0, 2.5].map(E::of));
+
+    softmax_cross_entropies any [12] |x| ops::softmax_cross_entropies(to(x(0), (3, 4)), &[1, 0, 3]);
+    weight_decay any [6, 6] |x| ops::weight_decay(x(0), &x(1));
+    weight_decay_scalar any [130, 1] |x| ops::weight_decay(x(0), &x(1));
+    weight_decay_itself any [6] |x| ops::weight_decay(x(0), &x(0));
+
+    // z = 0.4 tanh(z a) + b, a row at a time: every derivative of the fixed point.
+    fixed_point any [9, 6] |x| ops::fixed_point(
+        dev_zeros(&x(0), (2, 3)), vec![x(0), x(1)], ops::Equilibrium::default(), |z, theta| {
+            let a = ops::scale(ops::tanh(to(theta[0].clone(), (3, 3))), 0.5);
+            ops::add(ops::scale(ops::tanh(ops::matmul(z, &a)), 0.6), &to(theta[1].clone(), (2, 3)))
+        });
 
     softmax any [6] |x| ops::softmax(to(x(0), (2, 3)));
     layer_norm any [8, 4, 4] |x| ops::layer_norm(to(x(0), (2, 1, 4)), &bare(x(1)), &bare(x(2)));

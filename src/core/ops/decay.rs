@@ -1,0 +1,119 @@
+//! Weight decay whose strengths are parameters too, as one operation without large intermediate results.
+
+use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use crate::math::vectorize;
+use crate::tensor::{Backend, Buffer, Float, Mode, Rank0, Shape, Tensor};
+use dfdx::prelude::{HasShape, Merge};
+
+/// `½ Σᵢ e^(λᵢ) wᵢ²`; a single λ serves all weights.
+struct Decay;
+
+/// Calls `f(i, j, e^(λⱼ))` for every weight `i` and its strength `j`.
+#[inline(always)]
+fn each<E: Float>(n: usize, lambda: &[E], mut f: impl FnMut(usize, usize, E)) {
+    if let [one] = lambda {
+        let e = one.fast_exp();
+        (0..n).for_each(|i| f(i, 0, e));
+        return;
+    }
+    let mut e = Buffer::copy(lambda);
+    vectorize(
+        #[inline(always)]
+        || {
+            for e in e.iter_mut() {
+                *e = e.fast_exp();
+            }
+        },
+    );
+    e.iter().enumerate().for_each(|(i, e)| f(i, i, *e));
+}
+
+/// Terms of a sum, added in blocks to keep rounding in f32 small.
+struct Sum<E> {
+    total: E,
+    block: E,
+}
+
+impl<E: Float> Sum<E> {
+    fn new() -> Self {
+        Sum { total: E::of(0.0), block: E::of(0.0) }
+    }
+    #[inline(always)]
+    fn add(&mut self, i: usize, term: E) {
+        if i % 64 == 0 {
+            self.total += self.block;
+            self.block = E::of(0.0);
+        }
+        self.block += term;
+    }
+    fn value(self) -> E {
+        self.total + self.block
+    }
+}
+
+impl<E: Float> RawOp<E> for Decay {
+    fn is_loss(&self) -> bool {
+        true
+    }
+    fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
+        let (w, lambda) = (x[0], x[1]);
+        let mut sum = Sum::new();
+        each(w.len(), lambda, |i, _, e| sum.add(i, e * w[i] * w[i]));
+        y[0] = E::of(0.5) * sum.value();
+    }
+    fn vjp(&self, x: &[&[E]], _: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]) {
+        let (w, lambda) = (x[0], x[1]);
+        let [dw, dl] = dx else { unreachable!("weight decay has two inputs") };
+        if let Some(dw) = dw {
+            each(w.len(), lambda, |i, _, e| dw[i] += dy[0] * e * w[i]);
+        }
+        if let Some(dl) = dl {
+            let half = E::of(0.5) * dy[0];
+            each(w.len(), lambda, |i, j, e| dl[j] += half * e * w[i] * w[i]);
+        }
+    }
+    fn jvp(&self, x: &[&[E]], _: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
+        let (w, lambda) = (x[0], x[1]);
+        let mut sum = Sum::new();
+        if let Some(tw) = tx[0] {
+            each(w.len(), lambda, |i, _, e| sum.add(i, e * w[i] * tw[i]));
+        }
+        if let Some(tl) = tx[1] {
+            let half = E::of(0.5);
+            each(w.len(), lambda, |i, j, e| sum.add(i, half * e * w[i] * w[i] * tl[j]));
+        }
+        ty[0] = sum.value();
+    }
+    fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
+        let (w, lambda) = (p.x[0], p.x[1]);
+        let (dy, ddy, half, zero) = (p.dy[0], t.ddy[0], E::of(0.5), E::of(0.0));
+        let tw = |i: usize| t.tx[0].map_or(zero, |t| t[i]);
+        let tl = |j: usize| t.tx[1].map_or(zero, |t| t[j]);
+        let [dw, dl] = ddx else { unreachable!("weight decay has two inputs") };
+        if let Some(dw) = dw {
+            // d(dy e w) = e (ddy w + dy (ẇ + w λ̇))
+            each(w.len(), lambda, |i, j, e| dw[i] += e * (ddy * w[i] + dy * (tw(i) + w[i] * tl(j))));
+        }
+        if let Some(dl) = dl {
+            // d(dy e w² / 2) = e w (ddy w / 2 + dy (ẇ + w λ̇ / 2))
+            each(w.len(), lambda, |i, j, e| {
+                dl[j] += e * w[i] * (half * ddy * w[i] + dy * (tw(i) + half * w[i] * tl(j)));
+            });
+        }
+    }
+}
+
+/// `½ Σᵢ e^(λᵢ) wᵢ²`, the weight decay whose logarithmic strengths `log_decay` are hyperparameters: one per
+/// weight (the shape of `w`), or a scalar for all. Neither `e^λ` nor `w²` is kept.
+///
+/// # Panics
+/// If `log_decay` has neither one element nor as many as `w`.
+#[track_caller]
+pub fn weight_decay<S: Shape, Z: Shape, E: Float, B: Backend<E>, M: Mode<E, B> + Merge<R>, R: Mode<E, B>>(
+    w: Tensor<S, E, B, M>,
+    log_decay: &Tensor<Z, E, B, R>,
+) -> Tensor<Rank0, E, B, M> {
+    let (n, k) = (w.shape().num_elements(), log_decay.shape().num_elements());
+    assert!(k == 1 || k == n, "weight_decay: expected 1 or {n} strengths, got {k}");
+    apply(Decay, vec![flat(w), flat(log_decay.clone())], (), M::default())
+}

@@ -1,0 +1,130 @@
+//! A recorded loss, kept for many products with its Hessian: each repeats neither the forward pass nor the
+//! gradient, which is about half of the work.
+
+use super::{Buffer, Float, Tangents};
+use dfdx::prelude::UniqueId;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+/// Which matrix of second derivatives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Curvature {
+    /// The Hessian.
+    #[default]
+    Hessian,
+    /// The Gauss-Newton matrix `Jᵀ S J`: the Hessian of the loss operations (cross entropies, squared errors,
+    /// weight decays) by their inputs, without the curvature of the model before them. Positive semidefinite,
+    /// as those are convex.
+    GaussNewton,
+}
+
+/// An operation that was recorded, with its inputs, its result and the adjoint of that.
+pub(crate) trait Node<E: Float> {
+    /// The result.
+    fn out(&self) -> UniqueId;
+    /// Elements of the result and of its adjoint.
+    fn numel(&self) -> usize;
+    /// The inputs, and which of them depend on a parameter.
+    fn inputs(&self) -> (&[UniqueId], &[bool]);
+    /// The tangent of the result from those of the inputs.
+    fn push(&self, t: &mut Tangents<E>);
+    /// Whether it is a convex loss.
+    fn is_loss(&self) -> bool;
+    /// Adds the tangents of the adjoints of the `active` inputs; without the operation's own curvature unless
+    /// `curved`.
+    fn pull(&self, t: &mut Tangents<E>, curved: bool, active: &[bool]);
+}
+
+/// The operations of a loss after the sweep back, in order.
+pub(crate) struct Linear<E: Float> {
+    nodes: Vec<Rc<dyn Node<E>>>,
+    params: Vec<UniqueId>,
+    /// For a number of leading parameters: each operation's inputs that depend on one.
+    plan: Option<(usize, Vec<Vec<bool>>)>,
+}
+
+impl<E: Float> Linear<E> {
+    pub fn new(nodes: Vec<Rc<dyn Node<E>>>, params: Vec<UniqueId>) -> Self {
+        Linear { nodes, params, plan: None }
+    }
+
+    /// Elements of all results and their adjoints.
+    pub fn numel(&self) -> usize {
+        self.nodes.iter().map(|n| n.numel()).sum()
+    }
+
+    /// The matrix times `v`, by parameter: `v` has one buffer for each of the leading parameters and is zero
+    /// behind them; the result is that of the first `wanted` parameters.
+    pub fn product(&mut self, v: &[&[E]], wanted: usize, curvature: Curvature) -> Vec<Option<Buffer<E>>> {
+        let mut t = self.seeded(v);
+        self.make_plan(wanted);
+        self.push(&mut t);
+        self.pull(&mut t, |node| curvature == Curvature::Hessian || node.is_loss());
+        self.params[..wanted].iter().map(|id| t.adjoint.remove(id)).collect()
+    }
+
+    /// The tangent of the tensor `out` along `v` (one buffer per parameter), all operations before it being linear
+    /// maps; zero if it does not move.
+    pub fn jvp(&mut self, v: &[&[E]], out: UniqueId) -> Option<Buffer<E>> {
+        let mut t = self.seeded(v);
+        self.make_plan(self.params.len());
+        self.push(&mut t);
+        t.value.remove(&out)
+    }
+
+    /// The adjoints of the parameters from that of the tensor `out`; zero where there is none.
+    pub fn vjp(&mut self, out: UniqueId, u: &[E]) -> Vec<Option<Buffer<E>>> {
+        let mut t = self.seeded(&[]);
+        self.make_plan(self.params.len());
+        t.adjoint.insert(out, Buffer::copy(u));
+        self.pull(&mut t, |_| false);
+        self.params.iter().map(|id| t.adjoint.remove(id)).collect()
+    }
+
+    fn seeded(&self, v: &[&[E]]) -> Tangents<E> {
+        let value = self.params.iter().copied().zip(v.iter().map(|v| Buffer::copy(v))).collect();
+        Tangents { value, adjoint: HashMap::new() }
+    }
+
+    fn make_plan(&mut self, wanted: usize) {
+        if self.plan.as_ref().is_none_or(|(have, _)| *have != wanted) {
+            self.plan = Some((wanted, self.plan_for(wanted)));
+        }
+    }
+
+    fn planned(&self) -> impl DoubleEndedIterator<Item = (&Rc<dyn Node<E>>, &Vec<bool>)> {
+        let (_, plan) = self.plan.as_ref().expect("a plan was made");
+        self.nodes.iter().zip(plan).filter(|(_, active)| active.contains(&true))
+    }
+
+    /// Tangents forwards.
+    fn push(&self, t: &mut Tangents<E>) {
+        for (node, _) in self.planned() {
+            if node.inputs().0.iter().any(|id| t.value.contains_key(id)) {
+                node.push(t);
+            }
+        }
+    }
+
+    /// Their adjoints' tangents backwards.
+    fn pull(&self, t: &mut Tangents<E>, curved: impl Fn(&dyn Node<E>) -> bool) {
+        for (node, active) in self.planned().rev() {
+            node.pull(t, curved(&**node), active);
+            t.value.remove(&node.out());
+        }
+    }
+
+    fn plan_for(&self, wanted: usize) -> Vec<Vec<bool>> {
+        let mut reached: HashSet<UniqueId> = self.params[..wanted].iter().copied().collect();
+        let of_node = |node: &Rc<dyn Node<E>>| {
+            let (inputs, active) = node.inputs();
+            let active: Vec<bool> =
+                inputs.iter().zip(active).map(|(id, active)| *active && reached.contains(id)).collect();
+            if active.contains(&true) {
+                reached.insert(node.out());
+            }
+            active
+        };
+        self.nodes.iter().map(of_node).collect()
+    }
+}
