@@ -5,10 +5,12 @@
 
 use clap::Parser;
 use outerloop::prelude::*;
+use outerloop::pretrained::{FAST, SMALL};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Measure every optimizer.
@@ -17,6 +19,12 @@ struct Options {
     /// The markdown file to write.
     #[arg(long, default_value = "runs/OPTIMIZERS.md")]
     out: PathBuf,
+    /// Widths of the MLP's hidden layers.
+    #[arg(long, value_delimiter = ',', default_values_t = [32])]
+    hidden: Vec<usize>,
+    /// Only optimizers whose name contains one of these.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Milliseconds per measurement.
     #[arg(long, default_value_t = 50)]
     millis: u64,
@@ -48,7 +56,8 @@ fn run(options: &Options) -> Result<()> {
     if let Some(dir) = options.out.parent() {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     }
-    let task = SingleTask::<f32>::new(ImageMlp::digits()).sample_task(Key::new(0));
+    let model = MlpConfig { hidden: options.hidden.clone(), ..MlpConfig::default() };
+    let task: Arc<dyn FlatTask> = Arc::new(Typed::new(MlpTask::new(Splits::digits(), model)?));
     let params = task.init(Key::new(1));
     let mut grad = vec![0.0; params.data.len()];
     let at = BatchKey::train(0, Key::new(2));
@@ -57,14 +66,21 @@ fn run(options: &Options) -> Result<()> {
     let machine = options.machine.clone().unwrap_or_else(processor);
     let build = if cfg!(debug_assertions) { "development build" } else { "release build" };
     let mut table = format!(
-        "# What the optimizers cost\n\nMeasured on one thread of {machine} ({} kernels, {build}) with the 2410 parameters of the \
-         64-32-10 digits MLP; the fastest of {REPEATS} measurements. Bytes are of f32 slots.\n\n\
+        "# What the optimizers cost\n\nMeasured on one thread of {machine} ({} kernels, {build}) with the {} parameters of the \
+         64-{}-10 digits MLP; the fastest of {REPEATS} measurements. Bytes are of f32 slots.\n\n\
          | optimizer | weights of theta | state, bytes per parameter | ns per parameter and step |\n\
          |---|---:|---:|---:|\n",
-        kernel::path()
+        kernel::path(),
+        params.data.len(),
+        options.hidden.iter().map(usize::to_string).collect::<Vec<_>>().join("-"),
     );
     let n = params.data.len() as f64;
+    let is_wanted =
+        |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.contains(part));
     let mut row = |name: &str, weights: usize, opt: &dyn Optimizer| {
+        if !is_wanted(name) {
+            return;
+        }
         let bytes = opt.init(&params, Some(1000), Key::new(0)).slot_bytes() as f64 / n;
         let nanos = nanos_per_step(opt, &params, &grad, loss, options.millis) / n;
         println!("{name:<22} {weights:>8} {bytes:>8.1} {nanos:>10.2}");
@@ -86,6 +102,10 @@ fn run(options: &Options) -> Result<()> {
         let lopt = registry::learned::<f32>(class, &hyper)?;
         let theta = lopt.init(Key::new(3));
         row(name, theta.len(), &*lopt.opt_fn(&theta));
+    }
+    for pretrained in [SMALL, FAST] {
+        let (lopt, theta) = pretrained.learned()?;
+        row(&format!("pretrained {}", pretrained.name), theta.len(), &*lopt.opt_fn(&theta));
     }
     write_atomic(&options.out, table.as_bytes())?;
     println!("wrote {}", options.out.display());

@@ -136,11 +136,14 @@ mod tests {
     use super::*;
     use crate::estimator::Antithetic;
     use crate::objective::{Emphasis, LossScale};
+    use crate::workers::Worker;
     use crate::{GradientLearner, TruncatedEs, TruncatedStep, TruncationSchedule};
     use outerloop_core::LearnedOptimizer;
+    use outerloop_core::{SingleTask, Split};
     use outerloop_lopt::hand::Sgd;
     use outerloop_lopt::wrap::ParamsEma;
     use outerloop_lopt::LearnableSgd;
+    use outerloop_tasks::image::ImageMlp;
     use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
 
     fn validation() -> Validation {
@@ -224,6 +227,32 @@ mod tests {
         assert_eq!(state.validated.unwrap().score, best);
         assert!(scores.iter().any(|s| *s > best), "{scores:?}");
     }
+    #[test]
+    fn a_meta_loss_on_a_split_is_scored_on_its_batches_at_the_parameters_that_are_meant() {
+        let family: Arc<dyn FlatFamily> = Arc::new(SingleTask::new(ImageMlp::digits()));
+        let opt = ParamsEma::new(0.5, Box::new(Sgd::new(0.3))).unwrap();
+        let workers = Workers::new(1).unwrap();
+        let score = |meta_loss| {
+            let v =
+                Validation { family: family.clone(), meta_loss, num_tasks: 1, num_steps: 6, ..validation() };
+            v.score(&opt, &workers)
+        };
+        let config = EvalConfig {
+            num_steps: 6,
+            eval_every: 1,
+            eval_batches: BATCHES,
+            splits: vec![Split::OuterValid],
+            ..Default::default()
+        };
+        let curve =
+            training_curve(&*family, &opt, &config, validation().key.fold_in(0), &mut Worker::default());
+        let mean = |losses: &[f32]| losses.iter().map(|l| f64::from(*l)).sum::<f64>() / losses.len() as f64;
+        let valid: Vec<f32> = curve.evals.iter().filter(|e| e.step > 0).map(|e| e.loss).collect();
+        assert_eq!(score(MetaLoss::Fresh(Split::OuterValid)), mean(&valid));
+        assert_eq!(score(MetaLoss::Train), mean(&curve.train[..6]));
+        assert_eq!(score(MetaLoss::SameBatch), mean(&curve.train[1..]));
+    }
+
     #[test]
     fn an_averaged_theta_is_what_counts() {
         let (workers, lopt) = (Workers::new(1).unwrap(), Arc::new(LearnableSgd::default()));

@@ -3,7 +3,9 @@
 use crate::tensor::{
     host_data, record, record_hvp, record_linear, Cache, Cpu, Curvature, Host, Linear, NoneTape, ParamTree,
 };
-use crate::{BatchKey, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Split, Task, TaskFamily};
+use crate::{
+    BatchKey, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Split, Task, TaskFamily,
+};
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].

@@ -2,13 +2,16 @@
 
 use crate::support::{step, Rule};
 use outerloop_core::{Key, Result, Split};
+use outerloop_lopt::ControlledAdam;
 use outerloop_outer::adjoint::{Memory, StepWeights, SweepConfig};
 use outerloop_outer::estimator::{Antithetic, FullLoss, WindowLoss};
 use outerloop_outer::objective::{Emphasis, LossScale, Objective};
 use outerloop_outer::{
-    FullEs, FullGrad, GradientEstimator, InitialOffset, PesAnalytic, TruncatedEs, TruncatedGrad,
+    FullEs, FullGrad, GradientEstimator, InitialOffset, MetaLoss, PesAnalytic, TruncatedEs, TruncatedGrad,
     TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
 };
+use outerloop_tasks::quadratics::FixedDimQuadraticFamily;
+use std::sync::Arc;
 
 fn runs() -> TruncatedStep {
     step(Rule::Sgd, -2.0, TruncationSchedule::Constant(6))
@@ -148,4 +151,23 @@ fn a_window_of_resets_has_no_mean_loss() {
     for e in &all {
         assert_eq!(e.inner_steps == 0, e.mean_loss.is_nan(), "{e:?}");
     }
+}
+
+/// Unrolled gradients know the plain parameters only; the training loss is there, other losses are not.
+#[test]
+fn unrolled_gradients_refuse_losses_at_averages() {
+    let step = |meta_loss| {
+        let lopt = Arc::new(ControlledAdam { average: Some(1.0), ..ControlledAdam::default() });
+        let family = Arc::new(FixedDimQuadraticFamily { dim: 3 });
+        let step = TruncatedStep::new(family, lopt, TruncationSchedule::Constant(6)).unwrap();
+        step.with_meta_loss(meta_loss)
+    };
+    let sweep = SweepConfig::default;
+    assert!(TruncatedGrad::new(step(MetaLoss::Train), 2, 3, sweep()).is_ok());
+    let error = TruncatedGrad::new(step(MetaLoss::SameBatch), 2, 3, sweep()).err().unwrap().to_string();
+    assert!(error.contains("averages its parameters"), "{error}");
+    let valid = MetaLoss::Fresh(Split::OuterValid);
+    assert!(PesAnalytic::new(step(valid), common(), sweep().memory).is_err());
+    assert!(FullGrad::new(step(valid), 2, sweep()).is_err());
+    assert!(TruncatedPes::new(step(valid), common()).is_ok());
 }
