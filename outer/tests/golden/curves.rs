@@ -20,6 +20,11 @@ use std::sync::Arc;
 
 /// The MLP on all digits that a case's `task` describes, e.g. `image MLP 64-32-10 relu on digits, batch 128`.
 fn digits_mlp(case: &Case) -> Result<MlpTask, Outcome> {
+    MlpTask::new(Splits::undivided(digits()), mlp_config(case)?).map_err(Outcome::fail)
+}
+
+/// Its sizes.
+pub fn mlp_config(case: &Case) -> Result<MlpConfig, Outcome> {
     let text = case.get("task").as_str().unwrap_or("");
     let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || ",;:=()".contains(c)).collect();
     let sizes = |w: &&str| w.split('-').map(|n| n.parse().ok()).collect::<Option<Vec<usize>>>();
@@ -29,8 +34,7 @@ fn digits_mlp(case: &Case) -> Result<MlpTask, Outcome> {
     match (sizes.as_deref(), after_batch) {
         (Some([64, hidden @ .., 10]), Some(batch_size)) => {
             let (hidden, nonlinearity) = (hidden.to_vec(), nonlinearity(text));
-            let config = MlpConfig { hidden, nonlinearity, batch_size, ..MlpConfig::default() };
-            MlpTask::new(Splits::undivided(digits()), config).map_err(Outcome::fail)
+            Ok(MlpConfig { hidden, nonlinearity, batch_size, ..MlpConfig::default() })
         }
         _ => Err(Outcome::fail(format!("task: expected `64-...-10` and `batch N`, got `{text}`"))),
     }

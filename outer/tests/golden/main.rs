@@ -4,6 +4,7 @@
 //! The kind of a case is the beginning of its name. Every case prints its largest error relative to
 //! its tolerance; a kind that is not built is listed as skipped.
 
+mod celo_curves;
 mod curves;
 mod estimators;
 mod fixed_points;
@@ -37,6 +38,7 @@ const KINDS: &[(&str, Check)] = &[
     ("F_grad_", gradients::truncated),
     ("E_meta_", gradients::unrolled),
     ("G_distributions", curves::distributions),
+    ("I_celo_curves", celo_curves::celo_curves),
     ("I_inner_curves", curves::inner_curves),
     ("I_meta_train_pes", curves::meta_train_pes),
     ("I_meta_train_unrolled", curves::meta_train_unrolled),

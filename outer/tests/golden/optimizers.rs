@@ -5,8 +5,9 @@ use crate::fixture::{
     Case, Errors, Outcome,
 };
 use outerloop_core::{Error, Float, Key, LearnedOptimizer, Optimizer};
-use outerloop_lopt::registry;
+use outerloop_lopt::{registry, theta};
 use serde_json::Value;
+use std::path::Path;
 
 /// Parameters after every update of a case.
 fn trajectory<E: Float>(case: &Case, opt: &dyn Optimizer<E>) -> Vec<Vec<E>> {
@@ -108,11 +109,25 @@ pub fn learned(case: &Case) -> Outcome {
         if names != theirs.entries().iter().map(|e| e.name.as_str()).collect::<Vec<_>>() {
             return Err(Outcome::fail(format!("theta is named {names:?}, expected {theirs:?}")));
         }
-        let opt32 = f32s.opt_fn(&tree_inputs::<f32>(case.get("theta"), &layout));
+        let theta = tree_inputs::<f32>(case.get("theta"), &layout);
+        if let Some(file) = case.json.get("theta_file").and_then(Value::as_str) {
+            let bits = |theta: &[f32]| theta.iter().map(|t| t.to_bits()).collect::<Vec<_>>();
+            if bits(&published_theta(file, &*f32s)?) != bits(&theta) {
+                return Err(Outcome::fail(format!("theta of {file} has other bits than that of the case")));
+            }
+        }
+        let opt32 = f32s.opt_fn(&theta);
         let opt64 = f64s.opt_fn(&tree_inputs::<f64>(case.get("theta"), &layout));
         Ok(compare(case, &*opt32, &*opt64, Tolerance { f64s: 1e-9, f32s: 0.0 }))
     };
     run().unwrap_or_else(|outcome| outcome)
+}
+
+/// Theta of a published file that a case names: of the copies that are shipped.
+pub fn published_theta(file: &str, lopt: &dyn LearnedOptimizer<f32>) -> Result<Vec<f32>, Outcome> {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/pretrained");
+    let name = Path::new(file).file_name().expect("a file's name");
+    theta::import(shipped.join(name), lopt).map_err(Outcome::fail)
 }
 
 pub fn initial_theta(case: &Case) -> Outcome {
