@@ -64,7 +64,11 @@ pub(crate) struct Recording<E: 'static, D: Storage<E>> {
     /// Tensors that depend on a parameter; others are data, and get no gradient.
     active: HashSet<UniqueId>,
     /// An operation of dfdx itself took part: exact tangents are not available.
-    foreign: bool,
+    pub foreign: bool,
+    /// A derivative that is differenced takes part: it needs f64.
+    pub wide: bool,
+    /// A differentiated gradient takes part.
+    pub holds_gradient: bool,
     /// Elements of the largest result.
     pub largest: usize,
     pub tangents: Option<Rc<RefCell<Tangents<E>>>>,
@@ -115,6 +119,13 @@ pub struct Recorded<E: Float, B: Backend<E>> {
     /// The derivative of the scalar along the direction `v` (it equals gradient · v), under the same
     /// condition.
     pub slope: Option<E>,
+    /// A nested [`gradient`](crate::ops::gradient()) took part: `grads` holds differences, good to about 1e-9 in
+    /// f64 and to nothing in f32. Evaluators of [`Typed`](crate::Typed) tasks then compute in f64.
+    pub wide: bool,
+    /// An operation of dfdx itself took part.
+    pub(crate) foreign: bool,
+    /// A differentiated gradient took part.
+    pub(crate) holds_gradient: bool,
     /// Elements of the largest intermediate result.
     pub(crate) largest: usize,
 }
@@ -155,6 +166,8 @@ fn run<E: Float, B: Backend<E>>(
         tape: OwnedTape::default(),
         active: params.iter().copied().collect(),
         foreign: false,
+        wide: false,
+        holds_gradient: false,
         largest: 0,
         tangents: tangents.clone(),
     };
@@ -177,5 +190,14 @@ fn run<E: Float, B: Backend<E>>(
         let mut t = t.borrow_mut();
         params.iter().map(|id| t.adjoint.remove(id).map(|d| d.to_vec())).collect()
     });
-    Recorded { value, grads, hvp, slope, largest: recording.largest }
+    Recorded {
+        value,
+        grads,
+        hvp,
+        slope,
+        wide: recording.wide,
+        foreign: recording.foreign,
+        holds_gradient: recording.holds_gradient,
+        largest: recording.largest,
+    }
 }
