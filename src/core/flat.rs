@@ -252,7 +252,11 @@ where
         let mut r = record(&params!(self).ids(), |m| {
             self.task.loss_with_state(params!(self), state, batch!(self, at), m)
         });
-        params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        if r.wide && size_of::<E>() < size_of::<f64>() {
+            self.wide_grad(params, state, at, grad);
+        } else {
+            params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        }
         self.keep_buffers(r.largest);
         host_data(&r.value)[0]
     }
@@ -272,14 +276,19 @@ where
             return self.loss_and_grad(params, &mut state, at, grad);
         }
         self.load_params(params);
-        let entries = self.layout.entries();
+        let layout = self.layout.clone();
+        let entries = layout.entries();
         let parts: Vec<&[E]> = entries.iter().map(|e| &v[e.range()]).collect();
         self.state.clear();
         self.state.extend_from_slice(state);
         let mut r = record_hvp(&params!(self).ids(), &parts, |m| {
             self.task.loss_with_state(params!(self), &mut self.state, batch!(self, at), m)
         });
-        params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        if r.wide && size_of::<E>() < size_of::<f64>() {
+            self.wide_grad(params, state, at, grad);
+        } else {
+            params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        }
         match r.hvp {
             Some(parts) => {
                 for (e, part) in entries.iter().zip(parts) {
@@ -290,12 +299,7 @@ where
                 }
             }
             None => {
-                let f64s = |x: &[E]| x.iter().map(|x| x.f64()).collect::<Vec<f64>>();
-                let fallback = self.fallback.get_or_insert_with(|| {
-                    warn_once(&Task::<E, Cpu>::name(&*self.task));
-                    Box::new(TypedEvaluator::<f64, T>::new(self.task.clone(), self.layout.clone()))
-                });
-                let out = hvp_by_differences(fallback.as_mut(), &f64s(params), &f64s(state), at, &f64s(v));
+                let out = hvp_by_differences(self.wide(), &f64s(params), &f64s(state), at, &f64s(v));
                 for (h, x) in hvp.iter_mut().zip(out) {
                     *h = E::of(x);
                 }
@@ -378,20 +382,44 @@ impl<E: Float> Linearization<E> for OnTape<E> {
     }
 }
 
+impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> TypedEvaluator<E, T>
+where
+    Cpu: Host<E>,
+{
+    /// The same loss in f64.
+    fn wide(&mut self) -> &mut dyn Evaluator<f64> {
+        let fallback = self.fallback.get_or_insert_with(|| {
+            warn_once(&Task::<E, Cpu>::name(&*self.task));
+            Box::new(TypedEvaluator::<f64, T>::new(self.task.clone(), self.layout.clone()))
+        });
+        fallback.as_mut()
+    }
+
+    /// The gradient where it holds differences, which need f64.
+    fn wide_grad(&mut self, params: &[E], state: &[E], at: BatchKey, grad: &mut [E]) {
+        let mut wide = vec![0.0; grad.len()];
+        self.wide().loss_and_grad(&f64s(params), &mut f64s(state), at, &mut wide);
+        grad.iter_mut().zip(wide).for_each(|(g, w)| *g = E::of(w));
+    }
+}
+
+fn f64s<E: Float>(x: &[E]) -> Vec<f64> {
+    x.iter().map(|x| x.f64()).collect()
+}
+
 fn warn_once(task: &str) {
     use std::sync::atomic::{AtomicBool, Ordering};
     static SAID: AtomicBool = AtomicBool::new(false);
     if !SAID.swap(true, Ordering::Relaxed) {
         eprintln!(
-            "outerloop: the loss of task `{task}` contains operations that are not in `outerloop_core::ops`; \
-             its Hessian-vector products come from central differences in f64 (about 1e-9 relative, slower)"
+            "outerloop: the loss of task `{task}` contains operations that are not in `outerloop_core::ops`, or \
+             gradients of gradients; its second (of those: highest) derivatives come from central differences in \
+             f64 (about 1e-9 relative, slower)"
         );
     }
 }
 
-/// `H v` by differences of the gradient in f64. Where a ReLU kink lies between the two points, the
-/// central difference is off by orders of magnitude; then the one-sided difference of smaller norm,
-/// on the side without the kink, is taken.
+/// `H v` by differences of the gradient in f64.
 pub(crate) fn hvp_by_differences(
     f: &mut dyn Evaluator<f64>,
     params: &[f64],
@@ -399,20 +427,31 @@ pub(crate) fn hvp_by_differences(
     at: BatchKey,
     v: &[f64],
 ) -> Vec<f64> {
+    derivative_along(params, v, |p| {
+        let mut g = vec![0.0; p.len()];
+        f.loss_and_grad(p, &mut state.to_vec(), at, &mut g);
+        g
+    })
+}
+
+/// The derivative of `grad_at` along `v` at `params`, by differences. Where a ReLU kink lies between the two
+/// points, the central difference is off by orders of magnitude; then the one-sided difference of smaller
+/// norm, on the side without the kink, is taken. As long as what `grad_at` gives; zeros of the length of
+/// `params` if `v` is 0.
+pub(crate) fn derivative_along(
+    params: &[f64],
+    v: &[f64],
+    mut grad_at: impl FnMut(&[f64]) -> Vec<f64>,
+) -> Vec<f64> {
     let norm = |a: &[f64]| a.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let n = params.len();
     let vn = norm(v);
     if vn == 0.0 {
-        return vec![0.0; n];
+        return vec![0.0; params.len()];
     }
     let eps = 1e-6 * (norm(params) + 1e-3) / vn;
-    let mut grad_at = |c: f64| {
-        let p: Vec<f64> = params.iter().zip(v).map(|(p, v)| p + c * v).collect();
-        let mut g = vec![0.0; n];
-        f.loss_and_grad(&p, &mut state.to_vec(), at, &mut g);
-        g
-    };
-    let (plus, base, minus) = (grad_at(eps), grad_at(0.0), grad_at(-eps));
+    let mut moved =
+        |c: f64| grad_at(&params.iter().zip(v).map(|(p, v)| p + c * v).collect::<Vec<f64>>());
+    let (plus, base, minus) = (moved(eps), moved(0.0), moved(-eps));
     let diff =
         |a: &[f64], b: &[f64], h: f64| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| (a - b) / h).collect() };
     let (right, left) = (diff(&plus, &base, eps), diff(&base, &minus, eps));

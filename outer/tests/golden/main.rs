@@ -5,6 +5,12 @@
 //! its tolerance; a kind that is not built is listed as skipped.
 
 mod celo_curves;
+mod amortized;
+mod amortized_control;
+mod amortized_inference;
+mod amortized_models;
+mod amortized_posterior;
+mod amortized_sphere;
 mod curves;
 mod estimators;
 mod fixed_points;
@@ -44,6 +50,27 @@ const KINDS: &[(&str, Check)] = &[
     ("I_meta_train_unrolled", curves::meta_train_unrolled),
     ("J_implicit_", implicit::hypergradients),
     ("K_fixed_point_", fixed_points::fixed_points),
+    ("H_perturbed_optimizers", amortized_models::perturbed),
+    ("M_avf_update_", amortized_inference::filtering_update),
+    ("M_iterative_encodings", amortized_inference::encodings),
+    ("M_iterative_", amortized_inference::iterative),
+    ("M_kalman_", amortized_posterior::kalman),
+    ("M_vae_", amortized_posterior::vae),
+    ("M_figure_control", amortized::control),
+    ("M_figure_fixed_point", amortized::fixed_point),
+    ("M_figure_imaml", amortized::imaml),
+    ("M_figure_loss_comparison", amortized::loss_comparison),
+    ("M_figure_main_example", amortized::main_example),
+    ("M_figure_maxent_", amortized::maximum_entropy),
+    ("M_figure_smoothed_loss", amortized::smoothed_loss),
+    ("M_losses_quadratic_", amortized::losses_quadratic),
+    ("M_lqr_", amortized_control::lqr),
+    ("M_maml_", amortized_models::maml),
+    ("M_pendulum_", amortized_control::pendulum),
+    ("M_sparse_", amortized_models::sparse),
+    ("M_sphere_functions_", amortized_sphere::functions),
+    ("M_sphere_training", amortized_sphere::training),
+    ("M_sphere_tutorial_functions", amortized_sphere::tutorial_functions),
 ];
 
 fn main() -> ExitCode {

@@ -177,6 +177,12 @@ unary! {
         let y = pick(x > k(0.0), lambda * x, e - lambda * alpha);
         [y, pick(x > k(0.0), lambda, e), pick(x > k(0.0), k(0.0), e)]
     }
+    /// `x` if positive, else `e^x − 1`.
+    fn elu(x) {
+        let e = x.fast_exp();
+        let y = pick(x > k(0.0), x, e - k(1.0));
+        [y, pick(x > k(0.0), k(1.0), e), pick(x > k(0.0), k(0.0), e)]
+    }
     /// `x · sigmoid(x)`, also called swish.
     fn silu(x) {
         let s = x.fast_sigmoid();

@@ -15,6 +15,7 @@
 //! | fixed_point | [`fixed_point()`]: equilibrium layers, solvers as layers |
 //! | norm | [`softmax`], [`layer_norm`], [`batch_norm`] |
 //! | select | [`embedding`], [`repeat_row`], [`columns`], [`transpose`], [`swap_middle`], [`reshape`], [`concat()`], [`concat_rows`] |
+//! | gradient | [`gradient()`]: the gradient of a scalar function, inside a loss; [`stop_gradient`] |
 //! | conv | [`conv2d`], [`max_pool`], [`avg_pool`], [`global_max_pool`], [`global_avg_pool`] |
 //!
 //! [`DenseNet`] is a whole network as one kernel, for tasks that are nothing else.
@@ -31,6 +32,7 @@ mod dense_net;
 mod dual;
 mod fixed_point;
 mod gemm;
+mod gradient;
 mod linear;
 mod loss;
 mod map;
@@ -49,9 +51,10 @@ pub use conv::{avg_pool, conv2d, global_avg_pool, global_max_pool, max_pool, Pad
 pub use decay::weight_decay;
 pub use dense_net::{DenseNet, Elementwise, Head, Rows};
 pub use fixed_point::{fixed_point, Equilibrium};
+pub use gradient::{gradient, handle, stop_gradient, value_and_gradient, Through};
 pub use loss::{mse, sigmoid_cross_entropy};
 pub use map::{
-    abs, affine, clip, cos, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu, shift,
+    abs, affine, clip, cos, elu, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu, shift,
     sigmoid, silu, sin, softplus, sqrt, square, tanh,
 };
 pub use matmul::{batch_matmul, batch_matmul_transposed, matmul};

@@ -12,7 +12,8 @@ pub(crate) use buffer::Buffer;
 pub(crate) use dfdx::prelude::Cache;
 pub use dfdx::prelude::{
     Axes, Axis, Const, ConstShape, Cpu, Device, Dim, Dtype, Gradients, HasShape, NoneTape, PutTape, Rank0,
-    Rank1, Rank2, Rank3, Rank4, Shape, Storage, Tape, Tensor, TensorCollection,
+    Rank1, Rank2, Rank3, Rank4, Shape, SplitTape, Storage, Tape, Tensor, TensorCollection, TensorFrom,
+    TensorFromVec,
 };
 #[doc(hidden)]
 pub use dfdx::prelude::{ModuleVisitor, TensorOptions};

@@ -65,7 +65,11 @@ pub(crate) struct Recording<E: 'static, D: Storage<E>> {
     /// Tensors that depend on a parameter; others are data, and get no gradient.
     active: HashSet<UniqueId>,
     /// An operation of dfdx itself took part: exact tangents are not available.
-    foreign: bool,
+    pub foreign: bool,
+    /// A derivative that is differenced takes part: it needs f64.
+    pub wide: bool,
+    /// A differentiated gradient takes part.
+    pub holds_gradient: bool,
     /// Elements of the largest result.
     pub largest: usize,
     pub tangents: Option<Rc<RefCell<Tangents<E>>>>,
@@ -118,6 +122,13 @@ pub struct Recorded<E: Float, B: Backend<E>> {
     /// The derivative of the scalar along the direction `v` (it equals gradient · v), under the same
     /// condition.
     pub slope: Option<E>,
+    /// A nested [`gradient`](crate::ops::gradient()) took part: `grads` holds differences, good to about 1e-9 in
+    /// f64 and to nothing in f32. Evaluators of [`Typed`](crate::Typed) tasks then compute in f64.
+    pub wide: bool,
+    /// An operation of dfdx itself took part.
+    pub(crate) foreign: bool,
+    /// A differentiated gradient took part.
+    pub(crate) holds_gradient: bool,
     /// Elements of the largest intermediate result.
     pub(crate) largest: usize,
     /// What further products with the Hessian need, from [`record_linear`].
@@ -183,7 +194,17 @@ fn run<E: Float, B: Backend<E>>(
     });
     let nodes = recording.nodes.filter(|_| !recording.foreign);
     let linear = nodes.map(|nodes| Linear::new(nodes, params.to_vec()));
-    Recorded { value, grads, hvp, slope, largest: recording.largest, linear }
+    Recorded {
+        value,
+        grads,
+        hvp,
+        slope,
+        wide: recording.wide,
+        foreign: recording.foreign,
+        holds_gradient: recording.holds_gradient,
+        largest: recording.largest,
+        linear,
+    }
 }
 
 /// Runs `f` while what it does on the tape is recorded.
@@ -204,6 +225,8 @@ fn on_a_fresh_tape<S: Shape, E: Float, B: Backend<E>>(
         tape: OwnedTape::default(),
         active: params.iter().copied().collect(),
         foreign: false,
+        wide: false,
+        holds_gradient: false,
         largest: 0,
         tangents,
         nodes: keep.then(Vec::new),

@@ -1,5 +1,6 @@
 //! Every operation of the table against central differences, in f64 and f32.
 
+mod gradient;
 mod table;
 mod tape;
 

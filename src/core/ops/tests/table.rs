@@ -88,6 +88,7 @@ cases! {
     relu6 off_zero [9] |x| ops::relu6(ops::scale(x(0), 7.0));
     clip off_zero [9] |x| ops::clip(x(0), -0.02, 0.03);
     selu off_zero [9] |x| ops::selu(x(0));
+    elu off_zero [9] |x| ops::elu(x(0));
     silu any [9] |x| ops::silu(x(0));
     gelu any [9] |x| ops::gelu(x(0));
     softplus any [9] |x| ops::softplus(x(0));

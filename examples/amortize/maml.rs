@@ -1,0 +1,56 @@
+//! Sinusoids: query losses before and after adaptation, by the order of the meta-gradient.
+
+use crate::{mean, table, Options};
+use outerloop::amortized::problems::maml::{Order, SinusoidMaml};
+use outerloop::core::ops::Through;
+use outerloop::core::tensor::{host_data, Backend, Cpu, NoneTape, Tensor};
+use outerloop::core::{Key, Result, Typed};
+use outerloop::outer::plot::{Plot, Series};
+use std::sync::Arc;
+
+pub fn run(o: &Options) -> Result<()> {
+    let mut rows = Vec::new();
+    let mut series = Vec::new();
+    for order in [Order::Second, Order::First, Order::Reptile] {
+        // Reptile needs several inner steps: one step's direction is the plain gradient.
+        let inner_steps = if order == Order::Reptile { 5 } else { 1 };
+        let task = SinusoidMaml { order, inner_steps, ..SinusoidMaml::default() };
+        let name = format!("maml-{order:?}").to_lowercase();
+        // Reptile's direction is as long as the inner steps: Adam does not mind.
+        let theta = o.train(&name, Arc::new(Typed::new(task.clone())), 1e-3, 3000)?;
+        let curve = adapted(&task, &theta, o.seed);
+        let losses = |t: usize| mean(&curve.iter().map(|c| c[t]).collect::<Vec<f64>>());
+        let show = |t: usize| {
+            let (m, e) = losses(t);
+            format!("{m:.3} +- {e:.3}")
+        };
+        rows.push((name.clone(), format!("before {}   1 step {}   10 steps {}", show(0), show(1), show(10))));
+        series.push(Series::line(name, (0..=10).map(|t| (t as f64, losses(t).0)).collect()));
+    }
+    table("query loss on 200 unseen sines, 10 points each", &rows);
+    Plot {
+        title: "adaptation to unseen sines".into(),
+        x_label: "gradient steps on the support set".into(),
+        y_label: "query loss".into(),
+        series,
+        ..Plot::default()
+    }
+    .save(o.dir.join("maml.svg"))
+}
+
+/// Query losses of 200 sines after 0 to 10 steps.
+fn adapted(task: &SinusoidMaml, theta: &[f32], seed: u64) -> Vec<Vec<f64>> {
+    let dev = Cpu::default();
+    let one = SinusoidMaml { inner_steps: 1, ..task.clone() };
+    let sine = |i: u64| {
+        let [support, query] = one.episode::<f32, Cpu>(&dev, Key::new(1 + seed).named("test").fold_in(i));
+        let mut w: Tensor<(usize,), f32, Cpu> = dev.filled((theta.len(),), |w| w.copy_from_slice(theta));
+        let mut losses = Vec::new();
+        for _ in 0..=10 {
+            losses.push(f64::from(host_data(&one.net.mse(&w, &query))[0]));
+            w = one.adapt::<f32, Cpu, NoneTape>(w, &support, Through::Stopped);
+        }
+        losses
+    };
+    (0..200).map(sine).collect()
+}

@@ -1,0 +1,99 @@
+//! Amortized inference: variational autoencoders on the embedded digits, iterative inference, filtering.
+//!
+//! `cargo run --release --example infer -- iterative --seeds 3`
+
+mod filter;
+mod iterative;
+mod vae;
+
+use clap::{Parser, Subcommand};
+use outerloop::amortized::train::task_learner;
+use outerloop::core::{FlatTask, Result};
+use outerloop::lopt::hand::Adam;
+use outerloop::outer::run::{meta_train, RunConfig, RunDir};
+use outerloop::outer::Workers;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(Parser)]
+#[command(about = "Learning to infer: amortized variational inference")]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+/// What all subcommands take.
+#[derive(clap::Args, Clone)]
+struct Options {
+    /// Where runs and pictures go.
+    #[arg(long, default_value = "runs/infer")]
+    dir: PathBuf,
+    /// Epochs (steps for the filter); by default as many as the subcommand needs.
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Runs with different seeds.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// Root of all randomness.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Continue runs that exist.
+    #[arg(long)]
+    resume: bool,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// A VAE with a direct encoder, against Adam on every image's posterior.
+    Vae(Options),
+    /// Direct, gradient and error encoding at equal epochs.
+    Iterative(Options),
+    /// Filtering in a linear-Gaussian model against Kalman.
+    Filter(Options),
+}
+
+fn main() -> std::process::ExitCode {
+    let outcome = match Cli::parse().what {
+        What::Vae(o) => vae::run(&o),
+        What::Iterative(o) => iterative::run(&o),
+        What::Filter(o) => filter::run(&o),
+    };
+    match outcome {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+impl Options {
+    /// Trains a task's parameters with Adam in `dir/name` and returns them.
+    fn train(&self, name: &str, task: Arc<dyn FlatTask>, rate: f64, steps: u64, seed: u64) -> Result<Vec<f32>> {
+        eprintln!("training {name}: {} parameters, {steps} steps", task.layout().len());
+        let opt = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
+        let learner = task_learner(task, Box::new(opt), steps, 1)?;
+        let dir = RunDir::new(self.dir.join(name));
+        let resume = self.resume && dir.checkpoint().exists();
+        let config = RunConfig { seed, resume, checkpoint_every: 1000, ..RunConfig::default() };
+        let state = meta_train(&learner, &Workers::new(1)?, &dir, &config)?;
+        Ok(learner.chosen_theta(&state).into_owned())
+    }
+}
+
+/// Prints rows of a table.
+fn table(title: &str, rows: &[(String, String)]) {
+    let width = rows.iter().map(|r| r.0.chars().count()).max().unwrap_or(0);
+    println!("\n{title}");
+    for (name, value) in rows {
+        println!("  {name:<width$}  {value}");
+    }
+}
+
+/// Mean and standard error (NaN for one value).
+fn mean(x: &[f64]) -> (f64, f64) {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
+    (mean, (var / n).sqrt())
+}

@@ -1,0 +1,322 @@
+//! The variational autoencoder as a problem: contexts are images, solutions posteriors, the decoder the problem's own.
+//!
+//! A direct encoder is a [`Full`](crate::model::Full) model of it; SVI is any optimizer on its
+//! [`ContextTask`](crate::problem::ContextTask); semi-amortized inference is a [`Semi`](crate::model::Semi) model or
+//! [`IterativeTask`].
+
+use super::elbo::{divergence_per_dim, elbo, split, Likelihood};
+use super::iterative::{prior, Decode, Iterative, Parts, Visit};
+use super::update::UpdateNet;
+use crate::net::Mlp;
+use crate::problem::{Own, Problem, Query, Rows};
+use outerloop_core::ops;
+use outerloop_core::tensor::{
+    Backend, Cpu, DynParams, DynTree, Float, HasShape, Host, Mode, NoneTape, ParamTree, Rank0, Tensor, TensorFromVec,
+};
+use outerloop_core::{BatchKey, Error, Key, Layout, Result, Split, Task};
+use outerloop_tasks::data::{ImageData, Splits};
+use std::sync::Arc;
+
+/// How grey pixels become data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pixels {
+    /// As they are, in `[0, 1]`. The default.
+    #[default]
+    Grey,
+    /// 1 with the grey value as probability, drawn anew at every visit from the batch's key.
+    Binarized,
+}
+
+/// A variational autoencoder on images.
+///
+/// `f(λ; x) = −E log p(x|z) + β Σ max(KLᵢ, free)` in nats, with `samples` reparametrized samples from the query's key; at
+/// `β = 1` and no free nats the negative bound.
+#[derive(Clone, Debug)]
+pub struct Vae {
+    train: Splits,
+    test: Splits,
+    /// From latents to logits (or means); its first width is the number of latents.
+    pub decoder: Mlp,
+    /// Default: Bernoulli.
+    pub likelihood: Likelihood,
+    /// Default: grey.
+    pub pixels: Pixels,
+    /// Samples per evaluation; default 1.
+    pub samples: usize,
+    /// Weight of the divergence; default 1.
+    pub beta: f64,
+    /// Nats per latent dimension that cost nothing; default 0.
+    pub free_nats: f64,
+}
+
+impl Vae {
+    /// A VAE on images of which the first `train` are for training and the rest for the test.
+    ///
+    /// # Errors
+    /// A division that leaves one part empty, a decoder that does not give as many pixels as there are.
+    pub fn new(images: &ImageData, train: usize, decoder: Mlp) -> Result<Self> {
+        let n = images.len();
+        if train == 0 || train >= n {
+            let why = format!("must be from 1 to {} of {n} images, got {train}", n - 1);
+            return Err(Error::invalid("vae: number of images for training", why));
+        }
+        let outputs = decoder.widths.last().copied().unwrap_or(0);
+        if decoder.widths.len() < 2 || outputs != images.features() {
+            return Err(Error::mismatch("vae: outputs of the decoder", images.features(), outputs));
+        }
+        let part = |range: std::ops::Range<usize>| -> Result<Splits> {
+            let pixels: Vec<f32> = range.clone().flat_map(|i| images.image(i).to_vec()).collect();
+            let labels = images.labels[range].to_vec();
+            let sizes = [images.height, images.width, images.channels];
+            Ok(Splits::undivided(ImageData::new(images.name.clone(), pixels, labels, sizes, images.classes)?))
+        };
+        Ok(Vae {
+            train: part(0..train)?,
+            test: part(train..n)?,
+            decoder,
+            likelihood: Likelihood::Bernoulli,
+            pixels: Pixels::Grey,
+            samples: 1,
+            beta: 1.0,
+            free_nats: 0.0,
+        })
+    }
+
+    /// Latent dimensions Z.
+    pub fn latent(&self) -> usize {
+        self.decoder.widths[0]
+    }
+    /// Number of images for training and for the test.
+    pub fn len(&self) -> [usize; 2] {
+        [self.train.data().len(), self.test.data().len()]
+    }
+    /// Never true.
+    pub fn is_empty(&self) -> bool {
+        self.train.data().is_empty()
+    }
+    /// Pixels of image `i` of the test split, shown `visit` times: binarized anew each time where that is asked for.
+    pub fn test_image(&self, i: usize, visit: u64, out: &mut [f64]) {
+        self.show(self.test.data().image(i), Key::new(97).fold_in(visit).fold_in(i as u64), out);
+    }
+    fn show(&self, image: &[f32], key: Key, out: &mut [f64]) {
+        match self.pixels {
+            Pixels::Grey => out.iter_mut().zip(image).for_each(|(o, p)| *o = f64::from(*p)),
+            Pixels::Binarized => {
+                let mut rng = key.rng();
+                for (o, p) in out.iter_mut().zip(image) {
+                    *o = f64::from(u8::from(rand::Rng::gen::<f64>(&mut rng) < f64::from(*p)));
+                }
+            }
+        }
+    }
+
+    /// The whole test split, each image shown `visits` times, `[N, P]`.
+    pub fn test_set(&self, visits: u64) -> Vec<f64> {
+        let (n, p) = (self.test.data().len(), self.context_dim());
+        let mut all = vec![0.0; n * visits as usize * p];
+        for (row, out) in all.chunks_mut(p).enumerate() {
+            self.test_image(row % n, (row / n) as u64, out);
+        }
+        all
+    }
+
+    /// Noise of a key, `[N S, Z]`.
+    pub fn noise<E: Float, B: Backend<E>>(&self, dev: &B, rows: usize, key: Key) -> Rows<E, B> {
+        dev.normal_like((rows * self.samples, self.latent()), key)
+    }
+}
+
+impl Problem for Vae {
+    fn name(&self) -> String {
+        format!("vae_{}", self.train.data().name)
+    }
+    fn dim(&self) -> usize {
+        2 * self.latent()
+    }
+    fn context_dim(&self) -> usize {
+        self.train.data().features()
+    }
+    fn context(&self, key: Key, out: &mut [f64]) {
+        self.contexts(BatchKey { split: Split::Train, step: 0, key }, out);
+    }
+    /// Batches go through the images in epochs; every split but [`Split::Train`] is the test images.
+    fn contexts(&self, at: BatchKey, out: &mut [f64]) {
+        let p = self.context_dim();
+        let images = if at.split == Split::Train { &self.train } else { &self.test };
+        let picks = images.indices(at, out.len() / p);
+        for (row, (i, out)) in picks.into_iter().zip(out.chunks_mut(p)).enumerate() {
+            let key = at.noise().named("binarize").fold_in(row as u64);
+            self.show(images.data().image(i as usize), key, out);
+        }
+    }
+    fn own_layout(&self) -> Layout {
+        let mut layout = Layout::default();
+        self.decoder.push(&mut layout, "decoder/");
+        layout
+    }
+    fn own_init(&self, key: Key, out: &mut [f64]) {
+        self.decoder.fill(key, out);
+    }
+    fn objective<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        y: Rows<E, B, M>,
+        at: &Query<'_, E, B>,
+        own: &Own<'_, E, B>,
+    ) -> Tensor<(usize,), E, B, M> {
+        let eps = self.noise(&at.x.device().clone(), y.shape().0, at.key);
+        let decode = |z| self.decoder.forward(own.params, own.first, z);
+        let bound = elbo(at.x, &y, &eps, decode, |x, o| self.likelihood.log_density(x, o));
+        if self.beta == 1.0 && self.free_nats == 0.0 {
+            return ops::neg(bound.value);
+        }
+        let [mu, v] = split(&y);
+        let nats = ops::scale(divergence_per_dim(mu, v), 0.5);
+        // max(KL, free) = relu(KL − free) + free
+        let paid = ops::shift(ops::relu(ops::shift(nats, -self.free_nats)), self.free_nats);
+        let fit = ops::mean_axis1(bound.log_likelihood);
+        ops::sub(ops::scale(ops::sum_axis1(paid), self.beta), &fit)
+    }
+}
+
+/// A decoder among other parameters.
+#[derive(Clone, Debug)]
+pub struct MlpDecoder {
+    /// The network.
+    pub net: Mlp,
+    /// Position of its first tensor.
+    pub first: usize,
+}
+
+impl<E: Float, B: Backend<E>> Decode<E, B> for MlpDecoder {
+    fn run<M: Mode<E, B>>(&self, params: &DynParams<E, B>, z: Rows<E, B, M>) -> Rows<E, B, M> {
+        self.net.forward(params, self.first, z)
+    }
+}
+
+/// Iterative inference on a [`Vae`] as a task: parameters are the network's, then the decoder's.
+///
+/// Loss: the mean over iterations `1..=T` of the mean negative bound. The network learns from all of them, the decoder from
+/// the last alone, as the published programs have it.
+#[derive(Clone, Debug)]
+pub struct IterativeTask {
+    /// The problem.
+    pub vae: Vae,
+    /// What is inferred with.
+    pub inference: Iterative,
+    /// Iterations T.
+    pub iterations: usize,
+    /// Images per batch.
+    pub batch_size: usize,
+}
+
+impl IterativeTask {
+    /// A task with a network of `hidden` units.
+    pub fn new(vae: Vae, mut inference: Iterative, iterations: usize, batch_size: usize) -> Self {
+        inference.likelihood = vae.likelihood;
+        inference.net.latent = vae.latent();
+        inference.net.inputs = inference.encoding.len(vae.context_dim(), vae.latent());
+        IterativeTask { vae, inference, iterations, batch_size }
+    }
+    fn decoder(&self) -> MlpDecoder {
+        MlpDecoder { net: self.vae.decoder.clone(), first: UpdateNet::TENSORS }
+    }
+    /// Names and shapes of the parameters.
+    pub fn layout(&self) -> Layout {
+        let mut layout = Layout::default();
+        self.inference.net.push(&mut layout, "net/");
+        self.vae.decoder.push(&mut layout, "decoder/");
+        layout
+    }
+    /// The decoder's part of a flat buffer.
+    pub fn own<'a, E>(&self, theta: &'a [E]) -> &'a [E] {
+        &theta[self.inference.net.len()..]
+    }
+
+    fn visits<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        (x, key): (&Rows<E, B>, Key),
+        iterations: usize,
+        (params, early): (&DynParams<E, B>, &DynParams<E, B>),
+    ) -> Vec<Visit<E, B, M>> {
+        let (dev, n) = (x.device().clone(), x.shape().0);
+        let eps: Vec<_> = (0..=iterations).map(|t| self.vae.noise(&dev, n, key.fold_in(t as u64))).collect();
+        let parts = Parts { params, early, first: 0, decode: self.decoder() };
+        self.inference.run(x, prior(x, self.vae.latent()), &eps, &parts)
+    }
+
+    /// Mean bounds at the prior and after each iteration on data `[N][P]`, in nats.
+    pub fn bounds(&self, theta: &[f32], data: &[f64], iterations: usize, key: Key) -> Vec<f64> {
+        let dev = Cpu::default();
+        let params = DynParams::<f32, Cpu>::new(&dev, Arc::new(self.layout()), theta);
+        let p = self.vae.context_dim();
+        let x = dev.tensor_from_vec(data.iter().map(|x| *x as f32).collect::<Vec<f32>>(), (data.len() / p, p));
+        let visits: Vec<Visit<f32, Cpu, NoneTape>> = self.visits((&x, key), iterations, (&params, &params));
+        visits.iter().map(|v| f64::from(v.elbo.mean().as_vec()[0])).collect()
+    }
+}
+
+impl<E: Float, B: Backend<E>> Task<E, B> for IterativeTask {
+    type Params = DynParams<E, B>;
+    type Batch = (Rows<E, B>, Key);
+    fn name(&self) -> String {
+        format!("iterative_{:?}_{}", self.inference.encoding, self.vae.name()).to_lowercase()
+    }
+    fn init(&self, dev: &B, key: Key) -> Self::Params {
+        let layout = self.layout();
+        let mut flat = vec![0.0; layout.len()];
+        let (net, decoder) = flat.split_at_mut(self.inference.net.len());
+        self.inference.net.fill(key.named("net"), net);
+        self.vae.decoder.fill(key.named("decoder"), decoder);
+        DynParams::<E, B>::new(dev, Arc::new(layout), &flat.into_iter().map(E::of).collect::<Vec<E>>())
+    }
+    fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
+        let p = self.vae.context_dim();
+        let mut x = vec![0.0; self.batch_size * p];
+        self.vae.contexts(at, &mut x);
+        let x = dev.tensor_from_vec(x.into_iter().map(E::of).collect::<Vec<E>>(), (self.batch_size, p));
+        (x, at.noise().named("samples"))
+    }
+    fn loss<M: Mode<E, B>>(&self, p: &Self::Params, (x, key): &Self::Batch, _: M) -> Tensor<Rank0, E, B, M> {
+        let layout = Arc::new(self.layout());
+        let mut flat = vec![E::of(0.0); layout.len()];
+        p.write_flat(&mut flat);
+        let early = DynParams::<E, B>::new(&x.device().clone(), layout, &flat);
+        let visits: Vec<Visit<E, B, M>> = self.visits((x, *key), self.iterations, (p, &early));
+        let bounds = visits[1..].iter().map(|v| v.elbo.mean());
+        let sum = bounds.reduce(|a, b| ops::add(a, &b)).expect("at least one iteration");
+        ops::scale(sum, -1.0 / self.iterations as f64)
+    }
+}
+
+/// The mean importance-weighted bound `log 1/K Σ p(x, zₖ)/q(zₖ|x)` of λ `[N, 2 Z]`, nats: at K = 1 the bound, and tighter
+/// with every sample (Burda et al. 2016, arXiv:1509.00519). In f64.
+pub fn importance_weighted(vae: &Vae, own: &[f64], data: &[f64], lambda: &[f64], samples: usize, key: Key) -> f64
+where
+    Cpu: Host<f64>,
+{
+    let (dev, z, p) = (Cpu::default(), vae.latent(), vae.context_dim());
+    let n = data.len() / p;
+    let params = DynParams::<f64, Cpu>::new(&dev, Arc::new(vae.own_layout()), own);
+    let x: Rows<f64, Cpu> = dev.tensor_from_vec(data.to_vec(), (n, p));
+    let lambda: Rows<f64, Cpu> = dev.tensor_from_vec(lambda.to_vec(), (n, 2 * z));
+    let [_, v] = split(&lambda);
+    let v = v.as_vec();
+    let mut logs = vec![Vec::with_capacity(samples); n];
+    for s in 0..samples {
+        let eps: Rows<f64, Cpu> = dev.normal_like((n, z), key.fold_in(s as u64));
+        let bound = elbo(&x, &lambda, &eps, |z| vae.decoder.forward(&params, 0, z), |x, o| {
+            vae.likelihood.log_density(x, o)
+        });
+        let (fit, zs, e) = (bound.log_likelihood.as_vec(), bound.z.as_vec(), eps.as_vec());
+        for i in 0..n {
+            // log p(z) − log q(z|x) = Σ ½ (ε² + v − z²)
+            let ratio = (0..z).map(|k| 0.5 * (e[i * z + k].powi(2) + v[i * z + k] - zs[i * z + k].powi(2)));
+            logs[i].push(fit[i] + ratio.sum::<f64>());
+        }
+    }
+    let one = |l: &Vec<f64>| {
+        let most = l.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        most + (l.iter().map(|l| (l - most).exp()).sum::<f64>() / samples as f64).ln()
+    };
+    logs.iter().map(one).sum::<f64>() / n as f64
+}
