@@ -3,3 +3,6 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`ratio`] | inference without a likelihood: ratio estimators, samplers, diagnostics |
+
+pub mod ratio;

@@ -12,6 +12,7 @@ mod images;
 mod losses;
 mod models;
 mod optimizers;
+mod ratio;
 mod tasks;
 
 use fixture::{Case, Outcome};
@@ -38,6 +39,14 @@ const KINDS: &[(&str, Check)] = &[
     ("I_inner_curves", curves::inner_curves),
     ("I_meta_train_pes", curves::meta_train_pes),
     ("I_meta_train_unrolled", curves::meta_train_unrolled),
+    ("L_slcp_likelihood", ratio::slcp_likelihood),
+    ("L_slcp_posterior_", ratio::slcp_posterior_case),
+    ("L_slcp_bayes_loss", ratio::slcp_bayes_loss),
+    ("L_aalr_mlp", ratio::mlp),
+    ("L_aalr_losses", ratio::losses),
+    ("L_aalr_train", ratio::train),
+    ("L_aalr_mh", ratio::metropolis),
+    ("L_aalr_metrics", ratio::metrics),
 ];
 
 fn main() -> ExitCode {
