@@ -19,6 +19,7 @@
 //! | [`perturbed`] | discrete solvers under noise, with a derivative |
 //! | [`inference`] | amortized inference: bounds, iterative inference, Kalman filters |
 //! | [`net`] | fully connected networks on a buffer of parameters |
+//! | [`ratio`] | inference without a likelihood: ratio estimators, samplers, diagnostics |
 //! | [`figures`] | the functions of the tutorial's figures |
 //! | [`matrix`], [`quadrature`] | small dense matrices and integrals, for oracles |
 
@@ -33,6 +34,7 @@ pub mod perturbed;
 pub mod problem;
 pub mod problems;
 pub mod quadrature;
+pub mod ratio;
 pub mod solve;
 pub mod task;
 pub mod train;

@@ -21,6 +21,7 @@ mod implicit;
 mod losses;
 mod models;
 mod optimizers;
+mod ratio;
 mod tasks;
 
 use fixture::{Case, Outcome};
@@ -71,6 +72,14 @@ const KINDS: &[(&str, Check)] = &[
     ("M_sphere_functions_", amortized_sphere::functions),
     ("M_sphere_training", amortized_sphere::training),
     ("M_sphere_tutorial_functions", amortized_sphere::tutorial_functions),
+    ("L_slcp_likelihood", ratio::slcp_likelihood),
+    ("L_slcp_posterior_", ratio::slcp_posterior_case),
+    ("L_slcp_bayes_loss", ratio::slcp_bayes_loss),
+    ("L_aalr_mlp", ratio::mlp),
+    ("L_aalr_losses", ratio::losses),
+    ("L_aalr_train", ratio::train),
+    ("L_aalr_mh", ratio::metropolis),
+    ("L_aalr_metrics", ratio::metrics),
 ];
 
 fn main() -> ExitCode {

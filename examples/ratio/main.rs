@@ -1,0 +1,208 @@
+//! Likelihood-free inference by amortized ratio estimation: simulate, train, sample, corner plot, coverage.
+//!
+//! `cargo run --release --example ratio` does it for SLCP, the benchmark of the method's paper;
+//! `--simulations 1000000 --fresh` is the seed's budget.
+
+mod options;
+mod report;
+
+use clap::Parser;
+use options::Options;
+use outerloop::amortized::ratio::train::{train, Stop, TrainConfig, Trained};
+use outerloop::amortized::ratio::{
+    files, sample, Architecture, Contrast, DataScale, FeatureConfig, Features, Invalid, Nonlinearity, Pairs,
+    RatioEstimator, RatioLoss, RatioNet, RatioTask, RatioTaskConfig, Simulations, Simulator,
+};
+use outerloop::lopt::wrap::ParamsEma;
+use outerloop::prelude::*;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(o: &Options) -> Result<()> {
+    let (simulator, truth) = o.simulator()?;
+    let workers = Workers::new(o.threads)?;
+    let loss = RatioLoss::named(&o.loss)?;
+    let sampler = sample::named(&o.sampler)?;
+    let key = Key::new(o.seed);
+    let observation = match &o.observation {
+        Some(path) => (files::table(path)?.0, None),
+        None => {
+            let mut x = vec![0.0; simulator.data_dim()];
+            simulator.simulate(&truth, key.named("observation"), &mut x);
+            (x, Some(truth))
+        }
+    };
+
+    let began = Instant::now();
+    let data = simulations(o, &*simulator, key, &workers)?;
+    let count = if o.fresh { o.simulations } else { data.len() + data.dropped() };
+    for warning in data.warnings() {
+        println!("warning: {warning}");
+    }
+    let dims = data.dims();
+    if dims != [simulator.prior().dim(), simulator.data_dim()] && o.parameters.is_none() {
+        return Err(Error::mismatch(
+            "sizes of theta and x",
+            [simulator.prior().dim(), simulator.data_dim()],
+            dims,
+        ));
+    }
+    let estimator = fit(o, &simulator, Arc::new(data), loss, key)?;
+    println!("{count} simulations, trained in {:.1} s", began.elapsed().as_secs_f64());
+    let (x, truth) = observation;
+    report::posterior(o, &estimator, &*simulator, &*sampler, (&x, truth.as_deref()), &workers)?;
+    if o.coverage > 0 {
+        report::coverage(o, &estimator, &*simulator, &workers)?;
+    }
+    Ok(())
+}
+
+/// The data to train on; of fresh simulations a few for the scaling.
+fn simulations(o: &Options, simulator: &dyn Simulator, key: Key, workers: &Workers) -> Result<Simulations> {
+    let invalid = if o.drop_invalid { Invalid::Drop } else { Invalid::Refuse };
+    match (&o.parameters, &o.data) {
+        (Some(theta), Some(x)) => Simulations::read(theta, x, invalid),
+        _ => {
+            let n = if o.fresh { o.simulations.min(10_000) } else { o.simulations };
+            Simulations::draw(simulator, n, key.named("simulations"), invalid, workers)
+        }
+    }
+}
+
+/// Trains the networks, one after the other.
+fn fit(
+    o: &Options,
+    simulator: &Arc<dyn Simulator>,
+    data: Arc<Simulations>,
+    loss: RatioLoss,
+    key: Key,
+) -> Result<RatioEstimator> {
+    let is_iid = o.net == "iid";
+    let even = if is_iid { vec![2, 3] } else { Vec::new() };
+    let features = Features::fit(&data, FeatureConfig { even, data: DataScale::Both })?;
+    let net = RatioNet::new(architecture(o)?, nonlinearity(o)?, features.inputs())?;
+    let pairs = match o.fresh {
+        true => Pairs::Fresh(simulator.clone()),
+        false => Pairs::Fixed { simulations: data.clone(), valid: 0.1 },
+    };
+    let contrast = Contrast::Prior(Arc::new(OfSimulator(simulator.clone())));
+    let config = RatioTaskConfig {
+        net: net.clone(),
+        loss,
+        features: features.clone(),
+        pairs,
+        contrast,
+        batch_size: o.batch_size,
+    };
+    let task = RatioTask::new(config)?;
+    let epoch = task.epoch().unwrap_or((o.simulations / o.batch_size) as u64).max(1);
+    let passes = if o.fresh { 1 } else { 60 };
+    let steps = if o.steps > 0 { o.steps } else { passes * epoch };
+    let opt = optimizer(o)?;
+    let config = TrainConfig {
+        eval_every: epoch.min(500).min(steps),
+        eval_batches: task.valid_batches().unwrap_or(20).min(40),
+        stop: if o.fresh { Stop::Never } else { Stop::Patience(40) },
+        note: task.describe(),
+        progress: true,
+        resume: o.resume,
+        ..TrainConfig::new(steps)
+    };
+    let task = Typed::new(task);
+    let mut members = Vec::new();
+    let mut curves: Vec<Trained> = Vec::new();
+    for i in 0..o.ensemble.max(1) {
+        let dir = o.out.join(format!("member{i}"));
+        // A run that was cut off may not have come to its later members.
+        let resume = o.resume && dir.exists();
+        let config = TrainConfig { dir: Some(dir), resume, ..config.clone() };
+        let trained = train(&task, &*opt, &config, key.named("train").fold_in(i as u64))?;
+        let best = trained.curve.iter().map(|p| p.valid).fold(f64::INFINITY, f64::min);
+        println!("network {i}: validation loss {best:.4}, {} ", trained.ended);
+        members.push(trained.params.clone());
+        curves.push(trained);
+    }
+    report::losses(o, &curves)?;
+    let estimator = RatioEstimator::new(net, features, members, loss.is_normalized())?;
+    estimator.save(o.out.join("ratio.bin"))?;
+    Ok(estimator)
+}
+
+fn architecture(o: &Options) -> Result<Architecture> {
+    let hidden = o.hidden.clone();
+    match o.net.as_str() {
+        "mlp" => Ok(Architecture::Mlp { hidden }),
+        "residual" => {
+            Ok(Architecture::Residual { width: hidden.first().copied().unwrap_or(0), blocks: hidden.len() })
+        }
+        "iid" if o.simulator.starts_with("slcp") => {
+            let context = vec![hidden.first().copied().unwrap_or(0); 2];
+            Ok(Architecture::Iid { points: 4, hidden, context })
+        }
+        _ => Err(Error::Unknown {
+            what: "network (iid is for slcp)",
+            got: o.net.clone(),
+            allowed: ["mlp", "residual", "iid"].map(String::from).to_vec(),
+        }),
+    }
+}
+
+fn nonlinearity(o: &Options) -> Result<Nonlinearity> {
+    match o.activation.as_str() {
+        "selu" => Ok(Nonlinearity::Selu),
+        "relu" => Ok(Nonlinearity::Relu),
+        "silu" => Ok(Nonlinearity::Silu),
+        name => Err(Error::Unknown {
+            what: "activation",
+            got: name.into(),
+            allowed: ["selu", "relu", "silu"].map(String::from).to_vec(),
+        }),
+    }
+}
+
+fn optimizer(o: &Options) -> Result<Box<dyn Optimizer>> {
+    if let Some(path) = &o.theta {
+        let file = theta::load(path)?;
+        let lopt = registry::from_architecture::<f32>(&file.architecture)?;
+        return Ok(lopt.opt_fn(file.theta_for(&*lopt)?));
+    }
+    let cosine = Cosine { peak: o.learning_rate, constant_fraction: 0.1, ..Cosine::default() };
+    let adam = AdamW { learning_rate: cosine.into(), ..AdamW::default() };
+    let clipped = Clip::new(ClipRule::GlobalNorm(5.0), Box::new(adam));
+    Ok(Box::new(ParamsEma::new(0.999, Box::new(clipped))?))
+}
+
+/// A simulator's prior, to be shared.
+struct OfSimulator(Arc<dyn Simulator>);
+
+impl outerloop::amortized::ratio::Prior for OfSimulator {
+    fn dim(&self) -> usize {
+        self.0.prior().dim()
+    }
+    fn sample(&self, key: Key, theta: &mut [f64]) {
+        self.0.prior().sample(key, theta);
+    }
+    fn log_density(&self, theta: &[f64]) -> f64 {
+        self.0.prior().log_density(theta)
+    }
+    fn add_score(&self, theta: &[f64], grad: &mut [f64]) {
+        self.0.prior().add_score(theta, grad);
+    }
+    fn bounds(&self) -> Vec<(f64, f64)> {
+        self.0.prior().bounds()
+    }
+    fn describe(&self) -> String {
+        self.0.prior().describe()
+    }
+}

@@ -1,0 +1,256 @@
+//! The exact posterior of SLCP by quadrature: the oracle of estimators and samplers.
+//!
+//! Given `(θ₃, θ₄, θ₅)` the likelihood is a normal density in `(θ₁, θ₂)` with mean `x̄` and covariance `Σ/4`, cut off
+//! by the prior's box. So `θ₂` is integrated in closed form, `θ₁` by Gauss and Legendre's rule, and the other three
+//! by its composite form. Evidence and moments of ordinary observations are good to 1e-6.
+
+use super::metrics::special::{normal_cdf, normal_pdf};
+use super::simulators::Slcp;
+use outerloop_outer::Workers;
+use std::f64::consts::PI;
+
+/// Half the width of the prior.
+const EDGE: f64 = 3.0;
+/// Points of a simulation.
+const POINTS: f64 = 4.0;
+
+/// What the quadrature finds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExactPosterior {
+    /// `ln p(x)`, nats.
+    pub log_evidence: f64,
+    /// Means of `θ₁, θ₂, |θ₃|, |θ₄|, θ₅`; those of the signed `θ₃`, `θ₄` are 0.
+    pub mean: [f64; 5],
+    /// Their covariances.
+    pub cov: [[f64; 5]; 5],
+}
+
+impl ExactPosterior {
+    /// Means and covariances of the signed parameters: all four combinations of signs weigh the same.
+    pub fn signed(&self) -> ([f64; 5], [[f64; 5]; 5]) {
+        let (mut mean, mut cov) = (self.mean, self.cov);
+        for k in [2, 3] {
+            for i in 0..5 {
+                cov[k][i] = 0.0;
+                cov[i][k] = 0.0;
+            }
+            cov[k][k] = self.cov[k][k] + self.mean[k] * self.mean[k];
+            mean[k] = 0.0;
+        }
+        (mean, cov)
+    }
+}
+
+/// How fine the quadrature is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// Intervals per axis for `θ₃, θ₄, θ₅`; each has [`Self::nodes`].
+    pub panels: usize,
+    /// Nodes per interval.
+    pub nodes: usize,
+}
+
+impl Default for Resolution {
+    /// 14 intervals of 8 nodes.
+    fn default() -> Self {
+        Resolution { panels: 14, nodes: 8 }
+    }
+}
+
+/// Nodes and weights of Gauss and Legendre's rule on [−1, 1].
+pub fn gauss_legendre(n: usize) -> Vec<(f64, f64)> {
+    let node = |i: usize| {
+        let mut x = (PI * (i as f64 + 0.75) / (n as f64 + 0.5)).cos();
+        let mut slope = 1.0;
+        for _ in 0..100 {
+            let (mut p, mut before) = (1.0, 0.0);
+            for k in 0..n {
+                let k = k as f64;
+                (p, before) = (((2.0 * k + 1.0) * x * p - k * before) / (k + 1.0), p);
+            }
+            slope = n as f64 * (x * p - before) / (x * x - 1.0);
+            let step = p / slope;
+            x -= step;
+            if step.abs() < 1e-15 {
+                break;
+            }
+        }
+        (x, 2.0 / ((1.0 - x * x) * slope * slope))
+    };
+    (0..n).map(node).collect()
+}
+
+/// The rule on `panels` equal parts of `[low, high]`.
+fn composite(low: f64, high: f64, r: Resolution) -> Vec<(f64, f64)> {
+    let (rule, width) = (gauss_legendre(r.nodes), (high - low) / r.panels as f64);
+    let panel = |k: usize| {
+        let middle = low + (k as f64 + 0.5) * width;
+        rule.iter().map(move |(x, w)| (middle + 0.5 * width * x, 0.5 * width * w)).collect::<Vec<_>>()
+    };
+    (0..r.panels).flat_map(panel).collect()
+}
+
+/// What the data says of the mean: `[x̄, ȳ]` and the sums of squares around it `[xx, xy, yy]`.
+struct Summary {
+    mean: [f64; 2],
+    scatter: [f64; 3],
+}
+
+impl Summary {
+    fn of(x: &[f64]) -> Self {
+        let n = (x.len() / 2) as f64;
+        let mean: [f64; 2] = std::array::from_fn(|k| x.iter().skip(k).step_by(2).sum::<f64>() / n);
+        let mut scatter = [0.0; 3];
+        for p in x.chunks_exact(2) {
+            let (a, b) = (p[0] - mean[0], p[1] - mean[1]);
+            scatter[0] += a * a;
+            scatter[1] += a * b;
+            scatter[2] += b * b;
+        }
+        Summary { mean, scatter }
+    }
+}
+
+/// Mass and moments of a normal distribution in the box `[−3, 3]²`.
+#[derive(Clone, Copy, Debug, Default)]
+struct Boxed {
+    mass: f64,
+    first: [f64; 2],
+    /// `[11, 12, 22]`
+    second: [f64; 3],
+}
+
+/// `∫∫ N(μ; mean, [[v₁, c], [c, v₂]]) (1, μ, μμᵀ) dμ` over the box.
+fn boxed(mean: [f64; 2], [v1, c, v2]: [f64; 3], rule: &[(f64, f64)]) -> Boxed {
+    let s1 = v1.sqrt();
+    let s2 = v2.sqrt();
+    if mean[0].abs() + 8.5 * s1 < EDGE && mean[1].abs() + 8.5 * s2 < EDGE {
+        // Nothing is cut off.
+        let second = [v1 + mean[0] * mean[0], c + mean[0] * mean[1], v2 + mean[1] * mean[1]];
+        return Boxed { mass: 1.0, first: mean, second };
+    }
+    let rest = (v2 - c * c / v1).max(0.0).sqrt();
+    // Beyond 9 deviations lies 1e-19 of the mass.
+    let (low, high) = ((mean[0] - 9.0 * s1).max(-EDGE), (mean[0] + 9.0 * s1).min(EDGE));
+    let mut out = Boxed::default();
+    if low >= high || rest == 0.0 {
+        return out;
+    }
+    for (u, w) in rule {
+        let m1 = 0.5 * (low + high) + 0.5 * (high - low) * u;
+        let density = normal_pdf((m1 - mean[0]) / s1) / s1 * 0.5 * (high - low) * w;
+        let centre = mean[1] + c / v1 * (m1 - mean[0]);
+        let (a, b) = ((-EDGE - centre) / rest, (EDGE - centre) / rest);
+        // Between both edges; from the nearer tail, so that small masses keep their digits.
+        let mass = if a > 0.0 { normal_cdf(-a) - normal_cdf(-b) } else { normal_cdf(b) - normal_cdf(a) };
+        let (pa, pb) = (normal_pdf(a), normal_pdf(b));
+        let first = centre * mass + rest * (pa - pb);
+        let second = (centre * centre + rest * rest) * mass
+            + rest * (2.0 * centre * (pa - pb) + rest * (a * pa - b * pb));
+        out.mass += density * mass;
+        out.first[0] += density * m1 * mass;
+        out.first[1] += density * first;
+        out.second[0] += density * m1 * m1 * mass;
+        out.second[1] += density * m1 * first;
+        out.second[2] += density * second;
+    }
+    out
+}
+
+/// Evidence and moments of SLCP's posterior (without jitter) for data `x`, `[8]`.
+pub fn slcp_posterior(x: &[f64], resolution: Resolution, workers: &Workers) -> ExactPosterior {
+    let (slcp, data) = (Slcp::seed(), Summary::of(x));
+    let half = composite(0.0, EDGE, resolution);
+    let whole = composite(-EDGE, EDGE, resolution);
+    let inner = composite(-1.0, 1.0, Resolution { panels: 2, nodes: 20 });
+    // All but the mass in the box, at every node: where it is negligible, the rest is not computed.
+    let log_factor = |t3: f64, t4: f64, t5: f64| {
+        let m = slcp.moments(&[0.0, 0.0, t3, t4, t5]);
+        let q = m.cov[2] * data.scatter[0] - 2.0 * m.cov[1] * data.scatter[1] + m.cov[0] * data.scatter[2];
+        // (2π)⁻³ |Σ|^{−3/2}/4 e^{−½ tr Σ⁻¹ S}
+        -0.5 * q / m.det - 1.5 * m.det.ln() - 3.0 * (2.0 * PI).ln() - POINTS.ln()
+    };
+    let mut slices: Vec<(f64, f64)> = half.clone();
+    let best = workers.map(&mut slices, |_, _, (t3, _)| {
+        let mut best = f64::NEG_INFINITY;
+        for (t4, _) in &half {
+            for (t5, _) in &whole {
+                best = best.max(log_factor(*t3, *t4, *t5));
+            }
+        }
+        best
+    });
+    let best = best.into_iter().fold(f64::NEG_INFINITY, f64::max);
+    let sums = workers.map(&mut slices, |_, _, (t3, w3)| {
+        let mut sum = [0.0; 21];
+        for (t4, w4) in &half {
+            for (t5, w5) in &whole {
+                let log = log_factor(*t3, *t4, *t5) - best;
+                if log < -34.0 {
+                    continue;
+                }
+                let m = slcp.moments(&[0.0, 0.0, *t3, *t4, *t5]);
+                let b = boxed(data.mean, m.cov.map(|c| c / POINTS), &inner);
+                let w = *w3 * w4 * w5 * log.exp();
+                let rest = [*t3, *t4, *t5];
+                let mut k = 0;
+                let mut add = |v: f64| {
+                    sum[k] += w * v;
+                    k += 1;
+                };
+                // 1, means, and the upper triangle of products.
+                add(b.mass);
+                b.first.iter().for_each(|f| add(*f));
+                rest.iter().for_each(|r| add(r * b.mass));
+                b.second.iter().for_each(|s| add(*s));
+                b.first.iter().for_each(|f| rest.iter().for_each(|r| add(f * r)));
+                for i in 0..3 {
+                    (i..3).for_each(|j| add(rest[i] * rest[j] * b.mass));
+                }
+            }
+        }
+        sum
+    });
+    let mut total = [0.0; 21];
+    for s in sums {
+        total.iter_mut().zip(s).for_each(|(t, s)| *t += s);
+    }
+    // Prior densities 1/36 of the mean and 1/3, 1/3, 1/6 of |θ₃|, |θ₄|, θ₅.
+    let log_evidence = best + total[0].ln() - (36.0f64 * 54.0).ln();
+    let mean: [f64; 5] = std::array::from_fn(|i| total[1 + i] / total[0]);
+    let places = [
+        [6, 7, 9, 10, 11],
+        [7, 8, 12, 13, 14],
+        [9, 12, 15, 16, 17],
+        [10, 13, 16, 18, 19],
+        [11, 14, 17, 19, 20],
+    ];
+    let cov =
+        std::array::from_fn(|i| std::array::from_fn(|j| total[places[i][j]] / total[0] - mean[i] * mean[j]));
+    ExactPosterior { log_evidence, mean, cov }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rule_is_exact_on_polynomials() {
+        let rule = gauss_legendre(5);
+        // ∫ x⁸ = 2/9, ∫ x⁹ = 0
+        let integral = |p: i32| rule.iter().map(|(x, w)| w * x.powi(p)).sum::<f64>();
+        assert!((integral(8) - 2.0 / 9.0).abs() < 1e-14 && integral(9).abs() < 1e-14);
+    }
+
+    #[test]
+    fn a_box_holds_all_of_a_narrow_normal_and_half_of_one_on_its_edge() {
+        let inner = composite(-1.0, 1.0, Resolution { panels: 3, nodes: 20 });
+        let b = boxed([1.0, -0.5], [0.04, 0.012, 0.09], &inner);
+        assert!((b.mass - 1.0).abs() < 1e-12 && (b.first[1] + 0.5).abs() < 1e-12);
+        assert!((b.second[1] - (-0.5 + 0.012)).abs() < 1e-12 && (b.second[2] - 0.34).abs() < 1e-12);
+        let b = boxed([0.0, 3.0], [0.04, 0.0, 0.09], &inner);
+        // Half a normal: mean 3 − 0.3 √(2/π).
+        assert!((b.mass - 0.5).abs() < 1e-12);
+        assert!((b.first[1] / b.mass - (3.0 - 0.3 * (2.0 / PI).sqrt())).abs() < 1e-11);
+    }
+}
