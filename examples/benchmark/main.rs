@@ -75,7 +75,7 @@ fn contestants(options: &Options) -> Result<(Vec<Contestant>, Receipt)> {
     let peaks = if options.quick { vec![1e-2, 1e-1] } else { DECAY_PEAKS.to_vec() };
     let decays =
         nadamw_decays(&peaks).into_iter().map(|(label, o)| (label, Box::new(o) as Box<dyn Optimizer>));
-    all.push(Contestant::labelled("NAdamW, cosine, decay", decays));
+    all.push(Contestant::labelled("NAdamW cosine decay", decays));
     if let Some(wanted) = &options.baselines {
         let names: Vec<String> = all.iter().map(|c| c.name.clone()).collect();
         if let Some(got) = wanted.iter().find(|w| *w != "none" && !names.contains(w)) {

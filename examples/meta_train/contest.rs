@@ -54,7 +54,7 @@ pub fn contest(plan: &Plan, key: Key, theta: &[f32]) -> Contest {
             Contestant::swept("SGD", &rates, |lr| Box::new(Sgd::new(lr))),
             Contestant::swept("Adam", &rates, |lr| Box::new(Adam::new(lr))),
             Contestant::single("Adam, default lr 1e-3", Role::Baseline, Box::new(Adam::new(1e-3))),
-            Contestant::labelled("NAdamW, cosine", nadamw_decays(&PEAKS).into_iter().map(boxed)),
+            Contestant::labelled("NAdamW cosine decay", nadamw_decays(&PEAKS).into_iter().map(boxed)),
         ],
         reference: 3,
         // Keys that meta-training never used.

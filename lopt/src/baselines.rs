@@ -46,7 +46,7 @@ pub const BASELINES: [Baseline; 11] = [
         make: |lr| Box::new(ScheduleFreeAdamW { learning_rate: lr, ..ScheduleFreeAdamW::default() }),
     },
     Baseline {
-        name: "Adam, averaged",
+        name: "Adam averaged",
         make: |lr| Box::new(ParamsEma::new(EMA_DECAY, Box::new(Adam::new(lr))).expect("a decay below 1")),
     },
     Baseline {

@@ -1,7 +1,8 @@
 //! Losses over pairs of equally shaped tensors.
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
-use super::raw::{apply, flat};
+use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use crate::math::vectorize;
 use crate::tensor::{Backend, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
 
@@ -40,38 +41,87 @@ impl ScalarOp for Mse {
 }
 
 /// Mean of `−t ln σ(z) − (1 − t) ln(1 − σ(z))`.
-struct SigmoidXent;
+struct SigmoidXent<E> {
+    /// `σ(z)`; filled by `forward`.
+    sigmoid: Vec<E>,
+}
 
-impl ScalarOp for SigmoidXent {
-    const IS_LOSS: bool = true;
-    fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]) {
-        let zero = T::of(0.0);
-        y[0] = mean_pairs(x[0], x[1], |z, t| {
-            // max(z, 0) − z t + ln(1 + e^−|z|)
-            let (max, minus_abs) = if z.less(zero) { (zero, z) } else { (z, -z) };
-            max - z * t + minus_abs.exp().ln_1p()
-        });
+/// Numbers that are summed, or multiplied, before the sums are: of 64 factors between 1 and 2, the product is
+/// finite in f32.
+const BLOCK: usize = 64;
+
+impl<E: Float> RawOp<E> for SigmoidXent<E> {
+    fn is_loss(&self) -> bool {
+        true
     }
-    fn adjoint<T: Scalar>(&self, x: &[&[T]], _: &[T], dy: &[T], dx: &mut [Option<&mut [T]>]) {
-        let c = dy[0] / T::of(x[0].len() as f64);
-        let one = T::of(1.0);
+
+    fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
+        let (one, zero) = (E::of(1.0), E::of(0.0));
+        self.sigmoid.clear();
+        self.sigmoid.extend(x[0].iter().map(|z| if *z < zero { *z } else { -*z }));
+        let sigmoid = &mut self.sigmoid;
+        let mut sum = zero;
+        vectorize(
+            #[inline(always)]
+            || {
+                let blocks = x[0].chunks(BLOCK).zip(x[1].chunks(BLOCK)).zip(sigmoid.chunks_mut(BLOCK));
+                for ((z, t), e) in blocks {
+                    // e^−|z| cannot overflow.
+                    e.iter_mut().for_each(|e| *e = e.fast_exp());
+                    // max(z, 0) − z t + ln(1 + e^−|z|), with one logarithm per block.
+                    let (mut linear, mut product) = (zero, one);
+                    for ((z, t), e) in z.iter().zip(t).zip(e.iter_mut()) {
+                        let more = one + *e;
+                        let (max, numerator) = if *z < zero { (zero, *e) } else { (*z, one) };
+                        linear += max - *z * *t;
+                        product *= more;
+                        *e = numerator / more;
+                    }
+                    sum += linear + num_traits::Float::ln(product);
+                }
+            },
+        );
+        y[0] = sum / E::of(x[0].len() as f64);
+    }
+
+    fn vjp(&self, x: &[&[E]], _: &[E], dy: &[E], dx: &mut [Option<&mut [E]>]) {
+        let c = dy[0] / E::of(x[0].len() as f64);
         let [dz, dt] = dx else { unreachable!("sigmoid cross entropy has two inputs") };
         if let Some(dz) = dz {
-            for ((d, &z), &t) in dz.iter_mut().zip(x[0]).zip(x[1]) {
-                // e^−|z| cannot overflow.
-                let sigmoid = if z.less(T::of(0.0)) {
-                    let e = z.exp();
-                    e / (one + e)
-                } else {
-                    one / (one + (-z).exp())
-                };
-                *d += c * (sigmoid - t);
+            for ((d, s), t) in dz.iter_mut().zip(&self.sigmoid).zip(x[1]) {
+                *d += c * (*s - *t);
             }
         }
         if let Some(dt) = dt {
-            for (d, &z) in dt.iter_mut().zip(x[0]) {
-                *d += -(c * z);
+            dt.iter_mut().zip(x[0]).for_each(|(d, z)| *d -= c * *z);
+        }
+    }
+
+    fn jvp(&self, x: &[&[E]], _: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
+        let c = E::of(1.0 / x[0].len() as f64);
+        if let Some(tz) = tx[0] {
+            let slopes = self.sigmoid.iter().zip(x[1]).zip(tz);
+            ty[0] += c * slopes.map(|((s, t), tz)| (*s - *t) * *tz).sum::<E>();
+        }
+        if let Some(tt) = tx[1] {
+            ty[0] -= c * x[0].iter().zip(tt).map(|(z, tt)| *z * *tt).sum::<E>();
+        }
+    }
+
+    fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
+        self.vjp(p.x, p.y, t.ddy, ddx);
+        let c = p.dy[0] / E::of(p.x[0].len() as f64);
+        let [ddz, ddt] = ddx else { unreachable!("sigmoid cross entropy has two inputs") };
+        if let (Some(dd), Some(tz)) = (ddz.as_mut(), t.tx[0]) {
+            for ((d, s), tz) in dd.iter_mut().zip(&self.sigmoid).zip(tz) {
+                *d += c * *s * (E::of(1.0) - *s) * *tz;
             }
+        }
+        if let (Some(dd), Some(tt)) = (ddz, t.tx[1]) {
+            dd.iter_mut().zip(tt).for_each(|(d, tt)| *d -= c * *tt);
+        }
+        if let (Some(dd), Some(tz)) = (ddt, t.tx[0]) {
+            dd.iter_mut().zip(tz).for_each(|(d, tz)| *d -= c * *tz);
         }
     }
 }
@@ -94,5 +144,6 @@ pub fn sigmoid_cross_entropy<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B> + 
     targets: &Tensor<S, E, B, R>,
 ) -> Tensor<Rank0, E, B, M> {
     assert_eq!(logits.shape().concrete(), targets.shape().concrete(), "sigmoid_cross_entropy: shapes");
-    apply(ByDuals(SigmoidXent), vec![flat(logits), flat(targets.clone())], (), M::default())
+    let op = SigmoidXent { sigmoid: Vec::new() };
+    apply(op, vec![flat(logits), flat(targets.clone())], (), M::default())
 }
