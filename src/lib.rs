@@ -50,9 +50,9 @@ pub mod prelude {
     pub use outerloop_outer::plot::{Plot, Scale, Series, Style};
     pub use outerloop_outer::run::{meta_train, RunConfig, RunDir};
     pub use outerloop_outer::{
-        FullEs, FullGrad, GradientEstimator, GradientLearner, InitialOffset, LearnerState, MetaLoss,
-        ToldLength, TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Validation,
-        Workers,
+        FullEs, FullGrad, GeneralizedPes, GradientEstimator, GradientLearner, InitialOffset, LearnerState,
+        MetaLoss, NoiseReuseEs, ToldLength, TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep,
+        TruncationSchedule, Validation, Workers,
     };
     pub use outerloop_tasks::data::{digits, Cifar100Labels, EmnistSplit, ImageData, ImageFiles, Splits};
     pub use outerloop_tasks::image::{ImageMlp, ImageMlpFamily, MlpConfig, MlpTask};

@@ -180,6 +180,8 @@ enum TaskName {
 enum Estimator {
     /// Persistent evolution strategies.
     Pes,
+    /// Noise-reuse evolution strategies: one perturbation per run.
+    NoiseReuse,
     /// Truncated evolution strategies.
     Es,
     /// Evolution strategies over whole runs.
@@ -355,6 +357,9 @@ impl Config {
             // Lanes start at random points of their runs, so that every outer step sees all ages.
             Estimator::Pes => {
                 Box::new(TruncatedPes::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
+            }
+            Estimator::NoiseReuse => {
+                Box::new(NoiseReuseEs::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
             }
             Estimator::Es => {
                 Box::new(TruncatedEs::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)

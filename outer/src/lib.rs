@@ -48,8 +48,8 @@ pub mod validation;
 pub mod workers;
 
 pub use estimator::{
-    Estimate, EstimatorState, FullEs, FullGrad, GradientEstimator, PesAnalytic, TruncatedEs, TruncatedGrad,
-    TruncatedPes,
+    Estimate, EstimatorState, FullEs, FullGrad, GeneralizedPes, GradientEstimator, NoiseReuseEs, PesAnalytic,
+    TruncatedEs, TruncatedGrad, TruncatedPes,
 };
 pub use learner::{GradientLearner, LearnerState};
 pub use objective::{Emphasis, LossScale, Objective};

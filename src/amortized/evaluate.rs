@@ -185,7 +185,8 @@ impl GapReport {
         };
         let draw = |x: &dyn Fn(&SolverPoint) -> f64, label: &str, scale: Scale| {
             let line = |name: &str, points: &[SolverPoint]| {
-                let shown: Vec<&SolverPoint> = points.iter().filter(|p| x(p) > 0.0 || scale == Scale::Linear).collect();
+                let shown: Vec<&SolverPoint> =
+                    points.iter().filter(|p| x(p) > 0.0 || scale == Scale::Linear).collect();
                 let band = shown.iter().map(|p| (x(p), quantile(&p.values, 0.25), quantile(&p.values, 0.75)));
                 let means = shown.iter().map(|p| (x(p), self.normalized(&p.values)));
                 Series::line(name, means.collect()).with_band(band.collect())

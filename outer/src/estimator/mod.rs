@@ -6,6 +6,7 @@
 
 mod full_es;
 mod full_grad;
+mod generalized_pes;
 mod pairs;
 mod pes;
 mod pes_analytic;
@@ -15,6 +16,7 @@ mod truncated_grad;
 
 pub use full_es::{FullEs, FullLoss};
 pub use full_grad::FullGrad;
+pub use generalized_pes::{GeneralizedPes, NoiseReuseEs};
 pub use pes::{NextAccumulator, PesTerms, TerminalWeight, TruncatedPes};
 pub use pes_analytic::PesAnalytic;
 pub use truncated_es::TruncatedEs;
@@ -87,8 +89,10 @@ pub struct Lane {
     pub clock: Clock,
     /// One trajectory, or an antithetic pair (positive first) and, for a control variate, its mean.
     pub trajectories: Vec<Trajectory>,
-    /// Sum of the perturbations that act on the current run (PES); empty elsewhere.
+    /// Sum of the perturbations that acted on the current run before the one in use (PES); empty elsewhere.
     pub accumulator: Vec<f32>,
+    /// The outer step whose perturbation goes on acting in the next window; `None`: another one is drawn.
+    pub held: Option<u64>,
 }
 
 impl EstimatorState {
@@ -279,7 +283,7 @@ struct EstimateInputs<'a> {
 
 impl<'a> EstimateInputs<'a> {
     fn new(theta: &'a [f32], state: &EstimatorState, outer_step: u64, workers: &'a Workers) -> Self {
-        let noise = state.key.named("noise").fold_in(outer_step);
+        let noise = state.key.named("noise");
         EstimateInputs { theta, outer_step, workers, lanes: state.lanes_key(), noise }
     }
     /// [`EstimatorState::lane_key`].
@@ -287,7 +291,11 @@ impl<'a> EstimateInputs<'a> {
         self.lanes.fold_in(lane as u64)
     }
     fn noise(&self, lane: usize) -> NoiseIndex {
-        NoiseIndex { outer_step: self.outer_step, lane, key: self.noise.fold_in(lane as u64) }
+        self.noise_of(self.outer_step, lane)
+    }
+    /// The perturbation that a lane drew at an outer step.
+    fn noise_of(&self, outer_step: u64, lane: usize) -> NoiseIndex {
+        NoiseIndex { outer_step, lane, key: self.noise.fold_in(outer_step).fold_in(lane as u64) }
     }
 }
 
@@ -303,7 +311,7 @@ fn start_lanes(
     let mut keys: Vec<Key> = (0..num_tasks).map(|i| state.lane_key(i)).collect();
     state.lanes = workers.map(&mut keys, |worker, _, key| {
         let (clock, t) = step.start_lane(theta, *key, worker);
-        Lane { clock, trajectories: vec![t], accumulator: Vec::new() }
+        Lane { clock, trajectories: vec![t], accumulator: Vec::new(), held: None }
     });
     state
 }

@@ -13,6 +13,8 @@ struct LanePair<'a> {
     /// Positive first.
     trajectories: [&'a mut Trajectory; 2],
     buffers: &'a mut LaneBuffers<f32>,
+    /// See [`Lane::held`].
+    held: Option<u64>,
 }
 
 impl<'a> LanePair<'a> {
@@ -22,7 +24,7 @@ impl<'a> LanePair<'a> {
         let (([plus], Some(minus)) | ([plus, minus], None)) = (&mut lane.trajectories[..], copy) else {
             unreachable!("lanes hold a pair, or one trajectory and its copy")
         };
-        LanePair { clock: &mut lane.clock, trajectories: [plus, minus], buffers }
+        LanePair { clock: &mut lane.clock, trajectories: [plus, minus], buffers, held: lane.held }
     }
 
     /// The pair in its episode; `lane`: its number.
@@ -32,7 +34,7 @@ impl<'a> LanePair<'a> {
         inputs: EstimateInputs<'_>,
         lane: usize,
     ) -> LaneRun<'a, f32, 2> {
-        let LanePair { clock, trajectories, buffers } = self;
+        let LanePair { clock, trajectories, buffers, .. } = self;
         let kept = &mut buffers.episode;
         let episode = Episode::kept(kept, &step.family, inputs.lane(lane), clock.episode);
         LaneRun { episode, clock, trajectories, outer_step: inputs.outer_step }
@@ -92,8 +94,8 @@ impl Antithetic {
             && pairs.iter().all(|p| p.trajectories[0].opt.layout == layout);
         if !is_group {
             let alone = (first..).zip(pairs).map(|(i, pair)| {
-                let eps = &mut pair.buffers.eps;
-                let opts = self.perturbed(&*step.lopt, theta, inputs.noise(i), eps, worker);
+                let noise = inputs.noise_of(pair.held.unwrap_or(inputs.outer_step), i);
+                let opts = self.perturbed(&*step.lopt, theta, noise, &mut pair.buffers.eps, worker);
                 run_pair(step, &opts, &mut pair.in_episode(step, inputs, i), steps, worker)
             });
             return alone.collect();
@@ -101,7 +103,7 @@ impl Antithetic {
         let mut thetas = Vec::with_capacity(2 * pairs.len());
         for (i, pair) in (first..).zip(&mut pairs) {
             let eps = &mut pair.buffers.eps;
-            self.draw(theta.len(), inputs.noise(i), eps);
+            self.draw(theta.len(), inputs.noise_of(pair.held.unwrap_or(inputs.outer_step), i), eps);
             thetas.extend([1.0, -1.0].map(|sign| moved(theta, sign, eps).collect()));
         }
         let group = step.lopt.group(thetas);

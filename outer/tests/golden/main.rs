@@ -4,13 +4,13 @@
 //! The kind of a case is the beginning of its name. Every case prints its largest error relative to
 //! its tolerance; a kind that is not built is listed as skipped.
 
-mod celo_curves;
 mod amortized;
 mod amortized_control;
 mod amortized_inference;
 mod amortized_models;
 mod amortized_posterior;
 mod amortized_sphere;
+mod celo_curves;
 mod curves;
 mod estimators;
 mod fixed_points;

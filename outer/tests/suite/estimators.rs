@@ -5,8 +5,8 @@ use outerloop_core::Key;
 use outerloop_outer::adjoint::Memory;
 use outerloop_outer::estimator::{Antithetic, FullLoss, Noise, TerminalWeight, WindowLoss};
 use outerloop_outer::{
-    FullEs, GradientEstimator, PesAnalytic, TruncatedEs, TruncatedPes, TruncatedStep, TruncationSchedule,
-    Workers,
+    FullEs, GeneralizedPes, GradientEstimator, NoiseReuseEs, PesAnalytic, TruncatedEs, TruncatedPes,
+    TruncatedStep, TruncationSchedule, Workers,
 };
 use std::sync::Arc;
 
@@ -78,6 +78,68 @@ fn the_reference_convention_has_its_known_bias() {
         let got = expectation(length, 2, length as u32 / 2, TerminalWeight::CurrentWindow);
         assert!((got - truth).abs() < 1e-3, "T={length}: {got}, known {truth}");
     }
+}
+
+/// Every place of resets relative to windows, every length of reuse.
+#[test]
+fn reusing_perturbations_stays_unbiased_on_the_linear_toy() {
+    for (length, window, windows, truth) in
+        [(4, 2, 2, 6.0), (8, 2, 4, 28.0), (10, 5, 2, 45.0), (9, 3, 3, 36.0), (5, 4, 5, 31.0), (6, 4, 7, 60.0)]
+    {
+        for every in [1, 2, 3] {
+            let got = expectation_of(length, window, windows, |toy, settings| {
+                Box::new(GeneralizedPes::new(toy, settings, every).unwrap())
+            });
+            assert!(
+                (got - truth).abs() < 1e-4 * truth,
+                "T={length} K={window} every {every}: {got}, {truth}"
+            );
+        }
+        let got = expectation_of(length, window, windows, |toy, settings| {
+            Box::new(NoiseReuseEs::new(toy, settings).unwrap())
+        });
+        assert!((got - truth).abs() < 1e-4 * truth, "T={length} K={window} one per run: {got}, {truth}");
+    }
+}
+
+#[test]
+fn reuse_is_pes_at_one_end_and_noise_reuse_at_the_other() {
+    let workers = Workers::new(2).unwrap();
+    let run = |make: &dyn Fn(TruncatedStep, Antithetic) -> Box<dyn GradientEstimator>| {
+        let bowl = step(Rule::Sgd, THETA, TruncationSchedule::LogUniform { min: 3, max: 17 });
+        let estimator = make(bowl, settings(Noise::Gaussian, 5, 4));
+        let mut state = estimator.init(&[THETA as f32], Key::new(4), &workers);
+        (0..12)
+            .map(|t| estimator.estimate(&[THETA as f32], &mut state, t, &workers).grad[0].to_bits())
+            .collect()
+    };
+    let every = |n| move |s, c| Box::new(GeneralizedPes::new(s, c, n).unwrap()) as Box<dyn GradientEstimator>;
+    let pes: Vec<u32> = run(&|s, c| Box::new(TruncatedPes::new(s, c).unwrap()));
+    assert_eq!(pes, run(&every(1)));
+    let reuse: Vec<u32> = run(&|s, c| Box::new(NoiseReuseEs::new(s, c).unwrap()));
+    // No run has more than 5 windows.
+    assert_eq!(reuse, run(&every(6)));
+    assert_ne!(pes, reuse);
+    assert!(GeneralizedPes::new(
+        step(Rule::Sgd, THETA, TruncationSchedule::Constant(4)),
+        settings(Noise::Gaussian, 5, 4),
+        0
+    )
+    .is_err());
+}
+
+#[test]
+fn reusing_perturbations_has_the_mean_of_pes_and_less_variance() {
+    let make = || step(Rule::Sgd, THETA, TruncationSchedule::Constant(24));
+    let settings = || Antithetic { std: 0.05, ..settings(Noise::Gaussian, 50, 4) };
+    let truth = slope(|t| bowl_loss(t, 0.05, 4, 0..24), THETA);
+    let smoothed_once = slope(|t| bowl_loss(t, 0.05, 24, 0..24), THETA);
+    let pes = statistics(&TruncatedPes::new(make(), settings()).unwrap(), THETA as f32, 6, 40);
+    let reuse = statistics(&NoiseReuseEs::new(make(), settings()).unwrap(), THETA as f32, 6, 40);
+    assert_agrees("PES", pes, truth);
+    assert_agrees("noise-reuse ES", reuse, smoothed_once);
+    let ratio = (reuse.1 / pes.1).powi(2);
+    assert!(ratio < 0.6, "variance ratio {ratio}");
 }
 
 fn pes_analytic(step: TruncatedStep, settings: Antithetic) -> Box<dyn GradientEstimator> {

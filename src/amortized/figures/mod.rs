@@ -47,12 +47,19 @@ impl MainExample {
         let (s, c, tenth) = (x.sin(), x.cos(), E::of(0.1));
         let (u, slope) = match self {
             // u and ∂u/∂x
-            Self::Contour => (y - s - x * (E::of(1.0) + tenth * c), -(c + E::of(1.0) + tenth * c - tenth * x * s)),
+            Self::Contour => {
+                (y - s - x * (E::of(1.0) + tenth * c), -(c + E::of(1.0) + tenth * c - tenth * x * s))
+            }
             Self::Arrow => (y - s - x + tenth * c, -(c + E::of(1.0) + tenth * s)),
         };
         let [value, d, dd] = sigmoid(u * u / E::of(80.0));
         let along = u / E::of(40.0);
-        Point { value, grad_x: d * along * slope, grad_y: d * along, hess_yy: dd * along * along + d / E::of(40.0) }
+        Point {
+            value,
+            grad_x: d * along * slope,
+            grad_y: d * along,
+            hess_yy: dd * along * along + d / E::of(40.0),
+        }
     }
     /// The optimum of the contours, where the objective is ½.
     pub fn optimum<E: Float>(x: E) -> E {

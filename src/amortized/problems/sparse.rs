@@ -77,7 +77,11 @@ impl<E: Float> Dictionary<E> {
         for i in 0..steps {
             let y = self.step(x, &z);
             let next = (E::of(1.0) + (E::of(1.0) + E::of(4.0) * t * t).sqrt()) / E::of(2.0);
-            z = y.iter().zip(&path[i]).map(|(y, before)| *y + (t - E::of(1.0)) / next * (*y - *before)).collect();
+            z = y
+                .iter()
+                .zip(&path[i])
+                .map(|(y, before)| *y + (t - E::of(1.0)) / next * (*y - *before))
+                .collect();
             t = next;
             path.push(y);
         }
@@ -218,7 +222,8 @@ impl Problem for SparseCoding {
         let mut code = vec![0.0; self.dim()];
         key.named("size").fill_normal(&mut code);
         let mut rng = key.named("support").rng();
-        code.iter_mut().for_each(|c| *c *= f64::from(u8::from(rand::Rng::gen::<f64>(&mut rng) < self.density)));
+        code.iter_mut()
+            .for_each(|c| *c *= f64::from(u8::from(rand::Rng::gen::<f64>(&mut rng) < self.density)));
         key.named("noise").fill_normal(out);
         out.iter_mut().zip(self.dictionary.d.apply(&code)).for_each(|(o, d)| *o = d + 0.05 * *o);
     }
