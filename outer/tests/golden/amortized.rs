@@ -53,6 +53,14 @@ pub fn check_both(errors: &mut Errors, wide: &Named<f64>, single: &Named<f32>, p
     check_f32(errors, single, want, get(part, "f32_vs_f64_gap"));
 }
 
+/// A scalar setting: an f32 number if it is printed as one (9 digits), else the decimal itself.
+pub fn setting<E: Float>(v: &Value) -> E {
+    let x = number(v);
+    let single = f64::from(x as f32);
+    // Nine digits are within 5e-9; a decimal that is no f32 number is further off.
+    E::of(if (x - single).abs() <= 6e-9 * x.abs() { single } else { x })
+}
+
 /// Rows of a list of lists.
 pub fn rows<E: Float>(v: &Value) -> Vec<Vec<E>> {
     array(v).iter().map(inputs).collect()
@@ -178,7 +186,7 @@ pub fn smoothed_loss(case: &Case) -> Outcome {
     let mut errors = Errors::default();
     let x: Vec<f64> = inputs(case.get("x"));
     for part in array(case.get("sigmas")) {
-        let sigma = inputs::<f64>(get(part, "sigma"))[0];
+        let sigma = setting(get(part, "sigma"));
         check_both(&mut errors, &run(&x, sigma), &run(&inputs::<f32>(case.get("x")), sigma), part);
         let variances: Vec<[f64; 2]> = x.iter().map(|x| figures::smoothed_variances(*x, sigma)).collect();
         let field = |i: usize| variances.iter().map(|v| v[i]).collect::<Vec<f64>>();
@@ -271,7 +279,8 @@ pub fn maximum_entropy(case: &Case) -> Outcome {
         let out = vec![
             ("entropy".into(), entropy),
             ("entropy_clean".into(), clean),
-            ("grad_phi_step0".into(), maxent::entropy(&phi, maxent::Jacobian::Full).1),
+            // The file has the gradient of the negative entropy.
+            ("grad_phi_step0".into(), maxent::entropy(&phi, maxent::Jacobian::Full).1.iter().map(|g| -*g).collect()),
             ("phi".into(), path.concat()),
             ("phi_clean_final".into(), clean_path[updates].clone()),
         ];
@@ -317,7 +326,7 @@ pub fn losses_quadratic(case: &Case) -> Outcome {
     fn run<E: Float>(case: &Case) -> Named<E> {
         let of = |key: &str| -> Matrix<E> { matrix(case.get(key)) };
         let q = QuadraticLosses { h: of("H"), m: of("M"), w: of("W") };
-        let sigma = inputs::<f64>(case.get("sigma"))[0];
+        let sigma = setting(case.get("sigma"));
         let x: Vec<E> = inputs(case.get("x"));
         let mut out = Vec::new();
         let mut loss = |part: &str, name: &str, (value, grad): (E, Matrix<E>)| {

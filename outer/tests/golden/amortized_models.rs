@@ -1,6 +1,6 @@
 //! Sparse coding, MAML and perturbed optimizers.
 
-use crate::amortized::{at, check_both, check_f32, check_f64, close, matrix, put, rows, Named};
+use crate::amortized::{at, check_both, check_f32, check_f64, close, matrix, put, rows, setting, Named};
 use crate::fixture::{array, get, inputs, number, tree_inputs, Case, Errors, Outcome};
 use outerloop_amortized::perturbed::{oracle, Draws, Kind, Noise, Oracle, Perturbed, Variance};
 use outerloop_amortized::problem::Rows;
@@ -50,7 +50,7 @@ where
 
 pub fn sparse(case: &Case) -> Outcome {
     fn iterates<E: Float>(case: &Case) -> Named<E> {
-        let number = |key: &str| inputs::<E>(case.get(key))[0];
+        let number = |key: &str| setting::<E>(case.get(key));
         let d = Dictionary { d: matrix(case.get("D")), alpha: number("alpha"), lipschitz: number("L") };
         let signals: Vec<Vec<E>> = rows(case.get("x"));
         let steps = array(at(case.get("results_f64"), "ista")).len() - 1;
@@ -68,7 +68,7 @@ pub fn sparse(case: &Case) -> Outcome {
     }
     let mut errors = Errors::default();
     check_both(&mut errors, &iterates(case), &iterates(case), &case.json);
-    let number64 = |key: &str| inputs::<f64>(case.get(key))[0];
+    let number64 = |key: &str| setting::<f64>(case.get(key));
     let d = Dictionary { d: matrix(case.get("D")), alpha: number64("alpha"), lipschitz: number64("L") };
     let radius = d.d.mul(&d.d.t()).spectral_radius();
     close(&mut errors, "largest eigenvalue", &[radius], case.get("largest_eigenvalue_f64"), 1e-9);
@@ -102,7 +102,7 @@ where
     let values: Vec<E> = tree_inputs(theta, &layout);
     let (x, target) = (tensor::<E>(case.get("x")), tensor::<E>(get(part, "ystar")));
     let dictionary = tensor::<E>(case.get("D"));
-    let alpha = inputs::<f64>(case.get("alpha"))[0];
+    let alpha = setting(case.get("alpha"));
     let outputs = |q: &DynParams<E, Cpu>, m: Rec| {
         let (f, g) = (q.traced(0, (n, p), m), q.traced(1, (n, n), m));
         lista(x.clone().put_tape(m), (&f, &g, &q.get(2, (n,))), layers)
@@ -160,7 +160,7 @@ pub fn maml(case: &Case) -> Outcome {
         };
         let (support, query) = (sets("support"), sets("query"));
         let episodes: Vec<_> = support.into_iter().zip(query).map(|(s, q)| [s, q]).collect();
-        let inner_lr = inputs::<f64>(case.get("inner_lr"))[0];
+        let inner_lr = setting(case.get("inner_lr"));
         let inner_steps = number(case.get("inner_steps")) as usize;
         let task =
             |order| SinusoidMaml { net: net.clone(), inner_lr, inner_steps, order, ..Default::default() };
@@ -227,7 +227,7 @@ fn draws_of(part: &Value, solver: &Oracle) -> Named<f64> {
     let with_baseline = get(part, "control_variate").as_bool() == Some(true);
     let settings = Perturbed {
         noise: if is_gumbel { Noise::Gumbel } else { Noise::Normal },
-        sigma: inputs::<f64>(get(part, "sigma"))[0],
+        sigma: setting(get(part, "sigma")),
         samples: noise.len(),
         kind: Kind::Additive,
         variance: if with_baseline { Variance::Baseline } else { Variance::None },
@@ -257,7 +257,7 @@ fn draws_of(part: &Value, solver: &Oracle) -> Named<f64> {
 /// Large-sample limits, with our own noise: probabilities and ranks within 4 standard errors.
 fn limits(errors: &mut Errors, part: &Value) {
     let values: Vec<f64> = inputs(get(part, "values"));
-    let sigma = inputs::<f64>(get(part, "sigma"))[0];
+    let sigma = setting(get(part, "sigma"));
     let samples = 100_000;
     let mut mean = |noise, solver: &Oracle, key: &str| {
         let settings = Perturbed { noise, sigma, samples, ..Default::default() };

@@ -64,7 +64,7 @@ where
         }
         if is_gaussian {
             layout.push("theta/logvar_x", vec![1]);
-            values.extend(inputs::<E>(get(theta, "logvar_x")));
+            values.push(crate::amortized::setting(get(theta, "logvar_x")));
         }
         let (w1, w2) = (shape(get(theta, "w1")), shape(get(theta, "w2")));
         let latent = w1[0];

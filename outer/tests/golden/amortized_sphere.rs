@@ -119,7 +119,7 @@ fn optimum(errors: &mut Errors, f: &SoftMin, want: &Value) {
 
 pub fn tutorial_functions(case: &Case) -> Outcome {
     let mut errors = Errors::default();
-    let gamma = inputs::<f64>(case.get("gamma"))[0];
+    let gamma = crate::amortized::setting(case.get("gamma"));
     let mut sum = 0.0;
     let functions = array(case.get("z")).iter().zip(array(case.get("alpha")));
     for ((z, alpha), want) in functions.zip(array(case.get("global_optimum"))) {

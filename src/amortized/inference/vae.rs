@@ -34,8 +34,10 @@ pub enum Pixels {
 /// `β = 1` and no free nats the negative bound.
 #[derive(Clone, Debug)]
 pub struct Vae {
-    train: Splits,
-    test: Splits,
+    /// Images for training.
+    pub train: Splits,
+    /// Images for the test.
+    pub test: Splits,
     /// From latents to logits (or means); its first width is the number of latents.
     pub decoder: Mlp,
     /// Default: Bernoulli.
