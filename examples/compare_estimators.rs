@@ -93,6 +93,7 @@ impl Options {
         Ok(vec![
             self.entry("truncated ES", 2.0, |s| Ok(Box::new(TruncatedEs::new(s, common.clone())?)))?,
             self.entry("PES", 2.0, |s| Ok(Box::new(TruncatedPes::new(s, common.clone())?)))?,
+            self.entry("noise-reuse ES", 2.0, |s| Ok(Box::new(NoiseReuseEs::new(s, common.clone())?)))?,
             self.entry("unrolled gradient", UNROLLED, |s| {
                 Ok(Box::new(TruncatedGrad::new(s, n, k, sweep.clone())?))
             })?,

@@ -77,7 +77,7 @@ pub struct Config {
     #[arg(long, default_value_t = 0.1)]
     outer_lr_end: f64,
     /// Meta-gradients are clipped to this, element by element.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 10.0)]
     clip: f64,
     /// Scale of the learned optimizer's step (mlp, adafac, controlled-adam).
     #[arg(long, default_value_t = 0.01)]
