@@ -280,7 +280,10 @@ pub fn maximum_entropy(case: &Case) -> Outcome {
             ("entropy".into(), entropy),
             ("entropy_clean".into(), clean),
             // The file has the gradient of the negative entropy.
-            ("grad_phi_step0".into(), maxent::entropy(&phi, maxent::Jacobian::Full).1.iter().map(|g| -*g).collect()),
+            (
+                "grad_phi_step0".into(),
+                maxent::entropy(&phi, maxent::Jacobian::Full).1.iter().map(|g| -*g).collect(),
+            ),
             ("phi".into(), path.concat()),
             ("phi_clean_final".into(), clean_path[updates].clone()),
         ];

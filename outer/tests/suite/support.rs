@@ -52,6 +52,8 @@ impl<E: Float, B: Backend<E>> Task<E, B> for Bowl {
 pub enum Rule {
     /// `p ← p + θ`
     Shift,
+    /// `p ← θ`, without a derivative.
+    Set,
     /// `p ← p − e^θ g`
     Sgd,
     /// As `Sgd`, but without a derivative.
@@ -95,13 +97,14 @@ impl<E: Float> Optimizer<E> for OneThetaOpt<E> {
         for (p, g) in state.params.iter_mut().zip(grad) {
             match self.rule {
                 Rule::Shift => *p += self.theta,
+                Rule::Set => *p = self.theta,
                 Rule::Sgd | Rule::Opaque => *p -= num_traits::Float::exp(self.theta) * *g,
             }
         }
         state.step += 1;
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
-        (!matches!(self.rule, Rule::Opaque)).then_some(self)
+        (!matches!(self.rule, Rule::Opaque | Rule::Set)).then_some(self)
     }
 }
 
@@ -119,6 +122,7 @@ impl<E: Float> UpdateVjp<E> for OneThetaOpt<E> {
         let lr = num_traits::Float::exp(self.theta);
         let (by_theta, by_grad): (Vec<E>, Vec<E>) = match self.rule {
             Rule::Shift => grad.iter().map(|_| (E::of(1.0), zero)).unzip(),
+            Rule::Set => unreachable!("it says that it has no derivative"),
             Rule::Sgd | Rule::Opaque => grad.iter().map(|g| (-lr * *g, -lr)).unzip(),
         };
         theta[0] += after.params.iter().zip(by_theta).map(|(a, d)| *a * d).sum();
@@ -130,7 +134,7 @@ impl<E: Float> UpdateVjp<E> for OneThetaOpt<E> {
 /// Runs of `length` steps of one of the closed-form problems.
 pub fn step(rule: Rule, init: f64, schedule: TruncationSchedule) -> TruncatedStep {
     let family = match rule {
-        Rule::Shift => SingleTask::new(Identity),
+        Rule::Shift | Rule::Set => SingleTask::new(Identity),
         Rule::Sgd | Rule::Opaque => SingleTask::new(Bowl),
     };
     TruncatedStep::new(Arc::new(family), Arc::new(OneTheta { rule, init }), schedule)
