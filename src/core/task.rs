@@ -69,7 +69,9 @@ pub trait Task<E: Float, B: Backend<E>>: Send + Sync + 'static {
     /// Initial parameters.
     fn init(&self, dev: &B, key: Key) -> Self::Params;
 
-    /// The batch that `at` names.
+    /// The batch that `at` names. A task that acts otherwise in training than in evaluation, as dropout does, puts
+    /// what it needs of it into the batch: `at.split` is [`Split::Train`](crate::Split::Train) in training, and
+    /// `at.noise()` a key of the batch's own.
     fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch;
 
     /// Overwrites `batch` with the one that `at` names; override to reuse its buffers.

@@ -3,10 +3,12 @@
 
 mod hand_designed;
 mod hyper;
+mod own;
 
 pub(crate) use hand_designed::opt_list_config;
 pub use hand_designed::{example_hyperparameters, hand_designed, HAND_DESIGNED};
 pub use hyper::schedule;
+pub use own::{register, Make};
 
 use crate::kernel::{is_f32, same};
 use crate::learned::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
@@ -43,7 +45,8 @@ fn unknown(what: &'static str, class: &str, known: &[&str]) -> Error {
     Error::Unknown { what, got: class.into(), allowed: known.iter().map(|c| c.to_string()).collect() }
 }
 
-/// A learned optimizer; theta comes from its `init` or from a file.
+/// A learned optimizer; theta comes from its `init` or from a file. In f32 it may be one that the program
+/// [`register`]ed.
 ///
 /// # Errors
 /// As of [`hand_designed`].
@@ -58,7 +61,15 @@ pub fn learned<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOp
 /// [`learned`] in f32: compiled once, here, not again in every crate that asks for one.
 #[inline(never)]
 fn learned_f32(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer>> {
-    build(class, hyper)
+    match own::find(class) {
+        Some(make) => make(hyper),
+        None => build(class, hyper),
+    }
+}
+
+/// Whether [`learned`] knows the class by itself.
+fn is_built_in(class: &str) -> bool {
+    !matches!(build::<f32>(class, &Value::Object(Default::default())), Err(Error::Unknown { .. }))
 }
 
 fn build<E: Float>(class: &str, hyper: &Value) -> Result<Box<dyn LearnedOptimizer<E>>> {

@@ -57,6 +57,7 @@ fn run(case: &Case) -> Result<Outcome, Outcome> {
         eval_every: steps.iter().copied().fold(0, divisor),
         eval_batches: (digits().len() / batch_size) as u64,
         splits: vec![Split::Test],
+        ..EvalConfig::default()
     };
     for (name, entry) in case.json.as_object().expect("optimizers by name") {
         let Some(opt) = optimizer(entry)? else { continue };
