@@ -31,8 +31,9 @@ pub mod prelude {
         Tensor,
     };
     pub use outerloop_core::{
-        collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, Key, Layout, LearnedOptimizer,
-        OptState, Optimizer, Params, Result, SingleTask, Split, Task, TaskFamily, Typed,
+        collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, HyperProblem, HyperTask, Key,
+        Layout, LearnedOptimizer, OptState, Optimizer, Params, Result, SingleTask, Split, Task, TaskFamily,
+        Typed,
     };
     pub use outerloop_lopt::hand::{
         Adam, AdamW, Clip, ClipRule, Cosine, Momentum, NAdamW, RmsProp, Schedule, Sgd,
@@ -43,8 +44,11 @@ pub mod prelude {
     pub use outerloop_outer::adjoint::{Memory, StepWeights, SweepConfig};
     pub use outerloop_outer::estimator::{Antithetic, FullLoss};
     pub use outerloop_outer::eval::{training_curve, training_curves, Curve, EvalConfig};
+    pub use outerloop_outer::implicit::{
+        ConjugateGradient, HyperConfig, HyperLearner, Implicit, MinRes, Neumann, Unrolled,
+    };
     pub use outerloop_outer::plot::{Plot, Scale, Series, Style};
-    pub use outerloop_outer::run::{meta_train, RunConfig, RunDir};
+    pub use outerloop_outer::run::{meta_train, train, RunConfig, RunDir};
     pub use outerloop_outer::{
         FullEs, FullGrad, GradientEstimator, GradientLearner, InitialOffset, LearnerState, MetaLoss,
         TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
