@@ -31,8 +31,9 @@ pub mod prelude {
         Tensor,
     };
     pub use outerloop_core::{
-        collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, Key, Layout, LearnedOptimizer,
-        Metric, OptState, Optimizer, Params, Result, SingleTask, Split, Task, TaskFamily, Typed,
+        collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, HyperProblem, HyperTask, Key,
+        Layout, LearnedOptimizer, Metric, OptState, Optimizer, Params, Result, SingleTask, Split, Task,
+        TaskFamily, Typed,
     };
     pub use outerloop_lopt::hand::{
         Adam, AdamW, Clip, ClipRule, Cosine, Momentum, Muon, NAdamW, RmsProp, Schedule, Sgd,
@@ -47,8 +48,11 @@ pub mod prelude {
         fit, training_curve, training_curves, Curve, EvalConfig, EvalPoint, Fit, ToldSteps,
     };
     pub use outerloop_outer::objective::{Emphasis, LossScale, Objective};
+    pub use outerloop_outer::implicit::{
+        ConjugateGradient, HyperConfig, HyperLearner, Implicit, MinRes, Neumann, Unrolled,
+    };
     pub use outerloop_outer::plot::{Plot, Scale, Series, Style};
-    pub use outerloop_outer::run::{meta_train, RunConfig, RunDir};
+    pub use outerloop_outer::run::{meta_train, train, RunConfig, RunDir};
     pub use outerloop_outer::{
         FullEs, FullGrad, GeneralizedPes, GradientEstimator, GradientLearner, InitialOffset, LearnerState,
         MetaLoss, NoiseReuseEs, ToldLength, TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep,

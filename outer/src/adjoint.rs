@@ -156,7 +156,7 @@ struct Step<E: Float> {
 enum Recorded<E: Float> {
     /// A new run, from this state.
     Reset(OptState<E>),
-    Trained(Step<E>),
+    Trained(Box<Step<E>>),
 }
 
 /// What the forward pass leaves behind.
@@ -340,7 +340,8 @@ impl<E: Float> Unroll<'_, E> {
         let t = &run.trajectories[0];
         let after = self.rules.meta_loss.batch(at).map(|_| (t.opt.params.clone(), t.model_state.clone()));
         let (task, key, grad) = (run.episode.task.clone(), run.episode.keys.opt, self.worker.grad.clone());
-        Recorded::Trained(Step { task, before, model_state, at, key, loss, grad, linearization, after })
+        let step = Step { task, before, model_state, at, key, loss, grad, linearization, after };
+        Recorded::Trained(Box::new(step))
     }
 
     /// [`Self::record`], with what [`TruncatedStep::advance`] returns.

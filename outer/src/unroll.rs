@@ -168,6 +168,9 @@ pub struct TruncatedStep<E: Float = f32> {
     pub offset: InitialOffset,
 }
 
+/// A loss, and its linearization where there is one.
+pub(crate) type Linearized<E> = (E, Option<Box<dyn Linearization<E>>>);
+
 impl<E: Float> TruncatedStep<E> {
     /// Runs of the family with lengths by `schedule`; training loss, no offset. Errors on settings of the optimizer
     /// or the schedule that are out of range.
@@ -361,7 +364,7 @@ impl<E: Float> TruncatedStep<E> {
         opt: &dyn Optimizer<E>,
         run: &mut LaneRun<'_, E, 1>,
         worker: &mut Worker<E>,
-    ) -> Option<(E, Option<Box<dyn Linearization<E>>>)> {
+    ) -> Option<Linearized<E>> {
         if run.clock.is_done {
             return self.train([opt], run, worker).map(|[loss]| (loss, None));
         }

@@ -1,0 +1,345 @@
+//! The four jobs that train weights and hyperparameters together.
+
+use crate::problem::{Classifier, Set, Tuned};
+use crate::{percent, Options, Table};
+use outerloop::outer::implicit::{HyperEvaluator, HyperState};
+use outerloop::prelude::*;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a job does beside its problem.
+struct Plan {
+    /// Learning rate of the weights, also the step of the series.
+    inner_rate: f64,
+    hyper: Box<dyn Optimizer>,
+    steps: u64,
+    inner_steps: u64,
+    warm_up: u64,
+}
+
+/// A finished run.
+struct Done {
+    learner: HyperLearner,
+    task: Arc<Classifier>,
+    state: HyperState,
+    dir: RunDir,
+}
+
+fn tune(options: &Options, dir: PathBuf, task: Arc<Classifier>, plan: Plan) -> Result<Done> {
+    let problem = Arc::new(HyperProblem::of(&task)?);
+    let config = HyperConfig {
+        hyper_steps: options.steps.unwrap_or(plan.steps),
+        inner_steps: plan.inner_steps,
+        warm_up: plan.warm_up,
+        ..HyperConfig::default()
+    };
+    println!(
+        "{}: {} weights, {} hyperparameters, {} hyper steps",
+        dir.display(),
+        problem.params.len(),
+        problem.hyper.len(),
+        config.hyper_steps
+    );
+    let implicit = Implicit::new(Neumann::new(20, plan.inner_rate));
+    let inner = Box::new(Sgd::new(plan.inner_rate));
+    let learner = HyperLearner::new(problem, inner, plan.hyper, implicit, config)?;
+    let dir = RunDir::new(dir);
+    let config = RunConfig { seed: options.seed, resume: options.resume, ..RunConfig::default() };
+    let state = train(&learner, &Workers::new(1)?, &dir, &config)?;
+    Ok(Done { learner, task, state, dir })
+}
+
+impl Done {
+    /// `[w, λ]` at the end.
+    fn joint(&self) -> Vec<f32> {
+        self.learner.joint(&self.state.lanes[0])
+    }
+
+    /// The weights after `steps` steps of gradient descent from the start, with these hyperparameters.
+    fn retrained(&self, hyper: &[f32], rate: f32, steps: u64) -> Result<Vec<f32>> {
+        let mut evaluator = HyperEvaluator::new(self.learner.problem().clone());
+        let (w, _) = self.learner.problem().init(Key::new(1));
+        let n = w.data.len();
+        let mut joint = [&w.data[..], hyper].concat();
+        let mut grad = vec![0.0; n];
+        for step in 0..steps {
+            evaluator.loss_and_grad(&joint, BatchKey::train(step, Key::new(2)), &mut grad)?;
+            joint.iter_mut().zip(&grad).for_each(|(w, g)| *w -= rate * g);
+        }
+        joint.truncate(n);
+        Ok(joint)
+    }
+
+    /// The initial hyperparameters.
+    fn initial(&self) -> Vec<f32> {
+        self.learner.problem().init(self.state.key.named("lane").fold_in(0).named("init")).1.data
+    }
+
+    /// Losses on validation and test data.
+    fn losses(&self, w: &[f32]) -> Result<[f64; 2]> {
+        let mut evaluator = HyperEvaluator::new(self.learner.problem().clone());
+        let joint = [w, &self.initial()].concat();
+        let mut on = |split| {
+            let loss = evaluator.loss(&joint, BatchKey { split, step: 0, key: Key::new(0) });
+            loss.map(f64::from)
+        };
+        Ok([on(Split::OuterValid)?, on(Split::Test)?])
+    }
+
+    /// A column of the metrics over hyper steps.
+    fn metric(&self, name: &str) -> Result<Vec<(f64, f64)>> {
+        let text =
+            std::fs::read_to_string(self.dir.metrics()).map_err(|e| Error::io(self.dir.metrics(), e))?;
+        let mut lines = text.lines().map(|l| l.split(',').collect::<Vec<_>>());
+        let head = lines.next().unwrap_or_default();
+        let column = head.iter().position(|h| *h == name).unwrap_or(0);
+        let number =
+            |cells: &Vec<&str>, i: usize| cells.get(i).and_then(|c| c.parse().ok()).unwrap_or(f64::NAN);
+        Ok(lines.map(|cells| (number(&cells, 0), number(&cells, column))).collect())
+    }
+}
+
+/// The validation loss over hyper steps.
+fn picture(dir: &Path, title: &str, runs: &[(&str, &Done)]) -> Result<()> {
+    let line = |(name, done): &(&str, &Done)| -> Result<Series> {
+        Ok(Series::line(*name, done.metric("valid_loss")?))
+    };
+    let plot = Plot {
+        title: title.into(),
+        x_label: "hyper step".into(),
+        y_label: "validation loss (nats)".into(),
+        y_scale: Scale::Log,
+        series: runs.iter().map(line).collect::<Result<_>>()?,
+        ..Plot::default()
+    };
+    plot.save(dir.join("loss.svg"))
+}
+
+/// As many hyperparameters as weights fit a small validation set.
+pub fn overfit(options: &Options) -> Result<()> {
+    let dir = options.out.join("overfit");
+    let parts = Set::parts([50, 50], Key::new(options.seed).named("digits"));
+    let head = ["model", "decays", "valid before", "valid after", "valid loss", "test before", "test after"];
+    let mut table = Table::new("One weight decay per weight, 50 training and 50 validation digits", &head);
+    let mut runs = Vec::new();
+    for (name, widths, rate) in [("linear", vec![64, 10], 0.3), ("mlp", vec![64, 32, 10], 0.3)] {
+        let sets = [parts[0].clone(), parts[1].clone(), parts[2].clone()];
+        let task =
+            Arc::new(Classifier { widths, tuned: Tuned::Decays(-4.0), decay: 0.0, sets, batch: usize::MAX });
+        let hyper = Box::new(RmsProp { learning_rate: 0.1f64.into(), ..RmsProp::default() });
+        let plan = Plan { inner_rate: rate, hyper, steps: 300, inner_steps: 5, warm_up: 200 };
+        let done = tune(options, dir.join(name), task, plan)?;
+        let n = done.learner.problem().params.len();
+        let before = done.retrained(&done.initial(), rate as f32, 1700)?;
+        let joint = done.joint();
+        let after = &joint[..n];
+        let [_, valid, test] = &done.task.sets;
+        let share = |w: &[f32], set| percent(done.task.accuracy(w, set));
+        table.row([
+            name.to_string(),
+            done.learner.problem().hyper.len().to_string(),
+            share(&before, valid),
+            share(after, valid),
+            format!("{:.4}", done.losses(after)?[0]),
+            share(&before, test),
+            share(after, test),
+        ]);
+        runs.push((name, done));
+    }
+    let lines: Vec<(&str, &Done)> = runs.iter().map(|(name, done)| (*name, done)).collect();
+    picture(&dir, "A validation set of 50 digits is fitted by weight decays", &lines)?;
+    table.save(&dir)
+}
+
+/// Ten images teach a model to read digits.
+pub fn distill(options: &Options) -> Result<()> {
+    let dir = options.out.join("distill");
+    let key = Key::new(options.seed).named("digits");
+    let [valid, test] = <[Set; 2]>::try_from(Set::parts([600], key)).map_err(|_| unreachable_parts())?;
+    let pixels = 64;
+    let classes: Vec<u32> = (0..10).collect();
+    // Of real digits: the first of each class in the validation data.
+    let first = |class: &u32| valid.y.iter().position(|y| y == class).unwrap_or(0);
+    let real: Vec<f32> =
+        classes.iter().flat_map(|c| &valid.x[first(c) * pixels..][..pixels]).copied().collect();
+    let mean = |class: &u32| -> Vec<f32> {
+        let of_class: Vec<usize> = (0..valid.y.len()).filter(|i| valid.y[*i] == *class).collect();
+        let sum = |p: usize| of_class.iter().map(|i| valid.x[i * pixels + p]).sum::<f32>();
+        (0..pixels).map(|p| sum(p) / of_class.len() as f32).collect()
+    };
+    let means: Vec<f32> = classes.iter().flat_map(mean).collect();
+    let train = Set { x: Vec::new(), y: classes };
+    let (rate, decay) = (0.1, 0.1);
+    let sets = [train, valid, test];
+    let task =
+        Arc::new(Classifier { widths: vec![64, 10], tuned: Tuned::Images, decay, sets, batch: usize::MAX });
+    let plan = Plan {
+        inner_rate: rate,
+        hyper: Box::new(Adam::new(0.02)),
+        steps: 300,
+        inner_steps: 20,
+        warm_up: 100,
+    };
+    let done = tune(options, dir.clone(), task, plan)?;
+    let learned = done.learner.hyper(&done.state.lanes[0]);
+    let mut table = Table::new(
+        "Softmax regression trained from zero on ten images",
+        &["ten images", "test accuracy", "test loss"],
+    );
+    for (name, images) in [("real digits", &real), ("class means", &means), ("learned", &learned)] {
+        let w = done.retrained(images, rate as f32, 500)?;
+        let accuracy = done.task.accuracy(&w, &done.task.sets[2]);
+        table.row([name.to_string(), percent(accuracy), format!("{:.3}", done.losses(&w)?[1])]);
+    }
+    picture(&dir, "Ten images are learned", &[("learned images", &done)])?;
+    write_atomic(&dir.join("images.svg"), images_svg(&learned, 8).as_bytes())?;
+    table.save(&dir)
+}
+
+fn unreachable_parts() -> Error {
+    Error::invalid("digits", "expected two parts")
+}
+
+/// Square grey images side by side, each from its darkest to its brightest pixel.
+fn images_svg(pixels: &[f32], side: usize) -> String {
+    const PIXEL: usize = 12;
+    let images = pixels.chunks_exact(side * side);
+    let width = images.len() * (side + 1) * PIXEL;
+    let mut svg =
+        format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{}\">\n", side * PIXEL);
+    for (i, image) in images.enumerate() {
+        let low = image.iter().copied().fold(f32::INFINITY, f32::min);
+        let high = image.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        for (p, x) in image.iter().enumerate() {
+            let (row, column) = (p / side, i * (side + 1) + p % side);
+            let grey = (255.0 * (x - low) / (high - low).max(1e-9)) as u8;
+            svg += &format!(
+                "<rect x=\"{}\" y=\"{}\" width=\"{PIXEL}\" height=\"{PIXEL}\" fill=\"rgb({grey},{grey},{grey})\"/>\n",
+                column * PIXEL,
+                row * PIXEL
+            );
+        }
+    }
+    svg + "</svg>\n"
+}
+
+/// Wrong labels lose their weight.
+pub fn reweight(options: &Options) -> Result<()> {
+    let dir = options.out.join("reweight");
+    let key = Key::new(options.seed);
+    let mut parts = Set::parts([300, 300], key.named("digits"));
+    let wrong: Vec<bool> = (0..300).map(|i| key.named("wrong").fold_in(i).uniform() < 0.3).collect();
+    for (i, y) in parts[0].y.iter_mut().enumerate().filter(|(i, _)| wrong[*i]) {
+        *y = (*y + 1 + (key.named("label").fold_in(i as u64).uniform() * 9.0) as u32) % 10;
+    }
+    let sets = <[Set; 3]>::try_from(parts).map_err(|_| unreachable_parts())?;
+    let rate = 0.3;
+    let task = Arc::new(Classifier {
+        widths: vec![64, 10],
+        tuned: Tuned::Weights,
+        decay: 0.01,
+        sets,
+        batch: usize::MAX,
+    });
+    let plan =
+        Plan { inner_rate: rate, hyper: Box::new(Adam::new(0.1)), steps: 300, inner_steps: 10, warm_up: 300 };
+    let done = tune(options, dir.clone(), task, plan)?;
+    let weights = done.learner.hyper(&done.state.lanes[0]);
+    let n = done.learner.problem().params.len();
+    let before = done.retrained(&done.initial(), rate as f32, 3300)?;
+    let mut table = Table::new(
+        "A weight per training example, 30 % of 300 labels wrong",
+        &["weights", "valid accuracy", "test accuracy", "test loss"],
+    );
+    for (name, w) in [("equal", &before[..]), ("learned", &done.joint()[..n])] {
+        let [_, valid, test] = &done.task.sets;
+        let share = |set| percent(done.task.accuracy(w, set));
+        table.row([name.to_string(), share(valid), share(test), format!("{:.3}", done.losses(w)?[1])]);
+    }
+    let of = |is_wrong: bool| -> Vec<f32> {
+        weights.iter().zip(&wrong).filter(|(_, w)| **w == is_wrong).map(|(l, _)| *l).collect()
+    };
+    let (right, wrong) = (of(false), of(true));
+    println!(
+        "AUC of the weight for \"the label is right\": {:.3}; median weight {:.3} of right labels, {:.3} of wrong ones",
+        auc(&right, &wrong),
+        median(&right).exp(),
+        median(&wrong).exp()
+    );
+    picture(&dir, "Examples are weighed", &[("learned weights", &done)])?;
+    let sorted = |mut x: Vec<f32>| -> Vec<(f64, f64)> {
+        x.sort_by(f32::total_cmp);
+        let n = x.len() as f64;
+        x.into_iter().enumerate().map(|(i, x)| ((i as f64 + 0.5) / n, f64::from(x.exp()))).collect()
+    };
+    let plot = Plot {
+        title: "Learned weights of training examples".into(),
+        x_label: "share of examples below".into(),
+        y_label: "weight".into(),
+        y_scale: Scale::Log,
+        series: vec![
+            Series::line("right labels", sorted(right)),
+            Series::line("wrong labels", sorted(wrong)),
+        ],
+        ..Plot::default()
+    };
+    plot.save(dir.join("weights.svg"))?;
+    table.save(&dir)
+}
+
+/// The probability that one of `high` lies above one of `low`.
+fn auc(high: &[f32], low: &[f32]) -> f64 {
+    let above = |h: &f32| {
+        low.iter().map(|l| if h > l { 1.0 } else { f64::from(u8::from(h == l)) / 2.0 }).sum::<f64>()
+    };
+    high.iter().map(above).sum::<f64>() / (high.len() * low.len()) as f64
+}
+
+fn median(x: &[f32]) -> f32 {
+    let mut sorted = x.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f32::NAN)
+}
+
+/// A network whose every weight is a hyperparameter changes the training images.
+pub fn augment(options: &Options) -> Result<()> {
+    let dir = options.out.join("augment");
+    let parts = Set::parts([100, 300], Key::new(options.seed).named("digits"));
+    let sets = <[Set; 3]>::try_from(parts).map_err(|_| unreachable_parts())?;
+    let rate = 0.2;
+    let task = Arc::new(Classifier {
+        widths: vec![64, 32, 10],
+        tuned: Tuned::Augmentation(32),
+        decay: 1e-3,
+        sets,
+        batch: usize::MAX,
+    });
+    let plan = Plan {
+        inner_rate: rate,
+        hyper: Box::new(Adam::new(0.01)),
+        steps: 300,
+        inner_steps: 10,
+        warm_up: 500,
+    };
+    let done = tune(options, dir.clone(), task, plan)?;
+    let n = done.learner.problem().params.len();
+    let without = done.retrained(&done.initial(), rate as f32, 3500)?;
+    let mut table = Table::new(
+        "An augmentation network, 100 training and 300 validation digits",
+        &["training images", "valid loss", "test loss", "valid accuracy", "test accuracy"],
+    );
+    for (name, w) in [("as they are", &without[..]), ("augmented", &done.joint()[..n])] {
+        let [_, valid, test] = &done.task.sets;
+        let share = |set| percent(done.task.accuracy(w, set));
+        let [on_valid, on_test] = done.losses(w)?;
+        table.row([
+            name.to_string(),
+            format!("{on_valid:.3}"),
+            format!("{on_test:.3}"),
+            share(valid),
+            share(test),
+        ]);
+    }
+    picture(&dir, "An augmentation network is learned", &[("augmented", &done)])?;
+    table.save(&dir)
+}
