@@ -1,8 +1,9 @@
 //! What to meta-train and how.
 
 use crate::settings::Parts;
+use crate::start::started;
 use clap::{Args, ValueEnum};
-use outerloop::lopt::{AdafacMlp, ControlledAdam};
+use outerloop::lopt::{AdafacMlp, Celo, CeloAdam, ControlledAdam};
 use outerloop::outer::{Emphasis, LossScale, Objective, Validation};
 use outerloop::prelude::*;
 use outerloop::tasks::suite;
@@ -21,6 +22,22 @@ pub struct Config {
     /// The learned optimizer.
     #[arg(long, value_enum, default_value_t = Lopt::Mlp)]
     lopt: Lopt,
+    /// Theta to begin from: a pretrained optimizer's (small, celo, celo-adam) or a file: of meta_train, safetensors,
+    /// `.state` or `.npz`.
+    #[arg(long, value_name = "NAME|FILE")]
+    init_theta: Option<String>,
+    /// Tensors of theta, or what they are below, that stay as they begin (recipes only).
+    #[arg(skip)]
+    #[serde(default)]
+    frozen: Vec<String>,
+    /// Of celo (recipes only): 1 learns the update rule, 2 the schedule or both [default: 2].
+    #[arg(skip = 2u8)]
+    #[serde(default = "second_phase")]
+    train_phase: u8,
+    /// Of celo and celo-adam (recipes only): units of the LSTM [default: 64].
+    #[arg(skip = 64usize)]
+    #[serde(default = "lstm_units")]
+    lstm_hidden_size: usize,
     /// What it is trained on.
     #[arg(long, value_enum, default_value_t = TaskName::DigitsMlp)]
     task: TaskName,
@@ -69,13 +86,13 @@ pub struct Config {
     /// Meta-gradients are clipped to this, element by element.
     #[arg(long, default_value_t = 3.0)]
     clip: f64,
-    /// Scale of the learned optimizer's step (mlp, adafac, controlled-adam).
+    /// Scale of the learned optimizer's step (all with a network).
     #[arg(long, default_value_t = 0.01)]
     step_mult: f64,
-    /// Scale of the learned optimizer's log magnitude (mlp and adafac).
+    /// Scale of the learned optimizer's log magnitude (mlp, adafac, celo).
     #[arg(long, default_value_t = 0.01)]
     exp_mult: f64,
-    /// Width of the learned optimizer's network (mlp, adafac, controlled-adam).
+    /// Width of the learned optimizer's network (mlp, adafac, controlled-adam, celo).
     #[arg(long, default_value_t = 32)]
     hidden_size: usize,
     /// Fixed tasks on which theta is measured along the way; the best is kept. 0: the last is kept.
@@ -107,6 +124,16 @@ enum Lopt {
     Mlp,
     Adafac,
     ControlledAdam,
+    Celo,
+    CeloAdam,
+}
+
+fn second_phase() -> u8 {
+    2
+}
+
+fn lstm_units() -> usize {
+    64
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -209,7 +236,12 @@ impl Config {
 
     /// What takes time to make, and files to read.
     pub fn parts(&self) -> Result<Parts> {
-        Ok(Parts { lopt: self.learned_optimizer()?, family: self.family()? })
+        let (lopt, family) = (self.learned_optimizer()?, self.family()?);
+        lopt.validate()?;
+        let key = Key::new(self.seed).named("frozen");
+        let frozen = started(&lopt, self.init_theta.as_deref(), &self.frozen, key)?;
+        let lopt = frozen.clone().map_or(lopt, |frozen| frozen as Arc<dyn LearnedOptimizer>);
+        Ok(Parts { lopt, family, frozen })
     }
 
     fn learned_optimizer(&self) -> Result<Arc<dyn LearnedOptimizer>> {
@@ -233,6 +265,19 @@ impl Config {
                 step_mult: self.step_mult,
                 hidden_size: self.hidden_size,
                 ..ControlledAdam::default()
+            }),
+            Lopt::Celo => Arc::new(Celo {
+                exp_mult: self.exp_mult,
+                step_mult: self.step_mult,
+                ff_hidden_size: self.hidden_size,
+                lstm_hidden_size: self.lstm_hidden_size,
+                train_phase: self.train_phase,
+                ..Celo::published()
+            }),
+            Lopt::CeloAdam => Arc::new(CeloAdam {
+                step_mult: self.step_mult,
+                lstm_hidden_size: self.lstm_hidden_size,
+                ..CeloAdam::default()
             }),
         })
     }

@@ -47,7 +47,8 @@ fn run(case: &Case) -> Result<Outcome, Outcome> {
     let mut errors = Errors::default();
     let workers = Workers::<f32>::new(0).expect("threads");
     let (seeds, num_steps) = (number(case.get("seeds")) as u64, number(case.get("num_steps")) as u64);
-    let tasks: Vec<SingleTask> = (0..seeds).map(|i| seed_task(case, i, num_steps)).collect::<Result<_, _>>()?;
+    let tasks: Vec<SingleTask> =
+        (0..seeds).map(|i| seed_task(case, i, num_steps)).collect::<Result<_, _>>()?;
     let batch_size = mlp_config(case)?.batch_size;
     let steps: Vec<u64> = numbers(case.get("steps")).into_iter().map(|t| t as u64).collect();
     let config = EvalConfig {
@@ -65,9 +66,8 @@ fn run(case: &Case) -> Result<Outcome, Outcome> {
             training_curve(&tasks[*seed as usize], &*opt, &config, key, worker)
         });
         let batch = |c: &Curve, t: u64| f64::from(c.train[t as usize]);
-        let full = |c: &Curve, t: u64| {
-            c.evals.iter().find(|e| e.step == t).map_or(f64::NAN, |e| f64::from(e.loss))
-        };
+        let full =
+            |c: &Curve, t: u64| c.evals.iter().find(|e| e.step == t).map_or(f64::NAN, |e| f64::from(e.loss));
         let of: [(&str, &dyn Fn(&Curve, u64) -> f64); 2] = [("batch_loss", &batch), ("full_loss", &full)];
         for (kind, of) in of {
             let band = get(entry, kind);
