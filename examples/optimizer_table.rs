@@ -92,10 +92,12 @@ fn run(options: &Options) -> Result<()> {
         row(class, 0, &*registry::hand_designed(class, &registry::example_hyperparameters(class))?);
     }
     let small_fc = json!({"hidden_size": 32});
+    let published = json!({"lstm_hidden_size": 64, "param_inits": 1, "train_phase": 2});
     let released = json!({"lstm_hidden_size": 512, "param_inits": 256, "use_bugged_loss_features": false});
     let learned = registry::LEARNED.map(|class| (class, class, json!({})));
     let sizes = [
         ("AdafacMLPLOpt, 32 units", "AdafacMLPLOpt", small_fc),
+        ("Celo, as published", "Celo", published),
         ("HyperV2, as released", "HyperV2", released),
     ];
     for (name, class, hyper) in learned.into_iter().chain(sizes) {

@@ -1,17 +1,20 @@
-//! Trains a task with a learned optimizer from a theta file, e.g. one that `meta_train` wrote:
+//! Trains a task with a learned optimizer: a pretrained one by its name, or one from a theta file, e.g. one that
+//! `meta_train` wrote:
 //!
+//! `cargo run --release --example train_with_learned -- celo`
 //! `cargo run --release --example train_with_learned -- runs/meta_train-1/theta.safetensors`
 
 use clap::{Parser, ValueEnum};
 use outerloop::prelude::*;
-use std::path::PathBuf;
+use outerloop::pretrained::Named;
 use std::process::ExitCode;
 
 /// Train a task with a learned optimizer.
 #[derive(Parser)]
 struct Options {
-    /// Theta, as written by meta_train; the file knows its learned optimizer.
-    theta: PathBuf,
+    /// A pretrained optimizer (small, celo, celo-adam); or theta, as written by meta_train, whose file knows its
+    /// learned optimizer; or weights of others, `.state`, `.npz` or safetensors, with their class: CLASS=FILE.
+    theta: String,
     /// What to train.
     #[arg(long, value_enum, default_value_t = TaskName::DigitsMlp)]
     task: TaskName,
@@ -47,9 +50,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let file = theta::load(&options.theta)?;
-    let lopt = registry::from_architecture::<f32>(&file.architecture)?;
-    let opt = lopt.opt_fn(file.theta_for(&*lopt)?);
+    let named = Named::load(&options.theta)?;
+    let opt = named.optimizer();
     let family: SingleTask = match options.task {
         TaskName::DigitsMlp => SingleTask::new(ImageMlp::digits()),
         TaskName::DigitsMlpWide => {
@@ -58,7 +60,7 @@ fn run(options: &Options) -> Result<()> {
         }
         TaskName::Quadratic => SingleTask::new(QuadraticTask::new(10)),
     };
-    println!("{} trains {:?}", file.architecture, options.task);
+    println!("{} trains {:?}", named.lopt.architecture(), options.task);
     let config = EvalConfig {
         num_steps: options.steps,
         eval_every: (options.steps / options.lines.max(1)).max(1),

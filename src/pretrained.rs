@@ -12,7 +12,12 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! `src/pretrained/` holds each theta with its provenance: recipe, command, seed, hash and results.
+//! `src/pretrained/` holds each theta with its provenance: recipe, command, seed, hash and results; [`celo`] and
+//! [`celo_adam`] are of others, with their licence beside them.
+
+mod published;
+
+pub use published::{celo, celo_adam, Named, Published, CELO, CELO_ADAM, NAMES};
 
 use outerloop_core::{Error, LearnedOptimizer, Optimizer, Result};
 use outerloop_lopt::{registry, theta::ThetaFile};

@@ -13,7 +13,12 @@ pub struct Options {
     /// A saved theta, as written by meta_train; may be repeated [default: the pretrained optimizer].
     #[arg(long, value_name = "FILE")]
     pub theta: Vec<PathBuf>,
-    /// Only these hand-designed optimizers beside Adam, the reference; `none` for no other [default: all].
+    /// Learned optimizers: pretrained ones (small, celo, celo-adam), theta files, or CLASS=FILE with a class of the
+    /// registry and weights in any known format, e.g. `small,celo,Celo2=weights.npz`; may be repeated.
+    #[arg(long, value_name = "NAME,...")]
+    pub contestants: Vec<String>,
+    /// Only these hand-designed optimizers beside Adam, the reference; `none` for no other [default: all but
+    /// OptList, ten runs of the published list].
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub baselines: Option<Vec<String>>,
     /// Updates per run.

@@ -1,9 +1,10 @@
 //! What to meta-train and how.
 
 use crate::settings::Parts;
+use crate::start::started;
 use clap::{Args, ValueEnum};
 use outerloop::lopt::learned::Horizon;
-use outerloop::lopt::{AdafacMlp, ControlledAdam};
+use outerloop::lopt::{AdafacMlp, Celo, CeloAdam, ControlledAdam};
 use outerloop::outer::{Emphasis, LossScale, Objective, ToldLength, Validation};
 use outerloop::prelude::*;
 use outerloop::tasks::image::ResplitFamily;
@@ -23,6 +24,22 @@ pub struct Config {
     /// The learned optimizer.
     #[arg(long, value_enum, default_value_t = Lopt::ControlledAdam)]
     lopt: Lopt,
+    /// Theta to begin from: a pretrained optimizer's (small, fast, celo, celo-adam) or a file: of meta_train, safetensors,
+    /// `.state` or `.npz`.
+    #[arg(long, value_name = "NAME|FILE")]
+    init_theta: Option<String>,
+    /// Tensors of theta, or what they are below, that stay as they begin (recipes only).
+    #[arg(skip)]
+    #[serde(default)]
+    frozen: Vec<String>,
+    /// Of celo (recipes only): 1 learns the update rule, 2 the schedule or both [default: 2].
+    #[arg(skip = 2u8)]
+    #[serde(default = "second_phase")]
+    train_phase: u8,
+    /// Of celo and celo-adam (recipes only): units of the LSTM [default: 64].
+    #[arg(skip = 64usize)]
+    #[serde(default = "lstm_units")]
+    lstm_hidden_size: usize,
     /// What it is trained on.
     #[arg(long, value_enum, default_value_t = TaskName::DigitsMlp)]
     task: TaskName,
@@ -79,13 +96,13 @@ pub struct Config {
     /// Meta-gradients are clipped to this, element by element.
     #[arg(long, default_value_t = 10.0)]
     clip: f64,
-    /// Scale of the learned optimizer's step (mlp, adafac, controlled-adam).
+    /// Scale of the learned optimizer's step (all with a network).
     #[arg(long, default_value_t = 0.01)]
     step_mult: f64,
-    /// Scale of the learned optimizer's log magnitude (mlp and adafac).
+    /// Scale of the learned optimizer's log magnitude (mlp, adafac, celo).
     #[arg(long, default_value_t = 0.01)]
     exp_mult: f64,
-    /// Width of the learned optimizer's network (mlp, adafac, controlled-adam).
+    /// Width of the learned optimizer's network (mlp, adafac, controlled-adam, celo).
     #[arg(long, default_value_t = 32)]
     hidden_size: usize,
     /// Weight decay of controlled-adam at its start, in units of its learning rate; 0: none.
@@ -127,6 +144,16 @@ enum Lopt {
     Mlp,
     Adafac,
     ControlledAdam,
+    Celo,
+    CeloAdam,
+}
+
+fn second_phase() -> u8 {
+    2
+}
+
+fn lstm_units() -> usize {
+    64
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -262,7 +289,12 @@ impl Config {
 
     /// What takes time to make, and files to read.
     pub fn parts(&self) -> Result<Parts> {
-        Ok(Parts { lopt: self.learned_optimizer()?, family: self.family()? })
+        let (lopt, family) = (self.learned_optimizer()?, self.family()?);
+        lopt.validate()?;
+        let key = Key::new(self.seed).named("frozen");
+        let frozen = started(&lopt, self.init_theta.as_deref(), &self.frozen, key)?;
+        let lopt = frozen.clone().map_or(lopt, |frozen| frozen as Arc<dyn LearnedOptimizer>);
+        Ok(Parts { lopt, family, frozen })
     }
 
     fn learned_optimizer(&self) -> Result<Arc<dyn LearnedOptimizer>> {
@@ -285,6 +317,19 @@ impl Config {
             Lopt::ControlledAdam => {
                 Arc::new(self.controlled_adam.clone().unwrap_or_else(|| self.controlled_adam_by_flags()))
             }
+            Lopt::Celo => Arc::new(Celo {
+                exp_mult: self.exp_mult,
+                step_mult: self.step_mult,
+                ff_hidden_size: self.hidden_size,
+                lstm_hidden_size: self.lstm_hidden_size,
+                train_phase: self.train_phase,
+                ..Celo::published()
+            }),
+            Lopt::CeloAdam => Arc::new(CeloAdam {
+                step_mult: self.step_mult,
+                lstm_hidden_size: self.lstm_hidden_size,
+                ..CeloAdam::default()
+            }),
         })
     }
 

@@ -33,7 +33,7 @@ fn learning_rates() -> Vec<f64> {
 /// The comparison of theta with its start and with hand-designed optimizers, on fresh tasks. `key`: the
 /// run's.
 pub fn contest(plan: &Plan, key: Key, theta: &[f32]) -> Contest {
-    let (config, Parts { lopt, family }) = (&plan.settings.config, &plan.parts);
+    let (config, Parts { lopt, family, .. }) = (&plan.settings.config, &plan.parts);
     let learned = lopt.opt_fn(theta);
     let untrained = lopt.opt_fn(&lopt.init(key.named("theta")));
     let rates = learning_rates();

@@ -11,6 +11,7 @@ mod contest;
 mod options;
 mod plan;
 mod settings;
+mod start;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +40,7 @@ fn run(options: Options) -> Result<()> {
     let plan = Plan::new(&options)?;
     let workers = Workers::new(options.threads)?;
     plan.begin()?;
-    let (dir, settings, Parts { lopt, family }) = (&plan.dir, &plan.settings, &plan.parts);
+    let (dir, settings, Parts { lopt, family, .. }) = (&plan.dir, &plan.settings, &plan.parts);
     let config = &settings.config;
     println!("{}", config.summary(&**lopt, workers.threads()));
     println!("run directory: {}", dir.path().display());
@@ -53,7 +54,7 @@ fn run(options: Options) -> Result<()> {
             Err(e @ Error::NonFinite { .. }) => {
                 let state = own.load(&plan.learner)?;
                 let theta = plan.learner.chosen_theta(&state);
-                theta::save(file, &**lopt, &theta, provenance(settings, state.inner_steps)?)?;
+                plan.parts.save_theta(file, &theta, provenance(settings, state.inner_steps)?)?;
                 return Err(e);
             }
             state => state?,
@@ -76,7 +77,7 @@ fn run(options: Options) -> Result<()> {
     let seen = serde_json::to_string(&seen).map_err(|e| Error::invalid("input ranges", e.to_string()))?;
     let mut provenance = provenance(settings, inner_steps)?;
     provenance.insert("input_ranges".to_string(), seen);
-    theta::save(&file, &**lopt, &theta, provenance)?;
+    plan.parts.save_theta(&file, &theta, provenance)?;
     let steps = state.outer_step;
     println!("{steps} outer steps, {inner_steps} inner steps in all; theta: {}", file.display());
 

@@ -1,6 +1,7 @@
 //! What `config.toml` holds: a configuration, and the deliberate changes that led to it.
 
 use crate::config::Config;
+use outerloop::lopt::wrap::Frozen;
 use outerloop::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::io::ErrorKind;
@@ -54,6 +55,8 @@ pub struct Parts {
     pub lopt: Arc<dyn LearnedOptimizer>,
     /// The tasks, for meta-training and for the final comparison (which uses other keys).
     pub family: Arc<dyn FlatFamily>,
+    /// `lopt`, if it begins at a given theta or a part of its theta stays as it is.
+    pub frozen: Option<Arc<Frozen>>,
 }
 
 /// The changes as they stand in the file.

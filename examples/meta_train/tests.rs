@@ -13,13 +13,13 @@ const SMALL: &str = "--task quadratics --lopt learnable-adam --min-length 5 --ma
      --trunc-length 5 --validation-tasks 2 --validation-every 3 --eval-steps 10 --eval-seeds 2";
 
 /// The options of a command line for the run directory `dir`.
-fn options(dir: &Path, line: &str) -> Options {
+pub fn options(dir: &Path, line: &str) -> Options {
     let words = ["meta_train", "--run-dir"].map(Into::into).into_iter().chain([dir.into()]);
     let words = words.chain(line.split_whitespace().map(std::ffi::OsString::from));
     Options::from_matches(&Options::command().try_get_matches_from(words).unwrap()).unwrap()
 }
 
-fn refused(dir: &Path, line: &str) -> String {
+pub fn refused(dir: &Path, line: &str) -> String {
     run(options(dir, line)).unwrap_err().to_string()
 }
 
@@ -31,12 +31,12 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// What a run ends with.
-fn end(dir: &Path) -> [Vec<u8>; 3] {
+pub fn end(dir: &Path) -> [Vec<u8>; 3] {
     [FILE, "learner.ckpt", "theta.safetensors"].map(|name| std::fs::read(dir.join(name)).unwrap())
 }
 
 /// Begins a run, or goes on with one, and stops it after `outer_step` steps, as Ctrl-C does.
-fn stopped(dir: &Path, line: &str, outer_step: u64) {
+pub fn stopped(dir: &Path, line: &str, outer_step: u64) {
     let (plan, workers) = (Plan::new(&options(dir, line)).unwrap(), Workers::new(1).unwrap());
     plan.begin().unwrap();
     let dir = RunDir::new(dir);
