@@ -20,7 +20,11 @@ pub fn run(o: &Options) -> Result<()> {
 }
 
 fn lqr(o: &Options) -> Result<()> {
-    let a = Matrix::new(4, 4, vec![1.0, 0.1, 0.0, 0.0, 0.0, 1.0, 0.1, 0.0, 0.0, 0.0, 0.9, 0.1, 0.05, 0.0, 0.0, 0.95]);
+    let a = Matrix::new(
+        4,
+        4,
+        vec![1.0, 0.1, 0.0, 0.0, 0.0, 1.0, 0.1, 0.0, 0.0, 0.0, 0.9, 0.1, 0.05, 0.0, 0.0, 0.95],
+    );
     let b = Matrix::new(4, 2, vec![0.0, 0.0, 0.1, 0.0, 0.0, 0.05, 0.0, 0.1]);
     let problem = LqrPolicy(Lqr::new(a, b, Matrix::identity(4), Matrix::identity(2).scaled(0.3)));
     let key = Key::new(o.seed);
@@ -42,16 +46,19 @@ fn lqr(o: &Options) -> Result<()> {
 fn excess<M: Model>(p: &LqrPolicy, task: &AmortizedTask<LqrPolicy, M>, theta: &[f32], seed: u64) -> String {
     let mut x = vec![0.0; 4000];
     p.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + seed) }, &mut x);
-    let actions = task.predict::<f64>(&theta.iter().map(|t| f64::from(*t)).collect::<Vec<_>>(), &x, Key::new(0));
+    let actions =
+        task.predict::<f64>(&theta.iter().map(|t| f64::from(*t)).collect::<Vec<_>>(), &x, Key::new(0));
     let rows = x.chunks(4).zip(actions[actions.len() - 1].chunks(2));
-    let (cost, best) = rows.fold((0.0, 0.0), |(c, b), (x, u)| (c + p.0.q_value(x, u).0, b + p.0.optimal_cost(x)));
+    let (cost, best) =
+        rows.fold((0.0, 0.0), |(c, b), (x, u)| (c + p.0.q_value(x, u).0, b + p.0.optimal_cost(x)));
     format!("+{:.4} %", 100.0 * (cost / best - 1.0))
 }
 
 fn pendulum(o: &Options) -> Result<()> {
     let problem = Pendulum::default();
     let full = AmortizedTask::new(problem.clone(), Full::default(), Training::default())?;
-    let semi = Semi { through: outerloop::core::ops::Through::Stopped, ..Semi::refined(Full::default(), 0.05, 5) };
+    let semi =
+        Semi { through: outerloop::core::ops::Through::Stopped, ..Semi::refined(Full::default(), 0.05, 5) };
     let semi = AmortizedTask::new(problem.clone(), semi, Training::default())?;
     let theta = o.train("pendulum-full", Arc::new(Typed::new(full.clone())), 1e-3, 1500)?;
     let theta_semi = o.train("pendulum-semi", Arc::new(Typed::new(semi.clone())), 1e-3, 500)?;
@@ -59,7 +66,8 @@ fn pendulum(o: &Options) -> Result<()> {
     let mut x = vec![0.0; 2 * n];
     problem.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + o.seed) }, &mut x);
     let adam = Adam::new(0.05);
-    let config = GapConfig { solver: &adam, steps: 300, every: 20, key: Key::new(3), evaluations: 1, repeats: 11 };
+    let config =
+        GapConfig { solver: &adam, steps: 300, every: 20, key: Key::new(3), evaluations: 1, repeats: 11 };
     let report = amortization_gap(&full, &theta, &x, &config);
     let mut rows = report.rows();
     let refined = semi.predict::<f32>(&theta_semi, &x, Key::new(0));
@@ -77,7 +85,10 @@ fn pendulum(o: &Options) -> Result<()> {
         let f = |u: &[f64]| rollout([x[0], x[1]], u).total();
         f(&CrossEntropy::default().minimize(problem.horizon, f, Key::new(9).fold_in(i as u64)))
     });
-    rows.push(("cross-entropy method, first 20 states".into(), format!("{:.4}", mean(&searched.collect::<Vec<_>>()).0)));
+    rows.push((
+        "cross-entropy method, first 20 states".into(),
+        format!("{:.4}", mean(&searched.collect::<Vec<_>>()).0),
+    ));
     table(&format!("pendulum, {} torques at once, {n} unseen states", problem.horizon), &rows);
     let [steps, seconds] = report.plots("pendulum: Adam against one prediction");
     steps.save(o.dir.join("pendulum_steps.svg"))?;

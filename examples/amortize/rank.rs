@@ -66,10 +66,16 @@ impl<E: Float, B: Backend<E>> Task<E, B> for Ranking {
     fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
         let [items, features, lists] = SHAPE;
         let (x, y) = self.draw(at.noise());
-        let of = |v: Vec<f64>, shape| dev.tensor_from_vec(v.into_iter().map(E::of).collect::<Vec<E>>(), shape);
+        let of =
+            |v: Vec<f64>, shape| dev.tensor_from_vec(v.into_iter().map(E::of).collect::<Vec<E>>(), shape);
         (of(x, (lists * items, features)), of(y, (lists, items)), at.noise().named("perturbation"))
     }
-    fn loss<M: Mode<E, B>>(&self, p: &Self::Params, (x, y, key): &Self::Batch, m: M) -> Tensor<Rank0, E, B, M> {
+    fn loss<M: Mode<E, B>>(
+        &self,
+        p: &Self::Params,
+        (x, y, key): &Self::Batch,
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
         let settings =
             Perturbed { sigma: 0.5, samples: 20, variance: Variance::LeaveOneOut, ..Perturbed::default() };
         let scores = self.scores(p, x, m);

@@ -62,7 +62,11 @@ pub fn run(o: &Options) -> Result<()> {
         x_label: "iterations or layers".into(),
         y_label: "energy over the optimum".into(),
         y_scale: Scale::Log,
-        series: vec![line("ISTA", &ista[..121], 0), line("FISTA", &fista[..121], 0), line("learned ISTA", &ours, 1)],
+        series: vec![
+            line("ISTA", &ista[..121], 0),
+            line("FISTA", &fista[..121], 0),
+            line("learned ISTA", &ours, 1),
+        ],
         ..Plot::default()
     }
     .save(o.dir.join("sparse.svg"))

@@ -124,7 +124,8 @@ fn map(problem: &Sphere, x: &[f64], iterates: &[Vec<f32>], best: &Optimum) -> Pl
     let grid: Vec<(Vec<f64>, f64)> =
         (0..90).flat_map(|i| (0..180).map(move |j| (i, j))).map(|(i, j)| (at(i, j), 0.0)).collect();
     let grid: Vec<(Vec<f64>, f64)> = grid.into_iter().map(|(y, _)| (y.clone(), f.value(&y))).collect();
-    let (low, high) = grid.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |a, g| (a.0.min(g.1), a.1.max(g.1)));
+    let (low, high) =
+        grid.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |a, g| (a.0.min(g.1), a.1.max(g.1)));
     let step = (high - low) / 8.0;
     // Cells next to a level, as points.
     let mut series: Vec<Series> = (1..8)

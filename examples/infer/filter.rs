@@ -60,7 +60,10 @@ pub fn run(o: &Options) -> Result<()> {
         title: "first state of one sequence".into(),
         x_label: "step".into(),
         y_label: "posterior mean".into(),
-        series: vec![line("Kalman", &|t| kalman[t].filtered.mean[0]), line("diagonal", &|t| chosen[t].0.mean[0])],
+        series: vec![
+            line("Kalman", &|t| kalman[t].filtered.mean[0]),
+            line("diagonal", &|t| chosen[t].0.mean[0]),
+        ],
         ..Plot::default()
     }
     .save(o.dir.join("filter.svg"))
@@ -93,7 +96,8 @@ fn learned<M: Model>(
     steps: u64,
     sequences: &[Vec<Vec<f64>>],
 ) -> Result<(Vec<f64>, Vec<f64>)> {
-    let task = AmortizedTask::new(problem.clone(), model, Training { batch_size: 64, ..Training::default() })?;
+    let task =
+        AmortizedTask::new(problem.clone(), model, Training { batch_size: 64, ..Training::default() })?;
     let name = format!("filter-{}", task.model.name());
     let theta = o.train(&name, Arc::new(Typed::new(task.clone())), 2e-3, steps, o.seed)?;
     Ok(filtered(problem, sequences, |x| {

@@ -27,16 +27,16 @@ pub fn run(o: &Options) -> Result<()> {
     let mut direct = Vec::new();
     for s in 0..o.seeds {
         let encoder = Full { hidden: vec![128, 128], act: Act::Elu, init: Init::Glorot };
-        let task = AmortizedTask::new(vae.clone(), encoder, Training { batch_size: 64, ..Training::default() })?;
+        let task =
+            AmortizedTask::new(vae.clone(), encoder, Training { batch_size: 64, ..Training::default() })?;
         let seed = o.seed + s;
-        let theta = o.train(&format!("direct-{seed}"), Arc::new(Typed::new(task.clone())), 1e-3, steps, seed)?;
+        let theta =
+            o.train(&format!("direct-{seed}"), Arc::new(Typed::new(task.clone())), 1e-3, steps, seed)?;
         let y = task.predict::<f32>(&theta, &x, Key::new(0)).pop().unwrap_or_default();
         let own = task.own(&theta).iter().map(|x| f64::from(*x)).collect();
         let tests = ContextTask { problem: vae.clone(), contexts: x.clone(), own, start: Vec::new() };
-        let values: Vec<f64> = (0..5)
-            .flat_map(|i| tests.values(&y, Key::new(3).fold_in(i)))
-            .map(f64::from)
-            .collect();
+        let values: Vec<f64> =
+            (0..5).flat_map(|i| tests.values(&y, Key::new(3).fold_in(i))).map(f64::from).collect();
         direct.push(mean(&values).0);
     }
     rows.push(("direct encoder".into(), show(&direct)));

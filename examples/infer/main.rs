@@ -69,7 +69,14 @@ fn main() -> std::process::ExitCode {
 
 impl Options {
     /// Trains a task's parameters with Adam in `dir/name` and returns them.
-    fn train(&self, name: &str, task: Arc<dyn FlatTask>, rate: f64, steps: u64, seed: u64) -> Result<Vec<f32>> {
+    fn train(
+        &self,
+        name: &str,
+        task: Arc<dyn FlatTask>,
+        rate: f64,
+        steps: u64,
+        seed: u64,
+    ) -> Result<Vec<f32>> {
         eprintln!("training {name}: {} parameters, {steps} steps", task.layout().len());
         let opt = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
         let learner = task_learner(task, Box::new(opt), steps, 1)?;

@@ -20,8 +20,14 @@ pub fn run(o: &Options) -> Result<()> {
     let theta = o.train("vae", Arc::new(Typed::new(task.clone())), 1e-3, steps, o.seed)?;
     let x = vae.test_set(1);
     let adam = Adam { epsilon_root: 0.0, ..Adam::new(5e-3) };
-    let config =
-        GapConfig { solver: &adam, steps: 2000, every: 100, key: Key::new(1 + o.seed), evaluations: 20, repeats: 21 };
+    let config = GapConfig {
+        solver: &adam,
+        steps: 2000,
+        every: 100,
+        key: Key::new(1 + o.seed),
+        evaluations: 20,
+        repeats: 21,
+    };
     eprintln!("Adam on {} posteriors", vae.len()[1]);
     let report = amortization_gap(&task, &theta, &x, &config);
     let mut rows = report.rows();

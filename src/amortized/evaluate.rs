@@ -185,13 +185,14 @@ impl GapReport {
         };
         let draw = |x: &dyn Fn(&SolverPoint) -> f64, label: &str, scale: Scale| {
             let line = |name: &str, points: &[SolverPoint]| {
-                let shown: Vec<&SolverPoint> = points.iter().filter(|p| x(p) > 0.0 || scale == Scale::Linear).collect();
+                let shown: Vec<&SolverPoint> =
+                    points.iter().filter(|p| x(p) > 0.0 || scale == Scale::Linear).collect();
                 let band = shown.iter().map(|p| (x(p), quantile(&p.values, 0.25), quantile(&p.values, 0.75)));
                 let means = shown.iter().map(|p| (x(p), self.normalized(&p.values)));
                 Series::line(name, means.collect()).with_band(band.collect())
             };
-            let end = self.cold.last().map_or(1.0, |p| x(p));
-            let begin = self.cold.get(1).map_or(0.0, |p| x(p));
+            let end = self.cold.last().map_or(1.0, x);
+            let begin = self.cold.get(1).map_or(0.0, x);
             let level = self.normalized(&self.prediction);
             let prediction = Series::line("prediction", vec![(begin, level), (end, level)]);
             Plot {

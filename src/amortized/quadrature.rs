@@ -117,6 +117,9 @@ mod tests {
     #[test]
     fn roots_are_found() {
         let r = roots(-4.0, 4.0, 100, |x| x * x * x - x);
-        assert!(r.iter().zip([-1.0f64, 0.0, 1.0]).all(|(a, b)| (a - b).abs() < 1e-12) && r.len() == 3, "{r:?}");
+        assert!(
+            r.iter().zip([-1.0f64, 0.0, 1.0]).all(|(a, b)| (a - b).abs() < 1e-12) && r.len() == 3,
+            "{r:?}"
+        );
     }
 }

@@ -137,7 +137,8 @@ impl<P: Problem, M: Model> AmortizedTask<P, M> {
         let dev = Cpu::default();
         let params = DynParams::<E, Cpu>::new(&dev, self.layout.clone(), theta);
         let x = contexts.iter().map(|x| E::of(*x)).collect::<Vec<E>>();
-        let x = dev.tensor_from_vec(x, (contexts.len() / self.problem.context_dim(), self.problem.context_dim()));
+        let x =
+            dev.tensor_from_vec(x, (contexts.len() / self.problem.context_dim(), self.problem.context_dim()));
         let iterates = self.model.predict(&self.problem, &Query { x: &x, key }, &params, NoneTape);
         iterates.iter().map(|y| outerloop_core::tensor::host_data(y).to_vec()).collect()
     }
@@ -239,4 +240,3 @@ impl<P: Problem, M: Model, E: Float, B: Backend<E>> Task<E, B> for AmortizedTask
         ops::scale(losses.reduce(|a, b| ops::add(a, &b)).expect("a model has an answer"), share)
     }
 }
-

@@ -21,12 +21,23 @@ impl GradientEstimator for TaskGradient {
         "task-grad".into()
     }
     fn describe(&self) -> String {
-        format!("task-grad(task={}, parameters={}, lanes={})", self.task.name(), self.task.layout().len(), self.lanes)
+        format!(
+            "task-grad(task={}, parameters={}, lanes={})",
+            self.task.name(),
+            self.task.layout().len(),
+            self.lanes
+        )
     }
     fn init(&self, _: &[f32], key: Key, _: &Workers) -> EstimatorState {
         EstimatorState { key, lanes: Vec::new() }
     }
-    fn estimate(&self, theta: &[f32], state: &mut EstimatorState, outer_step: u64, workers: &Workers) -> Estimate {
+    fn estimate(
+        &self,
+        theta: &[f32],
+        state: &mut EstimatorState,
+        outer_step: u64,
+        workers: &Workers,
+    ) -> Estimate {
         let mut keys: Vec<Key> =
             (0..self.lanes).map(|i| state.key.named("batches").fold_in(i as u64)).collect();
         let parts = workers.map(&mut keys, |worker, _, key| {
@@ -34,13 +45,15 @@ impl GradientEstimator for TaskGradient {
             let loss = evaluator.loss_and_grad(theta, &mut [], BatchKey::train(outer_step, *key), grad);
             (f64::from(loss), grad.to_vec())
         });
-        let finite: Vec<_> = parts.iter().filter(|(l, g)| l.is_finite() && g.iter().all(|g| g.is_finite())).collect();
+        let finite: Vec<_> =
+            parts.iter().filter(|(l, g)| l.is_finite() && g.iter().all(|g| g.is_finite())).collect();
         let share = 1.0 / finite.len().max(1) as f64;
         let mut grad = vec![0.0; theta.len()];
         for (_, g) in &finite {
             grad.iter_mut().zip(g.iter()).for_each(|(a, g)| *a += share as f32 * g);
         }
-        let mean_loss = if finite.is_empty() { f64::NAN } else { finite.iter().map(|p| p.0).sum::<f64>() * share };
+        let mean_loss =
+            if finite.is_empty() { f64::NAN } else { finite.iter().map(|p| p.0).sum::<f64>() * share };
         let lost = parts.len() - finite.len();
         if finite.is_empty() {
             // The learner leaves theta alone and counts the step.

@@ -355,8 +355,7 @@ pub(crate) fn derivative_along(
         return vec![0.0; params.len()];
     }
     let eps = 1e-6 * (norm(params) + 1e-3) / vn;
-    let mut moved =
-        |c: f64| grad_at(&params.iter().zip(v).map(|(p, v)| p + c * v).collect::<Vec<f64>>());
+    let mut moved = |c: f64| grad_at(&params.iter().zip(v).map(|(p, v)| p + c * v).collect::<Vec<f64>>());
     let (plus, base, minus) = (moved(eps), moved(0.0), moved(-eps));
     let diff =
         |a: &[f64], b: &[f64], h: f64| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| (a - b) / h).collect() };

@@ -130,7 +130,8 @@ pub fn fixed_point(case: &Case) -> Outcome {
     close(&mut errors, "slopes there", &slopes, case.get("derivative_at_fixed_points_f64"), 1e-9);
     close(&mut errors, "marker", &[figures::marked_fixed_point()], case.get("code_marker_f64"), 1e-9);
     let start = |v: &Value| (numbers(v)[0], array(v).len() - 1);
-    let (iterates, newton) = (case.get("fixed_point_iteration_from_3_f64"), case.get("newton_on_residual_from_3_f64"));
+    let (iterates, newton) =
+        (case.get("fixed_point_iteration_from_3_f64"), case.get("newton_on_residual_from_3_f64"));
     let ((a, n), (b, m)) = (start(iterates), start(newton));
     close(&mut errors, "iteration", &figures::iterate(a, n), iterates, 1e-9);
     close(&mut errors, "Newton", &figures::newton(b, m), newton, 1e-9);
@@ -219,7 +220,10 @@ pub fn loss_comparison(case: &Case) -> Outcome {
 pub fn control(case: &Case) -> Outcome {
     fn actions<E: Float>(case: &Case) -> Named<E> {
         let at: Vec<[E; 2]> = inputs::<E>(case.get("u")).into_iter().map(figures::control_q).collect();
-        vec![("Q".into(), at.iter().map(|q| q[0]).collect()), ("dQ".into(), at.iter().map(|q| q[1]).collect())]
+        vec![
+            ("Q".into(), at.iter().map(|q| q[0]).collect()),
+            ("dQ".into(), at.iter().map(|q| q[1]).collect()),
+        ]
     }
     fn policies<E: Float>(part: &Value, alpha: f64, kl: &str) -> Named<E> {
         let (mu, sigma): (Vec<E>, Vec<E>) = (inputs(get(part, "mu")), inputs(get(part, "sigma")));
@@ -276,7 +280,10 @@ pub fn maximum_entropy(case: &Case) -> Outcome {
             ("entropy".into(), entropy),
             ("entropy_clean".into(), clean),
             // The file has the gradient of the negative entropy.
-            ("grad_phi_step0".into(), maxent::entropy(&phi, maxent::Jacobian::Full).1.iter().map(|g| -*g).collect()),
+            (
+                "grad_phi_step0".into(),
+                maxent::entropy(&phi, maxent::Jacobian::Full).1.iter().map(|g| -*g).collect(),
+            ),
             ("phi".into(), path.concat()),
             ("phi_clean_final".into(), clean_path[updates].clone()),
         ];
@@ -291,7 +298,12 @@ pub fn maximum_entropy(case: &Case) -> Outcome {
     // f32 runs drift apart along the trajectory: ten observed gaps are no bound for another order of sums.
     for (path, got) in &single {
         let want = numbers(at(want, path));
-        errors.check_all(&format!("f32 {path}"), got, &want, f32_tolerance(gap_of(gaps, path), &want).max(1e-5));
+        errors.check_all(
+            &format!("f32 {path}"),
+            got,
+            &want,
+            f32_tolerance(gap_of(gaps, path), &want).max(1e-5),
+        );
     }
     let phi: Vec<f64> = inputs(case.get("phi0"));
     for (name, phi) in [("initial", &phi), ("final", &last)] {
@@ -301,7 +313,13 @@ pub fn maximum_entropy(case: &Case) -> Outcome {
             errors.check(&format!("{name} {field}"), got, want, 1e-8);
         }
     }
-    close(&mut errors, "continuous", &[maxent::continuous_entropy(&phi)], case.get("continuous_entropy_at_phi0_f64"), 1e-8);
+    close(
+        &mut errors,
+        "continuous",
+        &[maxent::continuous_entropy(&phi)],
+        case.get("continuous_entropy_at_phi0_f64"),
+        1e-8,
+    );
     let end = case.get("continuous_entropy_at_final_phi_f64");
     close(&mut errors, "continuous, end", &[maxent::continuous_entropy(&last)], end, 1e-8);
     errors.done()

@@ -108,7 +108,13 @@ pub fn pendulum(case: &Case) -> Outcome {
     let part = case.get("swing_up");
     let horizon = number(get(part, "horizon")) as usize;
     let cost = |u: &[f64]| rollout([PI, 0.0], u).total();
-    close(&mut errors, "zero cost", &[cost(&vec![0.0; horizon])], get(part, "cost_of_zero_actions_f64"), 1e-9);
+    close(
+        &mut errors,
+        "zero cost",
+        &[cost(&vec![0.0; horizon])],
+        get(part, "cost_of_zero_actions_f64"),
+        1e-9,
+    );
     let best = number(get(part, "best_known_cost_f64"));
     let actions = numbers(get(part, "best_known_actions_f64"));
     errors.check("best known cost", cost(&actions), best, 1e-9 * best);

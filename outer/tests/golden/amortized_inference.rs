@@ -5,7 +5,9 @@ use crate::amortized_models::{differentiate, put_tree, tensor};
 use crate::fixture::{array, get, Case, Errors, Outcome};
 use outerloop_amortized::inference::elbo::Likelihood;
 use outerloop_amortized::inference::encoding;
-use outerloop_amortized::inference::iterative::{prior, Decode, Encoding, Flow, Iterative, Parts, Share, Visit};
+use outerloop_amortized::inference::iterative::{
+    prior, Decode, Encoding, Flow, Iterative, Parts, Share, Visit,
+};
 use outerloop_amortized::inference::update::{Clamp, Rule, UpdateNet};
 use outerloop_amortized::net::{Act, Mlp};
 use outerloop_amortized::problem::Rows;
@@ -59,7 +61,11 @@ fn net_of<E: Float>(phi: &Value) -> (UpdateNet, Layout, Vec<E>) {
 
 /// The leaves of a tree by paths.
 fn leaves<E: Float>(tree: &Value, layout: &Layout) -> Vec<E> {
-    layout.entries().iter().flat_map(|e| crate::fixture::inputs(crate::amortized::at(tree, &e.name))).collect()
+    layout
+        .entries()
+        .iter()
+        .flat_map(|e| crate::fixture::inputs(crate::amortized::at(tree, &e.name)))
+        .collect()
 }
 
 pub fn filtering_update(case: &Case) -> Outcome {
@@ -153,7 +159,8 @@ where
         };
         let eps = array(case.get("eps")).iter().map(noise).collect();
         let likelihood = Likelihood::BernoulliFloor(1e-7);
-        let settings = Iterative { net, encoding, share: Share::BatchMean, flow: Flow::Iteration, likelihood };
+        let settings =
+            Iterative { net, encoding, share: Share::BatchMean, flow: Flow::Iteration, likelihood };
         Unroll { settings, layout, values, decoder, x: tensor(case.get("x")), eps }
     }
 

@@ -76,7 +76,13 @@ pub fn sparse(case: &Case) -> Outcome {
     let want = case.get("optimum_f64");
     let y: Vec<f64> = best.iter().flat_map(|b| b.1.y.clone()).collect();
     close(&mut errors, "optimum", &y, get(want, "y"), 1e-9);
-    close(&mut errors, "energy", &best.iter().map(|b| b.1.value).collect::<Vec<_>>(), get(want, "energy"), 1e-9);
+    close(
+        &mut errors,
+        "energy",
+        &best.iter().map(|b| b.1.value).collect::<Vec<_>>(),
+        get(want, "energy"),
+        1e-9,
+    );
     for (x, b) in &best {
         errors.check("optimality conditions", d.kkt_residual(x, &b.y), 0.0, 1e-12);
     }
@@ -99,7 +105,7 @@ where
     let alpha = setting(case.get("alpha"));
     let outputs = |q: &DynParams<E, Cpu>, m: Rec| {
         let (f, g) = (q.traced(0, (n, p), m), q.traced(1, (n, n), m));
-        lista(x.clone().put_tape(m), (&f, &g, &q.get(2, (n,))), layers)
+        lista(x.clone().put_tape(m), [&f, &g], &q.get(2, (n,)), layers)
     };
     let mut out = Vec::new();
     let apart = |y: Rows<E, Cpu, Rec>| ops::mean(ops::sum_axis1(ops::square(ops::sub(y, &target))));
@@ -111,7 +117,9 @@ where
     let last = |mut y: Vec<Rows<E, Cpu, Rec>>| y.pop().expect("at least one layer");
     add("reg", &|y| apart(last(y)));
     add("obj", &|y| ops::mean(energies(&x, last(y), &dictionary, alpha)));
-    add("reg_summed", &|y| y.into_iter().map(apart).reduce(|a, b| ops::add(a, &b)).expect("at least one layer"));
+    add("reg_summed", &|y| {
+        y.into_iter().map(apart).reduce(|a, b| ops::add(a, &b)).expect("at least one layer")
+    });
     let mut seen = Vec::new();
     differentiate(&layout, &values, |q, m| {
         let y = outputs(q, m);
@@ -154,7 +162,8 @@ pub fn maml(case: &Case) -> Outcome {
         let episodes: Vec<_> = support.into_iter().zip(query).map(|(s, q)| [s, q]).collect();
         let inner_lr = setting(case.get("inner_lr"));
         let inner_steps = number(case.get("inner_steps")) as usize;
-        let task = |order| SinusoidMaml { net: net.clone(), inner_lr, inner_steps, order, ..Default::default() };
+        let task =
+            |order| SinusoidMaml { net: net.clone(), inner_lr, inner_steps, order, ..Default::default() };
         let mut out = Vec::new();
         let orders = [
             (Order::Second, "meta_grad_second_order"),
@@ -174,8 +183,10 @@ pub fn maml(case: &Case) -> Outcome {
             w.copy_from_slice(&weights);
         });
         let task = task(Order::Second);
-        let adapted: Vec<_> =
-            episodes.iter().map(|[s, _]| task.adapt::<E, Cpu, NoneTape>(flat.clone(), s, Through::Stopped)).collect();
+        let adapted: Vec<_> = episodes
+            .iter()
+            .map(|[s, _]| task.adapt::<E, Cpu, NoneTape>(flat.clone(), s, Through::Stopped))
+            .collect();
         put_tree(&mut out, "adapted_task0", &layout, host_data(&adapted[0]));
         let loss = |w: &Tensor<(usize,), E, Cpu>, set| host_data(&net.mse(w, set))[0];
         let each = |f: &dyn Fn(usize) -> E| (0..episodes.len()).map(f).collect::<Vec<E>>();
@@ -227,7 +238,8 @@ fn draws_of(part: &Value, solver: &Oracle) -> Named<f64> {
     let gap: Vec<f64> = outputs.iter().zip(&target).map(|(y, t)| y - t).collect();
     let doubled: Vec<f64> = gap.iter().map(|g| 2.0 * g).collect();
     let solver = solver.clone();
-    let squared = oracle::function(move |x| solver(x).iter().zip(&target).map(|(y, t)| (y - t).powi(2)).sum());
+    let squared =
+        oracle::function(move |x| solver(x).iter().zip(&target).map(|(y, t)| (y - t).powi(2)).sum());
     let of_function = settings.draw(&values, &noise, &squared);
     vec![
         ("jacobian".into(), (0..outputs.len()).flat_map(|i| draws.vjp(&unit(i))).collect()),

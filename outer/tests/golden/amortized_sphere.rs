@@ -67,7 +67,8 @@ pub fn functions(case: &Case) -> Outcome {
         let f = SoftMin::new(&z, &alpha, gamma, form(name));
         let moved: Vec<_> = (0..6).map(|s| block(&f, &jittered(&x, s), part, "")).collect();
         check_conditioned(&mut errors, &block(&f, &x, part, ""), &moved, part);
-        let single = SoftMin::new(&rows::<f32>(case.get("z")), &inputs::<f32>(case.get("alpha")), gamma, form(name));
+        let single =
+            SoftMin::new(&rows::<f32>(case.get("z")), &inputs::<f32>(case.get("alpha")), gamma, form(name));
         let got = block(&single, &rows(case.get("x")), part, &format!("{name}/"));
         // Points at and near a component are beyond f32.
         let regular = |(path, v): (String, Vec<f32>)| {
@@ -158,7 +159,8 @@ fn trained(problem: &Sphere, batch_size: usize, looks: &[u64], seed: u64, mut lo
 
 /// Regrets of the network's predictions on functions, with their optima.
 fn regrets(problem: &Sphere, theta: &[f32], x: &[f64], best: &[f64]) -> Vec<f64> {
-    let task = AmortizedTask::new(problem.clone(), Full::default(), Training::default()).expect("valid settings");
+    let task =
+        AmortizedTask::new(problem.clone(), Full::default(), Training::default()).expect("valid settings");
     let y = task.predict::<f32>(theta, x, Key::new(0)).pop().expect("a prediction");
     let rows = x.chunks(problem.context_dim()).zip(y.chunks(3)).zip(best);
     rows.map(|((x, y), b)| {
@@ -215,7 +217,12 @@ pub fn training(case: &Case) -> Outcome {
         let of_models = number(get(want, "std")) * (1.0 / models as f64 + 0.1).sqrt();
         let of_functions = spread[i] * (1.0 / n as f64 + 1e-3).sqrt();
         let error = of_models.hypot(of_functions);
-        errors.check(&format!("regret after {step}"), moments(&found[i]).0, number(get(want, "mean")), 4.0 * error);
+        errors.check(
+            &format!("regret after {step}"),
+            moments(&found[i]).0,
+            number(get(want, "mean")),
+            4.0 * error,
+        );
     }
     errors.done()
 }
@@ -225,7 +232,8 @@ fn tutorial(errors: &mut Errors, want: &Value, functions: &Case) {
     let fixed: Vec<Vec<f64>> =
         z.iter().zip(alpha).map(|(z, a)| [inputs::<f64>(z), inputs::<f64>(a)].concat()).collect();
     let problem = Sphere { components: array(&alpha[0]).len(), gamma: number(functions.get("gamma")), fixed };
-    let best: Vec<f64> = array(functions.get("global_optimum")).iter().map(|o| number(get(o, "value_f64"))).collect();
+    let best: Vec<f64> =
+        array(functions.get("global_optimum")).iter().map(|o| number(get(o, "value_f64"))).collect();
     let (x, n) = (problem.fixed.concat(), best.len());
     let sums = get(want, "sum_loss_at_iteration");
     let looks = [10, 25, 50, 100];
@@ -241,9 +249,15 @@ fn tutorial(errors: &mut Errors, want: &Value, functions: &Case) {
     for (i, step) in looks.iter().enumerate() {
         let want = get(sums, &step.to_string());
         let error = number(get(want, "std")) * (0.1 + 1.0 / seeds as f64).sqrt();
-        errors.check(&format!("sum after {step}"), moments(&found[i]).0, number(get(want, "mean")), 4.0 * error);
+        errors.check(
+            &format!("sum after {step}"),
+            moments(&found[i]).0,
+            number(get(want, "mean")),
+            4.0 * error,
+        );
     }
-    let regret: Vec<f64> = found[looks.len() - 1].iter().map(|s| (s - best.iter().sum::<f64>()) / n as f64).collect();
+    let regret: Vec<f64> =
+        found[looks.len() - 1].iter().map(|s| (s - best.iter().sum::<f64>()) / n as f64).collect();
     let end = get(want, "mean_regret_after_100");
     let error = number(get(end, "std")) * (0.1 + 1.0 / seeds as f64).sqrt();
     errors.check("mean regret", moments(&regret).0, number(get(end, "mean")), 4.0 * error);

@@ -49,7 +49,8 @@ fn density<E: Float, B: Backend<E>, M: Mode<E, B>>(
     jacobian: Jacobian,
 ) -> (Vector<E, B, M>, Vector<E, B, M>) {
     let (n, dev) = (phi.shape().0, phi.device().clone());
-    let data = |v: Vec<f64>| -> Vector<E, B> { dev.tensor_from_vec(v.into_iter().map(E::of).collect(), (POINTS,)) };
+    let data =
+        |v: Vec<f64>| -> Vector<E, B> { dev.tensor_from_vec(v.into_iter().map(E::of).collect(), (POINTS,)) };
     let part = |i: usize| -> Tensor<Rank0, E, B, M> {
         ops::reshape(ops::columns(ops::reshape(phi.clone(), (1, n)), i, Const::<1>), ())
     };
@@ -147,7 +148,7 @@ where
         entropies.push(h);
         path.push(phi.clone());
         if t < updates {
-            phi.iter_mut().zip(grad).for_each(|(p, g)| *p = *p + E::of(step) * g);
+            phi.iter_mut().zip(grad).for_each(|(p, g)| *p += E::of(step) * g);
         }
     }
     (entropies, path)
@@ -173,9 +174,8 @@ pub fn continuous_entropy(phi: &[f64]) -> f64 {
         _ => return f64::NAN,
     };
     let log_v = |x: f64| -0.5 * ((x - phi[0]) / s).powi(2) + a * (b * x).sin();
-    let integral = |f: &dyn Fn(f64) -> f64| {
-        crate::quadrature::integrate(-5.0, 5.0, 0.1, |x| log_v(x).exp() * f(x))
-    };
+    let integral =
+        |f: &dyn Fn(f64) -> f64| crate::quadrature::integrate(-5.0, 5.0, 0.1, |x| log_v(x).exp() * f(x));
     let z = integral(&|_| 1.0);
     let mean = integral(&|x| x) / z;
     let var = integral(&|x| (x - mean).powi(2)) / z;

@@ -47,12 +47,19 @@ impl MainExample {
         let (s, c, tenth) = (x.sin(), x.cos(), E::of(0.1));
         let (u, slope) = match self {
             // u and ∂u/∂x
-            Self::Contour => (y - s - x * (E::of(1.0) + tenth * c), -(c + E::of(1.0) + tenth * c - tenth * x * s)),
+            Self::Contour => {
+                (y - s - x * (E::of(1.0) + tenth * c), -(c + E::of(1.0) + tenth * c - tenth * x * s))
+            }
             Self::Arrow => (y - s - x + tenth * c, -(c + E::of(1.0) + tenth * s)),
         };
         let [value, d, dd] = sigmoid(u * u / E::of(80.0));
         let along = u / E::of(40.0);
-        Point { value, grad_x: d * along * slope, grad_y: d * along, hess_yy: dd * along * along + d / E::of(40.0) }
+        Point {
+            value,
+            grad_x: d * along * slope,
+            grad_y: d * along,
+            hess_yy: dd * along * along + d / E::of(40.0),
+        }
     }
     /// The optimum of the contours, where the objective is ½.
     pub fn optimum<E: Float>(x: E) -> E {
@@ -88,7 +95,7 @@ pub fn fixed_points() -> Vec<f64> {
 /// is at most 5e-3.
 pub fn marked_fixed_point() -> f64 {
     let grid = (0..1000).map(|i| -5.0 + 10.0 * f64::from(i) / 999.0);
-    grid.filter(|y| (fixed_point_map(*y)[0] - y).abs() <= 5e-3).last().unwrap_or(f64::NAN)
+    grid.rev().find(|y| (fixed_point_map(*y)[0] - y).abs() <= 5e-3).unwrap_or(f64::NAN)
 }
 
 /// `steps` iterates `y ← g(y)` after `start`, which comes first.

@@ -79,7 +79,8 @@ fn discretized_logistic<E: Float, B: Backend<E>, M: Mode<E, B>>(
             out.iter_mut().zip(B::host(x).iter()).for_each(|(o, x)| *o = E::of(f(x.f64())));
         })
     };
-    let (first, last) = (of(&|x| f64::from(u8::from(x < half))), of(&|x| f64::from(u8::from(x > 1.0 - half))));
+    let (first, last) =
+        (of(&|x| f64::from(u8::from(x < half))), of(&|x| f64::from(u8::from(x > 1.0 - half))));
     let inner = of(&|x| f64::from(u8::from(x >= half && x <= 1.0 - half)));
     let up = ops::scale(ops::add(ops::neg(o.clone()), &ops::shift(x.clone(), half)), c);
     let down = ops::scale(ops::add(ops::neg(o), &ops::shift(x.clone(), -half)), c);
@@ -110,7 +111,10 @@ pub fn divergence_per_dim<E: Float, B: Backend<E>, M: Mode<E, B>>(
 }
 
 /// Every row `samples` times, one after the other.
-pub fn repeat_rows<E: Float, B: Backend<E>, M: Mode<E, B>>(x: Rows<E, B, M>, samples: usize) -> Rows<E, B, M> {
+pub fn repeat_rows<E: Float, B: Backend<E>, M: Mode<E, B>>(
+    x: Rows<E, B, M>,
+    samples: usize,
+) -> Rows<E, B, M> {
     if samples == 1 {
         return x;
     }
@@ -125,7 +129,10 @@ pub fn split<E: Float, B: Backend<E>, M: Mode<E, B>>(lambda: &Rows<E, B, M>) -> 
 }
 
 /// Samples `z = μ + e^{v/2} ε`, `[N S, Z]`, sample by sample within a row; `eps` `[N S, Z]`.
-pub fn sample<E: Float, B: Backend<E>, M: Mode<E, B>>(lambda: &Rows<E, B, M>, eps: &Rows<E, B>) -> Rows<E, B, M> {
+pub fn sample<E: Float, B: Backend<E>, M: Mode<E, B>>(
+    lambda: &Rows<E, B, M>,
+    eps: &Rows<E, B>,
+) -> Rows<E, B, M> {
     let samples = eps.shape().0 / lambda.shape().0.max(1);
     let [mu, v] = split(lambda);
     let spread = ops::exp(ops::scale(repeat_rows(v, samples), 0.5));

@@ -149,7 +149,8 @@ mod tests {
         let mut x = vec![0.0; problem.context_dim()];
         problem.context(Key::new(3), &mut x);
         let (predicted, seen) = problem.parts(&x);
-        let task = ContextTask { problem: problem.clone(), contexts: x.clone(), own: Vec::new(), start: Vec::new() };
+        let task =
+            ContextTask { problem: problem.clone(), contexts: x.clone(), own: Vec::new(), start: Vec::new() };
         let y = [0.3, -0.8, -1.0, 0.4];
         let bound = problem.model.marginal_bound(&seen, &diagonal(&y[..2], &y[2..]), &predicted).value;
         assert!((task.values(&y, Key::new(0))[0] + bound).abs() < 1e-10);

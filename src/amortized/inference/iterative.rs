@@ -133,7 +133,8 @@ impl Iterative {
         let last = eps.len() - 1;
         for (t, eps) in eps.iter().enumerate() {
             let is_last = t == last;
-            let bound = self.bound(x, &lambda, eps, (if is_last { parts.params } else { parts.early }, parts));
+            let bound =
+                self.bound(x, &lambda, eps, (if is_last { parts.params } else { parts.early }, parts));
             if is_last {
                 visits.push(Visit { lambda: lambda.clone(), elbo: bound, encoding: None });
                 break;
@@ -231,7 +232,10 @@ impl Iterative {
     }
 
     /// Probabilities and samples, averaged over the samples of a row.
-    fn means<E: Float, B: Backend<E>, M: Mode<E, B>>(&self, bound: &Elbo<E, B, M>) -> (Rows<E, B, M>, Rows<E, B, M>) {
+    fn means<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        bound: &Elbo<E, B, M>,
+    ) -> (Rows<E, B, M>, Rows<E, B, M>) {
         let (n, samples) = *bound.log_likelihood.shape();
         let p = ops::sigmoid(bound.output.clone());
         (mean_of_samples(p, n, samples), mean_of_samples(bound.z.clone(), n, samples))
@@ -249,7 +253,8 @@ fn mean_of_samples<E: Float, B: Backend<E>, M: Mode<E, B>>(
         return x;
     }
     // [N, S, D] as [S, N D], summed over rows.
-    let by_sample: Vec<u32> = (0..samples).flat_map(|s| (0..n).map(move |i| (i * samples + s) as u32)).collect();
+    let by_sample: Vec<u32> =
+        (0..samples).flat_map(|s| (0..n).map(move |i| (i * samples + s) as u32)).collect();
     let ordered = ops::reshape(ops::embedding(x, &by_sample), (samples, n * d));
     ops::reshape(ops::mean_axis0(ordered), (n, d))
 }

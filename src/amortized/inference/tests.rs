@@ -113,7 +113,8 @@ fn iterations_improve_the_bound_on_unseen_digits() {
     for (encoding, flow) in [(Encoding::Gradient, Flow::Horizon1), (Encoding::Error, Flow::Full)] {
         let net = UpdateNet::new(0, 24, 4);
         let vae = Vae { pixels: Pixels::Binarized, ..small() };
-        let inference = Iterative { net, encoding, share: Share::PerExample, flow, likelihood: vae.likelihood };
+        let inference =
+            Iterative { net, encoding, share: Share::PerExample, flow, likelihood: vae.likelihood };
         let task = IterativeTask::new(vae.clone(), inference, 3, 32);
         let flat = Arc::new(Typed::new(task.clone()));
         let opt = Box::new(Adam { epsilon_root: 0.0, ..Adam::new(3e-3) });

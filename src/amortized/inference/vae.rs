@@ -11,7 +11,8 @@ use crate::net::Mlp;
 use crate::problem::{Own, Problem, Query, Rows};
 use outerloop_core::ops;
 use outerloop_core::tensor::{
-    Backend, Cpu, DynParams, DynTree, Float, HasShape, Host, Mode, NoneTape, ParamTree, Rank0, Tensor, TensorFromVec,
+    Backend, Cpu, DynParams, DynTree, Float, HasShape, Host, Mode, NoneTape, ParamTree, Rank0, Tensor,
+    TensorFromVec,
 };
 use outerloop_core::{BatchKey, Error, Key, Layout, Result, Split, Task};
 use outerloop_tasks::data::{ImageData, Splits};
@@ -251,7 +252,8 @@ impl IterativeTask {
         let dev = Cpu::default();
         let params = DynParams::<f32, Cpu>::new(&dev, Arc::new(self.layout()), theta);
         let p = self.vae.context_dim();
-        let x = dev.tensor_from_vec(data.iter().map(|x| *x as f32).collect::<Vec<f32>>(), (data.len() / p, p));
+        let x =
+            dev.tensor_from_vec(data.iter().map(|x| *x as f32).collect::<Vec<f32>>(), (data.len() / p, p));
         let visits: Vec<Visit<f32, Cpu, NoneTape>> = self.visits((&x, key), iterations, (&params, &params));
         visits.iter().map(|v| f64::from(v.elbo.mean().as_vec()[0])).collect()
     }
@@ -292,7 +294,14 @@ impl<E: Float, B: Backend<E>> Task<E, B> for IterativeTask {
 
 /// The mean importance-weighted bound `log 1/K Σ p(x, zₖ)/q(zₖ|x)` of λ `[N, 2 Z]`, nats: at K = 1 the bound, and tighter
 /// with every sample (Burda et al. 2016, arXiv:1509.00519). In f64.
-pub fn importance_weighted(vae: &Vae, own: &[f64], data: &[f64], lambda: &[f64], samples: usize, key: Key) -> f64
+pub fn importance_weighted(
+    vae: &Vae,
+    own: &[f64],
+    data: &[f64],
+    lambda: &[f64],
+    samples: usize,
+    key: Key,
+) -> f64
 where
     Cpu: Host<f64>,
 {
@@ -306,9 +315,13 @@ where
     let mut logs = vec![Vec::with_capacity(samples); n];
     for s in 0..samples {
         let eps: Rows<f64, Cpu> = dev.normal_like((n, z), key.fold_in(s as u64));
-        let bound = elbo(&x, &lambda, &eps, |z| vae.decoder.forward(&params, 0, z), |x, o| {
-            vae.likelihood.log_density(x, o)
-        });
+        let bound = elbo(
+            &x,
+            &lambda,
+            &eps,
+            |z| vae.decoder.forward(&params, 0, z),
+            |x, o| vae.likelihood.log_density(x, o),
+        );
         let (fit, zs, e) = (bound.log_likelihood.as_vec(), bound.z.as_vec(), eps.as_vec());
         for i in 0..n {
             // log p(z) − log q(z|x) = Σ ½ (ε² + v − z²)

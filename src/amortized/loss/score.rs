@@ -66,7 +66,8 @@ mod tests {
     #[test]
     fn means_and_variances_are_those_of_the_closed_forms() {
         let h = Matrix::new(2, 2, vec![1.5, 0.4, 0.4, 0.7]);
-        let q = QuadraticLosses { h, m: Matrix::identity(2), w: Matrix::new(2, 2, vec![0.2, 1.1, -0.6, 0.4]) };
+        let q =
+            QuadraticLosses { h, m: Matrix::identity(2), w: Matrix::new(2, 2, vec![0.2, 1.1, -0.6, 0.4]) };
         let (x, sigma, n) = ([0.7, -1.2], 0.6, 20_000u64);
         let (y, _, g) = q.at(&x);
         let f = |y: &[f64]| {

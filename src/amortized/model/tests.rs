@@ -46,7 +46,8 @@ impl Problem for Decode {
 }
 
 fn check<M: Model>(problem: Decode, model: M, training: Training) {
-    let task = AmortizedTask::new(problem, model, Training { batch_size: 3, ..training }).expect("valid settings");
+    let task =
+        AmortizedTask::new(problem, model, Training { batch_size: 3, ..training }).expect("valid settings");
     check_task(&Typed::new(task.clone()), &Typed::new(task)).unwrap_or_else(|e| panic!("{e}"));
 }
 
@@ -87,7 +88,12 @@ fn a_stopped_gradient_is_first_order() {
         let flat: Box<dyn FlatTask<f64>> = Box::new(Typed::new(task));
         let theta = flat.init(Key::new(1)).data;
         let mut g = vec![0.0; theta.len()];
-        flat.evaluator().loss_and_grad(&theta, &mut [], outerloop_core::BatchKey::train(0, Key::new(0)), &mut g);
+        flat.evaluator().loss_and_grad(
+            &theta,
+            &mut [],
+            outerloop_core::BatchKey::train(0, Key::new(0)),
+            &mut g,
+        );
         g
     };
     let (exact, stopped) = (grad(Through::Exact), grad(Through::Stopped));
@@ -106,7 +112,12 @@ fn score_gradients_agree_with_the_objectives_in_expectation() {
         let flat: Box<dyn FlatTask<f64>> = Box::new(Typed::new(task));
         let theta = flat.init(Key::new(1)).data;
         let mut g = vec![0.0; theta.len()];
-        flat.evaluator().loss_and_grad(&theta, &mut [], outerloop_core::BatchKey::train(step, Key::new(0)), &mut g);
+        flat.evaluator().loss_and_grad(
+            &theta,
+            &mut [],
+            outerloop_core::BatchKey::train(step, Key::new(0)),
+            &mut g,
+        );
         g[..8].to_vec()
     };
     // The same contexts in each step: the difference is the estimate's error alone, plus bias of order σ².

@@ -134,7 +134,8 @@ impl Perturbed {
                 refuse("samples", format!("leaving one out needs at least 2, got {}", self.samples))
             }
             Variance::Antithetic if self.noise != Noise::Normal || self.samples % 2 == 1 => {
-                let why = format!("pairs need normal noise and an even number of samples, got {}", self.samples);
+                let why =
+                    format!("pairs need normal noise and an even number of samples, got {}", self.samples);
                 refuse("variance", why)
             }
             _ => Ok(()),

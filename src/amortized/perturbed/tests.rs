@@ -118,5 +118,7 @@ fn settings_out_of_range_are_refused() {
     let gumbel = Perturbed { noise: Noise::Gumbel, ..Default::default() };
     assert!(bad(Perturbed { kind: Kind::Multiplicative, ..gumbel }).contains("normal"));
     assert!(bad(Perturbed { variance: Variance::Antithetic, ..gumbel }).contains("pairs"));
-    assert!(bad(Perturbed { variance: Variance::LeaveOneOut, samples: 1, ..Default::default() }).contains("2"));
+    assert!(
+        bad(Perturbed { variance: Variance::LeaveOneOut, samples: 1, ..Default::default() }).contains("2")
+    );
 }

@@ -166,7 +166,7 @@ impl<E: Float> Lqr<E> {
             let u: Vec<E> = gain.apply(x).iter().map(|u| -*u).collect();
             let (value, grad) = self.q_value(x, &u);
             let row = Matrix::new(1, x.len(), x.clone());
-            sum.0 = sum.0 + E::of(share) * value;
+            sum.0 += E::of(share) * value;
             sum.1 = sum.1.plus(-share, &Matrix::column(&grad).mul(&row));
         }
         sum
@@ -213,9 +213,8 @@ impl Problem for LqrPolicy {
         let matrix = |m: &Matrix| -> Rows<E, B> {
             dev.tensor_from_vec(m.data.iter().map(|x| E::of(*x)).collect(), (m.rows, m.cols))
         };
-        let form = |z: Rows<E, B, M>, m: &Matrix| {
-            ops::sum_axis1(ops::mul(ops::matmul(z.clone(), &matrix(m)), &z))
-        };
+        let form =
+            |z: Rows<E, B, M>, m: &Matrix| ops::sum_axis1(ops::mul(ops::matmul(z.clone(), &matrix(m)), &z));
         let ahead = ops::matmul(at.x.clone(), &matrix(&self.0.a.t()));
         let next = ops::add(ops::matmul(y.clone(), &matrix(&self.0.b.t())), &ahead);
         let state = ops::sum_axis1(ops::mul(ops::matmul(at.x.clone(), &matrix(&self.0.q)), at.x));
@@ -225,7 +224,6 @@ impl Problem for LqrPolicy {
         Some(Optimum { y: self.0.optimal_action(context), value: self.0.optimal_cost(context) })
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -198,7 +198,8 @@ mod tests {
     fn all_orders_are_tasks() {
         let net = FlatNet { widths: vec![1, 5, 1], activation: Activation::Tanh };
         for inner_steps in [1, 2] {
-            let task = SinusoidMaml { net: net.clone(), inner_steps, points: 3, tasks: 2, ..Default::default() };
+            let task =
+                SinusoidMaml { net: net.clone(), inner_steps, points: 3, tasks: 2, ..Default::default() };
             check_task(&Typed::new(task.clone()), &Typed::new(task)).expect("the contract");
         }
     }

@@ -39,7 +39,16 @@ impl<E: Float> Rollout<E> {
 fn clip<E: Float>(x: E, bound: f64) -> (E, E) {
     let b = E::of(bound);
     let inside = if x >= -b && x <= b { E::of(1.0) } else { E::of(0.0) };
-    (if x > b { b } else if x < -b { -b } else { x }, inside)
+    (
+        if x > b {
+            b
+        } else if x < -b {
+            -b
+        } else {
+            x
+        },
+        inside,
+    )
 }
 
 /// `θ − 2π floor((θ + π)/(2π))`

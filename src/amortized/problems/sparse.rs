@@ -77,7 +77,11 @@ impl<E: Float> Dictionary<E> {
         for i in 0..steps {
             let y = self.step(x, &z);
             let next = (E::of(1.0) + (E::of(1.0) + E::of(4.0) * t * t).sqrt()) / E::of(2.0);
-            z = y.iter().zip(&path[i]).map(|(y, before)| *y + (t - E::of(1.0)) / next * (*y - *before)).collect();
+            z = y
+                .iter()
+                .zip(&path[i])
+                .map(|(y, before)| *y + (t - E::of(1.0)) / next * (*y - *before))
+                .collect();
             t = next;
             path.push(y);
         }
@@ -133,7 +137,8 @@ impl Dictionary<f64> {
 /// `beta` `[D]`.
 pub fn lista<E: Float, B: Backend<E>, M: Mode<E, B>>(
     x: Rows<E, B, M>,
-    (f, g, beta): (&Rows<E, B, M>, &Rows<E, B, M>, &Tensor<(usize,), E, B>),
+    [f, g]: [&Rows<E, B, M>; 2],
+    beta: &Tensor<(usize,), E, B>,
     layers: usize,
 ) -> Vec<Rows<E, B, M>> {
     let bare = |t: Rows<E, B, M>| t.split_tape().0;
@@ -218,7 +223,8 @@ impl Problem for SparseCoding {
         let mut code = vec![0.0; self.dim()];
         key.named("size").fill_normal(&mut code);
         let mut rng = key.named("support").rng();
-        code.iter_mut().for_each(|c| *c *= f64::from(u8::from(rand::Rng::gen::<f64>(&mut rng) < self.density)));
+        code.iter_mut()
+            .for_each(|c| *c *= f64::from(u8::from(rand::Rng::gen::<f64>(&mut rng) < self.density)));
         key.named("noise").fill_normal(out);
         out.iter_mut().zip(self.dictionary.d.apply(&code)).for_each(|(o, d)| *o = d + 0.05 * *o);
     }
@@ -266,7 +272,7 @@ impl Model for Lista {
     ) -> Vec<Rows<E, B, M>> {
         let (p, n) = (self.dictionary.d.rows, self.dictionary.d.cols);
         let (f, g) = (params.traced(0, (n, p), m), params.traced(1, (n, n), m));
-        lista(at.x.clone().put_tape(m), (&f, &g, &params.get(2, (n,))), self.layers)
+        lista(at.x.clone().put_tape(m), [&f, &g], &params.get(2, (n,)), self.layers)
     }
 }
 

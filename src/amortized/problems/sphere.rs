@@ -98,7 +98,15 @@ impl<E: Float> SoftMin<E> {
     /// Everything at `x`, of any length but 0.
     pub fn at(&self, x: &[E]) -> SphereValue<E> {
         let (y, one) = (project(x), E::of(1.0));
-        let clip = |t: E| if t > one { one } else if t < -one { -one } else { t };
+        let clip = |t: E| {
+            if t > one {
+                one
+            } else if t < -one {
+                -one
+            } else {
+                t
+            }
+        };
         let t: Vec<E> = self.z.iter().map(|z| clip(dot(z, &y))).collect();
         let distance: Vec<E> = t.iter().map(|t| t.acos()).collect();
         let parts: Vec<[E; 2]> = t.iter().zip(&distance).map(|(t, d)| cost(*t, *d, self.form)).collect();
@@ -106,7 +114,7 @@ impl<E: Float> SoftMin<E> {
         let (value, weights) = self.soft_min(&c);
         let mut euclidean = vec![E::of(0.0); y.len()];
         for ((z, p), w) in self.z.iter().zip(&parts).zip(&weights) {
-            euclidean.iter_mut().zip(z).for_each(|(g, z)| *g = *g + *w * p[1] * *z);
+            euclidean.iter_mut().zip(z).for_each(|(g, z)| *g += *w * p[1] * *z);
         }
         let through_projection = project_vjp(x, &euclidean);
         let norm = dot(x, x).sqrt();
@@ -180,7 +188,9 @@ impl SoftMin<f64> {
     /// A Newton step in the tangent plane, its Hessian by differences of the gradient.
     fn newton(&self, y: &[f64]) -> Vec<f64> {
         let basis = tangents(y);
-        let at = |a: f64, b: f64| -> Vec<f64> { (0..3).map(|k| y[k] + a * basis[0][k] + b * basis[1][k]).collect() };
+        let at = |a: f64, b: f64| -> Vec<f64> {
+            (0..3).map(|k| y[k] + a * basis[0][k] + b * basis[1][k]).collect()
+        };
         let slope = |a: f64, b: f64| {
             let g = self.at(&at(a, b)).through_projection;
             [dot(&g, &basis[0]), dot(&g, &basis[1])]

@@ -136,15 +136,18 @@ impl<S: Shape, E: Float, B: Backend<E>> Gradient<S, E, B> {
     fn second(&self, v: &[E], active: &[&Tensor<(usize,), E, B>]) -> Vec<Vec<E>> {
         let mut ids = vec![unique_id(&self.y)];
         ids.extend(active.iter().map(|d| unique_id(*d)));
-        let zeros: Vec<Vec<E>> =
-            active.iter().map(|d| vec![E::of(0.0); d.shape().num_elements()]).collect();
+        let zeros: Vec<Vec<E>> = active.iter().map(|d| vec![E::of(0.0); d.shape().num_elements()]).collect();
         let mut along: Vec<&[E]> = vec![v];
         along.extend(zeros.iter().map(|z| &z[..]));
         let r = record_hvp(&ids, &along, |m| (self.f)(self.y.clone().put_tape(m), m));
         match r.hvp {
             Some(parts) => {
                 let lengths = std::iter::once(v.len()).chain(zeros.iter().map(Vec::len));
-                parts.into_iter().zip(lengths).map(|(p, n)| p.unwrap_or_else(|| vec![E::of(0.0); n])).collect()
+                parts
+                    .into_iter()
+                    .zip(lengths)
+                    .map(|(p, n)| p.unwrap_or_else(|| vec![E::of(0.0); n]))
+                    .collect()
             }
             None => self.second_by_differences(v, active),
         }
@@ -165,7 +168,10 @@ impl<S: Shape, E: Float, B: Backend<E>> Gradient<S, E, B> {
         if lengths.is_empty() {
             // v = 0: nothing was evaluated.
             let zeros = |n| vec![E::of(0.0); n];
-            return std::iter::once(v.len()).chain(active.iter().map(|d| d.shape().num_elements())).map(zeros).collect();
+            return std::iter::once(v.len())
+                .chain(active.iter().map(|d| d.shape().num_elements()))
+                .map(zeros)
+                .collect();
         }
         let mut at = 0;
         let part = |n: &usize| {
@@ -198,7 +204,8 @@ impl<S: Shape, E: Float, B: Backend<E>> Gradient<S, E, B> {
                     let own = parts.next().expect("y comes first");
                     let targets = dx.iter_mut().enumerate().filter_map(|(i, d)| Some((i, d.as_mut()?)));
                     for (i, d) in targets {
-                        let part = if i == 0 { own.clone() } else { parts.next().expect("one per active input") };
+                        let part =
+                            if i == 0 { own.clone() } else { parts.next().expect("one per active input") };
                         d.iter_mut().zip(&part).for_each(|(d, p)| *d += *p);
                     }
                 })

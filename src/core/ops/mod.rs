@@ -48,8 +48,8 @@ pub use dense_net::{DenseNet, Elementwise, Head, Rows};
 pub use gradient::{gradient, handle, stop_gradient, value_and_gradient, Through};
 pub use loss::{mse, sigmoid_cross_entropy};
 pub use map::{
-    abs, affine, clip, cos, elu, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu, shift,
-    sigmoid, silu, sin, softplus, sqrt, square, tanh,
+    abs, affine, clip, cos, elu, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu,
+    shift, sigmoid, silu, sin, softplus, sqrt, square, tanh,
 };
 pub use matmul::{batch_matmul, batch_matmul_transposed, matmul};
 pub use norm::{batch_norm, layer_norm, softmax, NORM_EPS};

@@ -129,7 +129,8 @@ fn losses_that_hold_gradients_are_differentiated() {
 
 #[test]
 fn a_stopped_gradient_is_data() {
-    let (exact, stopped) = (find::<f64>(How::Exact, |_| 0.0, &[1.0; 20]), find::<f64>(How::Stopped, |_| 0.0, &[1.0; 20]));
+    let (exact, stopped) =
+        (find::<f64>(How::Exact, |_| 0.0, &[1.0; 20]), find::<f64>(How::Stopped, |_| 0.0, &[1.0; 20]));
     assert_eq!(exact.loss, stopped.loss);
     assert!(exact.grad.iter().zip(&stopped.grad).any(|(a, b)| (a - b).abs() > 1e-3));
     // y₁ = y₀ − g with g data: the adjoint passes unchanged, so dL/dw = ∂energy/∂w at the adapted weights.
