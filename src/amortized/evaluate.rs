@@ -191,8 +191,8 @@ impl GapReport {
                 let means = shown.iter().map(|p| (x(p), self.normalized(&p.values)));
                 Series::line(name, means.collect()).with_band(band.collect())
             };
-            let end = self.cold.last().map_or(1.0, |p| x(p));
-            let begin = self.cold.get(1).map_or(0.0, |p| x(p));
+            let end = self.cold.last().map_or(1.0, x);
+            let begin = self.cold.get(1).map_or(0.0, x);
             let level = self.normalized(&self.prediction);
             let prediction = Series::line("prediction", vec![(begin, level), (end, level)]);
             Plot {

@@ -114,7 +114,7 @@ impl<E: Float> Matrix<E> {
             for j in 0..m {
                 x.data.swap(k * m + j, pivot * m + j);
             }
-            log_det = log_det + a.at(k, k).abs().ln();
+            log_det += a.at(k, k).abs().ln();
             for i in k + 1..n {
                 let f = a.at(i, k) / a.at(k, k);
                 for j in k..n {

@@ -105,7 +105,7 @@ where
     let alpha = setting(case.get("alpha"));
     let outputs = |q: &DynParams<E, Cpu>, m: Rec| {
         let (f, g) = (q.traced(0, (n, p), m), q.traced(1, (n, n), m));
-        lista(x.clone().put_tape(m), (&f, &g, &q.get(2, (n,))), layers)
+        lista(x.clone().put_tape(m), [&f, &g], &q.get(2, (n,)), layers)
     };
     let mut out = Vec::new();
     let apart = |y: Rows<E, Cpu, Rec>| ops::mean(ops::sum_axis1(ops::square(ops::sub(y, &target))));

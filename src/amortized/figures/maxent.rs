@@ -148,7 +148,7 @@ where
         entropies.push(h);
         path.push(phi.clone());
         if t < updates {
-            phi.iter_mut().zip(grad).for_each(|(p, g)| *p = *p + E::of(step) * g);
+            phi.iter_mut().zip(grad).for_each(|(p, g)| *p += E::of(step) * g);
         }
     }
     (entropies, path)

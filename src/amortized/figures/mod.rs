@@ -95,7 +95,7 @@ pub fn fixed_points() -> Vec<f64> {
 /// is at most 5e-3.
 pub fn marked_fixed_point() -> f64 {
     let grid = (0..1000).map(|i| -5.0 + 10.0 * f64::from(i) / 999.0);
-    grid.filter(|y| (fixed_point_map(*y)[0] - y).abs() <= 5e-3).last().unwrap_or(f64::NAN)
+    grid.rev().find(|y| (fixed_point_map(*y)[0] - y).abs() <= 5e-3).unwrap_or(f64::NAN)
 }
 
 /// `steps` iterates `y ← g(y)` after `start`, which comes first.

@@ -71,7 +71,7 @@ impl<E: Float> QuadraticLosses<E> {
                 (dot(&gap, &gap), Matrix::column(&gap).scaled(2.0).mul(&row)),
             ];
             for (sum, (loss, grad)) in sums.iter_mut().zip(parts) {
-                sum.0 = sum.0 + E::of(share) * loss;
+                sum.0 += E::of(share) * loss;
                 sum.1 = sum.1.plus(share, &grad);
             }
         }

@@ -166,7 +166,7 @@ impl<E: Float> Lqr<E> {
             let u: Vec<E> = gain.apply(x).iter().map(|u| -*u).collect();
             let (value, grad) = self.q_value(x, &u);
             let row = Matrix::new(1, x.len(), x.clone());
-            sum.0 = sum.0 + E::of(share) * value;
+            sum.0 += E::of(share) * value;
             sum.1 = sum.1.plus(-share, &Matrix::column(&grad).mul(&row));
         }
         sum

@@ -137,7 +137,8 @@ impl Dictionary<f64> {
 /// `beta` `[D]`.
 pub fn lista<E: Float, B: Backend<E>, M: Mode<E, B>>(
     x: Rows<E, B, M>,
-    (f, g, beta): (&Rows<E, B, M>, &Rows<E, B, M>, &Tensor<(usize,), E, B>),
+    [f, g]: [&Rows<E, B, M>; 2],
+    beta: &Tensor<(usize,), E, B>,
     layers: usize,
 ) -> Vec<Rows<E, B, M>> {
     let bare = |t: Rows<E, B, M>| t.split_tape().0;
@@ -271,7 +272,7 @@ impl Model for Lista {
     ) -> Vec<Rows<E, B, M>> {
         let (p, n) = (self.dictionary.d.rows, self.dictionary.d.cols);
         let (f, g) = (params.traced(0, (n, p), m), params.traced(1, (n, n), m));
-        lista(at.x.clone().put_tape(m), (&f, &g, &params.get(2, (n,))), self.layers)
+        lista(at.x.clone().put_tape(m), [&f, &g], &params.get(2, (n,)), self.layers)
     }
 }
 

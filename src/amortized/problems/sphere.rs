@@ -114,7 +114,7 @@ impl<E: Float> SoftMin<E> {
         let (value, weights) = self.soft_min(&c);
         let mut euclidean = vec![E::of(0.0); y.len()];
         for ((z, p), w) in self.z.iter().zip(&parts).zip(&weights) {
-            euclidean.iter_mut().zip(z).for_each(|(g, z)| *g = *g + *w * p[1] * *z);
+            euclidean.iter_mut().zip(z).for_each(|(g, z)| *g += *w * p[1] * *z);
         }
         let through_projection = project_vjp(x, &euclidean);
         let norm = dot(x, x).sqrt();
