@@ -273,4 +273,32 @@ mod tests {
         assert!((b.mass - 0.5).abs() < 1e-12);
         assert!((b.first[1] / b.mass - (3.0 - 0.3 * (2.0 / PI).sqrt())).abs() < 1e-11);
     }
+
+    /// Against an independent program's quadrature of the same posterior, to its 1e-5.
+    #[test]
+    #[ignore = "takes ten seconds; golden kind L checks the same"]
+    fn evidence_and_moments_are_those_of_another_program() {
+        let x = [
+            0.701230168,
+            -2.6953392,
+            0.425862134,
+            -3.62777281,
+            0.245329201,
+            -3.77535486,
+            0.760143578,
+            -1.95810008,
+        ];
+        let exact = slcp_posterior(
+            &x.map(|x: f64| f64::from(x as f32)),
+            Resolution::default(),
+            &Workers::new(2).unwrap(),
+        );
+        assert!((exact.log_evidence - -12.388_801_862).abs() < 1e-5, "{}", exact.log_evidence);
+        let mean = [0.677859962, -2.410591063, 0.629428274, 1.179803035, 1.612743479];
+        let var = [0.044401339, 0.391951883, 0.034358639, 0.110466656, 0.569569924];
+        for k in 0..5 {
+            assert!((exact.mean[k] - mean[k]).abs() < 1e-5, "{k}: {:?}", exact.mean);
+            assert!((exact.cov[k][k] - var[k]).abs() < 1e-5, "{k}: {:?}", exact.cov);
+        }
+    }
 }
