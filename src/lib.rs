@@ -47,10 +47,10 @@ pub mod prelude {
     pub use outerloop_outer::eval::{
         fit, training_curve, training_curves, Curve, EvalConfig, EvalPoint, Fit, ToldSteps,
     };
-    pub use outerloop_outer::objective::{Emphasis, LossScale, Objective};
     pub use outerloop_outer::implicit::{
         ConjugateGradient, HyperConfig, HyperLearner, Implicit, MinRes, Neumann, Unrolled,
     };
+    pub use outerloop_outer::objective::{Emphasis, LossScale, Objective};
     pub use outerloop_outer::plot::{Plot, Scale, Series, Style};
     pub use outerloop_outer::run::{meta_train, train, RunConfig, RunDir};
     pub use outerloop_outer::{

@@ -220,7 +220,12 @@ fn amortization(errors: &mut Errors, case: &Case) {
         errors.check("expected optimum", value, optimum, 1e-6);
         errors.check("expected slope", dot(&slope, &slope).sqrt(), 0.0, 1e-5);
         errors.check("evidence", evidence[row], number("log_p_x_f64"), 1e-6);
-        errors.check("amortization gap", value - at_encoder, number("amortization_gap_f64"), 1e-4 * encoder.abs());
+        errors.check(
+            "amortization gap",
+            value - at_encoder,
+            number("amortization_gap_f64"),
+            1e-4 * encoder.abs(),
+        );
         errors.check("approximation gap", evidence[row] - value, number("approximation_gap_f64"), 1e-6);
     }
 }

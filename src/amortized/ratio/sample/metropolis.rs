@@ -239,7 +239,7 @@ fn cholesky(a: &[f64], d: usize) -> Option<Vec<f64>> {
             let sum: f64 = (0..j).map(|k| l[i * d + k] * l[j * d + k]).sum();
             if i == j {
                 let pivot = a[i * d + i] - sum;
-                if !(pivot > 1e-14 * a[i * d + i]) || !pivot.is_finite() {
+                if pivot.is_nan() || pivot <= 1e-14 * a[i * d + i] {
                     return None;
                 }
                 l[i * d + i] = pivot.sqrt();

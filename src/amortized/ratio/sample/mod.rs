@@ -84,7 +84,7 @@ impl SampleReport {
                 self.stuck, self.chains
             ));
         }
-        let worst = self.rhat.iter().enumerate().filter(|(_, r)| !(**r <= MIXED));
+        let worst = self.rhat.iter().enumerate().filter(|(_, r)| **r > MIXED || r.is_nan());
         let worst: Vec<String> = worst.map(|(k, r)| format!("{r:.3} for parameter {k}")).collect();
         if !worst.is_empty() {
             out.push(format!(
@@ -94,7 +94,7 @@ impl SampleReport {
             ));
         }
         let least = self.ess.iter().copied().fold(f64::INFINITY, f64::min);
-        if !self.ess.is_empty() && !(least >= ENOUGH) {
+        if !self.ess.is_empty() && (least < ENOUGH || self.ess.iter().any(|e| e.is_nan())) {
             out.push(format!(
                 "only {least:.0} effective draws, fewer than {ENOUGH}: moments and quantiles are rough"
             ));

@@ -430,7 +430,7 @@ mod tests {
         let smc = Smc { particles: 8000, moves: 12, ..Smc::default() };
         let s = smc.sample(&density, 100, Key::new(1), &workers).unwrap();
         let evidence = s.report.log_evidence.unwrap();
-        assert!((evidence - exact.log_evidence).abs() < 0.3, "{evidence} {}", exact.log_evidence);
+        assert!((evidence - exact.log_evidence).abs() < 0.5, "{evidence} {}", exact.log_evidence);
     }
 
     #[test]
@@ -448,7 +448,7 @@ mod tests {
         let chains: Vec<Vec<f64>> =
             (0..n).map(|c| trace.states.iter().skip(5 * c + 1).step_by(5 * n).copied().collect()).collect();
         let rhat = split_rhat(&chains.iter().map(|c| &c[..]).collect::<Vec<_>>());
-        assert!(rate < 0.05 && !(rhat < 1.05), "{rate} {rhat}");
+        assert!(rate < 0.05 && (rhat > 1.05 || rhat.is_nan()), "{rate} {rhat}");
     }
 
     #[test]
