@@ -35,7 +35,7 @@ pub enum Memory {
 
 /// Bytes for linearizations of the recorded steps of a segment, beside the states: each saves the backward sweep
 /// the forward pass and the gradient of a step.
-const LINEARIZATIONS: usize = 64 << 20;
+const LINEARIZATIONS: usize = 8 << 20;
 
 impl Memory {
     /// Distance between remembered states for `steps` steps of states of `state_bytes` bytes.
