@@ -192,7 +192,7 @@ pub fn distill(options: &Options) -> Result<()> {
         table.row([name.to_string(), percent(accuracy), format!("{:.3}", done.losses(&w)?[1])]);
     }
     picture(&dir, "Ten images are learned", &[("learned images", &done)])?;
-    write_atomic(&dir.join("images.svg"), images_svg(&learned, 8).as_bytes())?;
+    write_atomic(dir.join("images.svg"), images_svg(&learned, 8).as_bytes())?;
     table.save(&dir)
 }
 

@@ -109,7 +109,7 @@ impl Table {
         let body: String = self.rows[1..].iter().map(line).collect();
         let text = format!("# {}\n\n{}|{rule}|\n{body}", self.title, line(&self.rows[0]));
         println!("{text}");
-        write_atomic(&dir.join("table.md"), text.as_bytes())?;
+        write_atomic(dir.join("table.md"), text.as_bytes())?;
         println!("written to {}", dir.display());
         Ok(())
     }

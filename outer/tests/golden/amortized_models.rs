@@ -15,6 +15,9 @@ use outerloop_core::{Float, Layout};
 use serde_json::Value;
 use std::sync::Arc;
 
+/// A loss of the layers' outputs.
+type LossOf<'a, E> = &'a dyn Fn(Vec<Rows<E, Cpu, Rec>>) -> Tensor<Rank0, E, Cpu, Rec>;
+
 /// A scalar of parameters on the tape, and its gradient leaf by leaf.
 pub fn differentiate<E: Float>(
     layout: &Layout,
@@ -109,7 +112,7 @@ where
     };
     let mut out = Vec::new();
     let apart = |y: Rows<E, Cpu, Rec>| ops::mean(ops::sum_axis1(ops::square(ops::sub(y, &target))));
-    let mut add = |name: &str, f: &dyn Fn(Vec<Rows<E, Cpu, Rec>>) -> Tensor<Rank0, E, Cpu, Rec>| {
+    let mut add = |name: &str, f: LossOf<'_, E>| {
         let (loss, grad) = differentiate(&layout, &values, |q, m| f(outputs(q, m)));
         put(&mut out, format!("loss_{name}"), vec![loss]);
         put_tree(&mut out, &format!("grad_{name}"), &layout, &grad);

@@ -20,6 +20,9 @@ use serde_json::Value;
 use std::f64::consts::PI;
 use std::sync::Arc;
 
+/// Data, λ and noise.
+type Sampled<'a, E, M> = (&'a Rows<E, Cpu>, &'a Rows<E, Cpu, M>, &'a Rows<E, Cpu>);
+
 /// Encoder tensors come first, six of them.
 const THETA: usize = 6;
 
@@ -101,7 +104,7 @@ where
     fn bound<M: Mode<E, Cpu>>(
         &self,
         p: &DynParams<E, Cpu>,
-        (x, lambda, eps): (&Rows<E, Cpu>, &Rows<E, Cpu, M>, &Rows<E, Cpu>),
+        (x, lambda, eps): Sampled<'_, E, M>,
     ) -> Elbo<E, Cpu, M> {
         elbo(x, lambda, eps, |z| self.decoder.forward(p, THETA, z), |x, o| self.density(p, x, o))
     }

@@ -11,6 +11,9 @@ use outerloop_tasks::data::{digits, Splits};
 use outerloop_tasks::image::MlpTask;
 use serde_json::Value;
 
+/// A loss of a curve at a step.
+type OfCurve<'a> = &'a dyn Fn(&Curve, u64) -> f64;
+
 pub fn celo_curves(case: &Case) -> Outcome {
     run(case).unwrap_or_else(|outcome| outcome)
 }
@@ -69,7 +72,7 @@ fn run(case: &Case) -> Result<Outcome, Outcome> {
         let batch = |c: &Curve, t: u64| f64::from(c.train[t as usize]);
         let full =
             |c: &Curve, t: u64| c.evals.iter().find(|e| e.step == t).map_or(f64::NAN, |e| f64::from(e.loss));
-        let of: [(&str, &dyn Fn(&Curve, u64) -> f64); 2] = [("batch_loss", &batch), ("full_loss", &full)];
+        let of: [(&str, OfCurve<'_>); 2] = [("batch_loss", &batch), ("full_loss", &full)];
         for (kind, of) in of {
             let band = get(entry, kind);
             let (mean, std) = (numbers(get(band, "mean")), numbers(get(band, "std")));

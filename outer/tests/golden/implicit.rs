@@ -49,7 +49,7 @@ impl Data {
     }
 
     fn tensor<E: Float, B: Backend<E>>(dev: &B, x: &[f64], rows: usize) -> Tensor<(usize, usize), E, B> {
-        let columns = if rows == 0 { 0 } else { x.len() / rows };
+        let columns = x.len().checked_div(rows).unwrap_or(0);
         dev.filled((rows, columns), |out| out.iter_mut().zip(x).for_each(|(o, x)| *o = E::of(*x)))
     }
 

@@ -55,7 +55,7 @@ pub fn slcp_likelihood(case: &Case) -> Outcome {
             let cov = [m.cov[0], m.cov[1], m.cov[1], m.cov[2]];
             let want = numbers(get(c, &format!("cov_{name}_f64")));
             e.check_all(&format!("case {i} covariance {name}"), &cov, &want, 1e-12);
-            if let Some(want) = c.get(&format!("chol_{name}_f64")).map(numbers) {
+            if let Some(want) = c.get(format!("chol_{name}_f64")).map(numbers) {
                 let chol = [m.chol[0], 0.0, m.chol[1], m.chol[2]];
                 if want.iter().all(|w| w.is_finite()) {
                     e.check_all(&format!("case {i} factor {name}"), &chol, &want, 1e-12);

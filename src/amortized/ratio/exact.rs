@@ -30,10 +30,8 @@ impl ExactPosterior {
     pub fn signed(&self) -> ([f64; 5], [[f64; 5]; 5]) {
         let (mut mean, mut cov) = (self.mean, self.cov);
         for k in [2, 3] {
-            for i in 0..5 {
-                cov[k][i] = 0.0;
-                cov[i][k] = 0.0;
-            }
+            cov[k].fill(0.0);
+            cov.iter_mut().for_each(|row| row[k] = 0.0);
             cov[k][k] = self.cov[k][k] + self.mean[k] * self.mean[k];
             mean[k] = 0.0;
         }

@@ -194,7 +194,7 @@ impl<S: Shape, E: Float, B: Backend<E>> Gradient<S, E, B> {
             }
             r.wide |= is_rough;
             // Tangents would need third derivatives.
-            r.foreign |= r.tangents.is_some();
+            r.foreign |= r.tangents.is_some() || r.nodes.is_some();
             r.holds_gradient = true;
             r.push(out_id, move |grads| {
                 B::with_grads(grads, &out, &inputs, &active, |dy, dx| {

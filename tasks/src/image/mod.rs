@@ -41,7 +41,10 @@ fn error_rate<E: Float>(logits: &[E], labels: &[u32]) -> Vec<Metric> {
     let classes = logits.len() / labels.len().max(1);
     let is_wrong = |(row, label): (&[E], &u32)| {
         let own = row[*label as usize];
-        let beats = |(class, x): (usize, &E)| class != *label as usize && !(*x < own);
+        // Whatever is not below it, NaN too.
+        let beats = |(class, x): (usize, &E)| {
+            class != *label as usize && x.partial_cmp(&own) != Some(std::cmp::Ordering::Less)
+        };
         row.iter().enumerate().any(beats)
     };
     let wrong = logits.chunks_exact(classes.max(1)).zip(labels).filter(|(r, l)| is_wrong((r, l))).count();

@@ -196,9 +196,9 @@ impl Walk {
         let (d, s) = (self.d, self.log_scale.exp());
         let mut out = theta.to_vec();
         for (t, z) in out.chunks_exact_mut(d).zip(z.chunks_exact(d)) {
-            for k in 0..d {
-                let row = &self.factor[k * d..k * d + k + 1];
-                t[k] += s * row.iter().zip(z).map(|(l, z)| l * z).sum::<f64>();
+            // The factor is lower triangular.
+            for (k, (t, row)) in t.iter_mut().zip(self.factor.chunks_exact(d)).enumerate() {
+                *t += s * row[..=k].iter().zip(z).map(|(l, z)| l * z).sum::<f64>();
             }
         }
         out

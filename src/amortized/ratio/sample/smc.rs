@@ -184,11 +184,11 @@ impl Population<'_> {
         let always = rng.gen_range(0..d);
         let start = out.len();
         let mut moved = 0;
-        for k in 0..d {
+        for (k, own) in row.iter().enumerate().take(d) {
             let is_moved = k == always || rng.gen::<f64>() < share;
             let [at_a, at_b] = [a, b].map(|i| self.chains.theta[i * d + k] - self.centre[k]);
             let difference = if self.folded(k) {
-                (at_a.abs() - at_b.abs()) * (row[k] - self.centre[k]).signum()
+                (at_a.abs() - at_b.abs()) * (own - self.centre[k]).signum()
             } else {
                 at_a - at_b
             };

@@ -83,7 +83,7 @@ where
 {
     let task: Box<dyn FlatTask<E>> = Box::new(Typed::new(Adapted(how)));
     let mut p = task.init(Key::new(4)).data;
-    p.iter_mut().enumerate().for_each(|(i, p)| *p = *p + E::of(moved(i)));
+    p.iter_mut().enumerate().for_each(|(i, p)| *p += E::of(moved(i)));
     let at = BatchKey::train(0, Key::new(1));
     let v: Vec<E> = v.iter().map(|v| E::of(*v)).collect();
     let (mut g, mut h, mut g2) = (vec![E::of(0.0); 20], vec![E::of(0.0); 20], vec![E::of(0.0); 20]);
