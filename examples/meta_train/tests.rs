@@ -178,7 +178,7 @@ fn flags_that_contradict_a_saved_run_are_refused() {
     }
     assert_eq!(files(&dir), before);
     // What the run has anyway may be said.
-    run(options(&dir, "--resume --outer-lr 3e-3 --num-tasks 2 --override clip=3")).unwrap();
+    run(options(&dir, "--resume --outer-lr 3e-3 --num-tasks 2 --override clip=10")).unwrap();
     assert_eq!(files(&dir)[FILE], before[FILE]);
 }
 

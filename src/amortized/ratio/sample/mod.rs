@@ -1,4 +1,4 @@
-//! Samplers: draws from a [`Density`](super::Density), and what they are worth.
+//! Samplers: draws from a [`Density`], and what they are worth.
 //!
 //! All of them work on many chains at once, cut into lanes: a lane is computed on one thread, evaluates all
 //! of its chains in one call, and has its own key. So draws are the same, bit by bit, for any number of threads.
