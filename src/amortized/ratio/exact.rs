@@ -6,6 +6,7 @@
 
 use super::metrics::special::{normal_cdf, normal_pdf};
 use super::simulators::Slcp;
+use crate::quadrature::gauss_legendre;
 use outerloop_outer::Workers;
 use std::f64::consts::PI;
 
@@ -53,29 +54,6 @@ impl Default for Resolution {
     fn default() -> Self {
         Resolution { panels: 14, nodes: 8 }
     }
-}
-
-/// Nodes and weights of Gauss and Legendre's rule on [−1, 1].
-pub fn gauss_legendre(n: usize) -> Vec<(f64, f64)> {
-    let node = |i: usize| {
-        let mut x = (PI * (i as f64 + 0.75) / (n as f64 + 0.5)).cos();
-        let mut slope = 1.0;
-        for _ in 0..100 {
-            let (mut p, mut before) = (1.0, 0.0);
-            for k in 0..n {
-                let k = k as f64;
-                (p, before) = (((2.0 * k + 1.0) * x * p - k * before) / (k + 1.0), p);
-            }
-            slope = n as f64 * (x * p - before) / (x * x - 1.0);
-            let step = p / slope;
-            x -= step;
-            if step.abs() < 1e-15 {
-                break;
-            }
-        }
-        (x, 2.0 / ((1.0 - x * x) * slope * slope))
-    };
-    (0..n).map(node).collect()
 }
 
 /// The rule on `panels` equal parts of `[low, high]`.
