@@ -1,9 +1,9 @@
 //! Which batch, and what is computed on it: [`BatchKey`] and [`Evaluator`].
 
 use crate::tensor::Curvature;
-use crate::{Float, Key};
+use crate::{same, Float, Key};
 use serde::{Deserialize, Serialize};
-use std::any::{Any, TypeId};
+use std::any::TypeId;
 
 /// The four parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -119,6 +119,5 @@ pub fn in_f32<E: Float, V: Evaluator<f32> + 'static>(
         return None;
     }
     let evaluator: Box<dyn Evaluator<f32>> = Box::new(make());
-    let evaluator: Box<dyn Any> = Box::new(evaluator);
-    evaluator.downcast::<Box<dyn Evaluator<E>>>().ok().map(|e| *e)
+    same(evaluator).ok()
 }

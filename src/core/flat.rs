@@ -4,8 +4,9 @@ use crate::tensor::{
     host_data, record, record_hvp, record_linear, Cache, Cpu, Curvature, Host, Linear, NoneTape, ParamTree,
 };
 use crate::{
-    BatchKey, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Split, Task, TaskFamily,
+    BatchKey, Entry, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Split, Task, TaskFamily,
 };
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -278,7 +279,7 @@ where
         self.load_params(params);
         let layout = self.layout.clone();
         let entries = layout.entries();
-        let parts: Vec<&[E]> = entries.iter().map(|e| &v[e.range()]).collect();
+        let parts = cut(entries, v);
         self.state.clear();
         self.state.extend_from_slice(state);
         let mut r = record_hvp(&params!(self).ids(), &parts, |m| {
@@ -290,20 +291,8 @@ where
             params!(self).read_grads(&self.dev, &mut r.grads, grad);
         }
         match r.hvp {
-            Some(parts) => {
-                for (e, part) in entries.iter().zip(parts) {
-                    match part {
-                        Some(part) => hvp[e.range()].copy_from_slice(&part),
-                        None => hvp[e.range()].fill(E::of(0.0)),
-                    }
-                }
-            }
-            None => {
-                let out = hvp_by_differences(self.wide(), &f64s(params), &f64s(state), at, &f64s(v));
-                for (h, x) in hvp.iter_mut().zip(out) {
-                    *h = E::of(x);
-                }
-            }
+            Some(parts) => write_parts(entries, parts, hvp),
+            None => wide_hvp(self.wide(), [params, state, v], at, hvp),
         }
         self.keep_buffers(r.largest);
         host_data(&r.value)[0]
@@ -359,6 +348,21 @@ fn leading_tensors(layout: &Layout, len: usize) -> usize {
     leading
 }
 
+/// `x` by tensor.
+fn cut<'a, E>(entries: &[Entry], x: &'a [E]) -> Vec<&'a [E]> {
+    entries.iter().map(|e| &x[e.range()]).collect()
+}
+
+/// The leading tensors' `parts` in `out`; none is zero.
+fn write_parts<E: Float, P: Deref<Target = [E]>>(entries: &[Entry], parts: Vec<Option<P>>, out: &mut [E]) {
+    for (e, part) in entries.iter().zip(parts) {
+        match part {
+            Some(part) => out[e.range()].copy_from_slice(&part),
+            None => out[e.range()].fill(E::of(0.0)),
+        }
+    }
+}
+
 /// The linearization of a loss made of [`crate::ops`].
 struct OnTape<E: Float> {
     linear: Linear<E>,
@@ -372,13 +376,8 @@ impl<E: Float> Linearization<E> for OnTape<E> {
     fn product(&mut self, curvature: Curvature, v: &[E], out: &mut [E]) {
         let entries = self.layout.entries();
         let [have, wanted] = [v.len(), out.len()].map(|len| leading_tensors(&self.layout, len));
-        let v: Vec<&[E]> = entries[..have].iter().map(|e| &v[e.range()]).collect();
-        for (e, part) in entries.iter().zip(self.linear.product(&v, wanted, curvature)) {
-            match part {
-                Some(part) => out[e.range()].copy_from_slice(&part),
-                None => out[e.range()].fill(E::of(0.0)),
-            }
-        }
+        let v = cut(&entries[..have], v);
+        write_parts(entries, self.linear.product(&v, wanted, curvature), out);
     }
 }
 
@@ -397,10 +396,26 @@ where
 
     /// The gradient where it holds differences, which need f64.
     fn wide_grad(&mut self, params: &[E], state: &[E], at: BatchKey, grad: &mut [E]) {
-        let mut wide = vec![0.0; grad.len()];
-        self.wide().loss_and_grad(&f64s(params), &mut f64s(state), at, &mut wide);
-        grad.iter_mut().zip(wide).for_each(|(g, w)| *g = E::of(w));
+        wide_grad(self.wide(), [params, state], at, grad);
     }
+}
+
+/// The gradient, computed in f64.
+fn wide_grad<E: Float>(f: &mut dyn Evaluator<f64>, [params, state]: [&[E]; 2], at: BatchKey, grad: &mut [E]) {
+    let mut wide = vec![0.0; grad.len()];
+    f.loss_and_grad(&f64s(params), &mut f64s(state), at, &mut wide);
+    grad.iter_mut().zip(wide).for_each(|(g, w)| *g = E::of(w));
+}
+
+/// `H v` by differences in f64.
+fn wide_hvp<E: Float>(
+    f: &mut dyn Evaluator<f64>,
+    [params, state, v]: [&[E]; 3],
+    at: BatchKey,
+    hvp: &mut [E],
+) {
+    let wide = hvp_by_differences(f, &f64s(params), &f64s(state), at, &f64s(v));
+    hvp.iter_mut().zip(wide).for_each(|(h, w)| *h = E::of(w));
 }
 
 fn f64s<E: Float>(x: &[E]) -> Vec<f64> {

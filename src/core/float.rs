@@ -2,6 +2,7 @@
 
 use crate::math;
 use dfdx::prelude::Dtype;
+use std::any::Any;
 
 /// A floating dtype: f32 in use, f64 as the oracle.
 pub trait Float:
@@ -54,3 +55,13 @@ macro_rules! float {
 }
 float!(f32, math::exp_f32, math::tanh_f32, math::sigmoid_f32);
 float!(f64, f64::exp, f64::tanh, |x: f64| 1.0 / (1.0 + (-x).exp()));
+
+/// `x` as a `B`, if that is its type; otherwise `x` as it is. With it a function that is generic over the dtype
+/// leaves the work to functions of one dtype, which are compiled once and not in every crate that calls.
+pub fn same<A: 'static, B: 'static>(x: A) -> Result<B, A> {
+    let mut x = Some(x);
+    match (&mut x as &mut dyn Any).downcast_mut::<Option<B>>() {
+        Some(b) => Ok(b.take().expect("it was just put there")),
+        None => Err(x.expect("nobody took it")),
+    }
+}

@@ -53,7 +53,7 @@ pub mod tensor;
 pub use error::{Error, Result};
 pub use evaluator::{in_f32, BatchKey, Evaluator, Linearization, Split};
 pub use flat::{FlatFamily, FlatTask, SingleTask, Typed};
-pub use float::Float;
+pub use float::{same, Float};
 pub use group::{MemberUpdate, OptimizerGroup};
 pub use hyper::{HyperProblem, HyperTask};
 pub use interval::{check_settings, Interval};

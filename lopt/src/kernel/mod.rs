@@ -19,9 +19,9 @@ pub(crate) mod unit_net;
 pub use fused::Fused;
 pub use outerloop_core::simd::{path, Path};
 
-use outerloop_core::{Float, Optimizer, OptimizerGroup};
+use outerloop_core::{same, Float, Optimizer, OptimizerGroup};
 use pulp::{Simd, WithSimd};
-use std::any::{Any, TypeId};
+use std::any::TypeId;
 
 /// Does `work` in a function of its own, so that what many places do stands in the program once per path.
 #[inline(always)]
@@ -74,13 +74,4 @@ pub(crate) fn group_in_f32<E: Float, G: OptimizerGroup<f32> + 'static>(
 ) -> Result<Box<dyn OptimizerGroup<E>>, Vec<Vec<E>>> {
     let group: Box<dyn OptimizerGroup<f32>> = Box::new(make(same(thetas)?));
     Ok(same(group).unwrap_or_else(|_| unreachable!("the thetas are f32")))
-}
-
-/// `x`, if its type is `B`; otherwise `x` as it is.
-pub(crate) fn same<A: 'static, B: 'static>(x: A) -> Result<B, A> {
-    let mut x = Some(x);
-    match (&mut x as &mut dyn Any).downcast_mut::<Option<B>>() {
-        Some(b) => Ok(b.take().expect("it was just put there")),
-        None => Err(x.expect("nobody took it")),
-    }
 }

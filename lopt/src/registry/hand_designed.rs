@@ -4,9 +4,9 @@ use super::hyper::{self, piecewise_linear, single_entry, Hyper};
 use super::unknown;
 use crate::baselines::opt_list;
 use crate::hand::*;
-use crate::kernel::{is_f32, same};
+use crate::kernel::is_f32;
 use crate::wrap::ParamsEma;
-use outerloop_core::{Error, Float, Optimizer, Result};
+use outerloop_core::{same, Error, Float, Optimizer, Result};
 use serde_json::{json, Value};
 
 type Boxed<E> = Box<dyn Optimizer<E>>;

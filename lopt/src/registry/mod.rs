@@ -10,14 +10,14 @@ pub use hand_designed::{example_hyperparameters, hand_designed, HAND_DESIGNED};
 pub use hyper::schedule;
 pub use own::{register, Make};
 
-use crate::kernel::{is_f32, same};
+use crate::kernel::is_f32;
 use crate::learned::learnable::{LearnableAdam, LearnableSgd, LearnableSgdm};
 use crate::rule::UpdateRule;
 use crate::{
     AdafacMlp, Celo, Celo2, Celo2Form, Celo2Published, CeloAdam, ControlledAdam, MlpLopt, NnAdam, NominalMlp,
     RnnMlp, Velo,
 };
-use outerloop_core::{Error, Float, LearnedOptimizer, Result};
+use outerloop_core::{same, Error, Float, LearnedOptimizer, Result};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

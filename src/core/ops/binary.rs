@@ -1,7 +1,7 @@
 //! Elementwise arithmetic of two tensors, the second broadcast along leading axes where it lacks them.
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
-use super::raw::{apply, flat};
+use super::raw::{apply_built, built, flat};
 use crate::tensor::{Backend, Float, Mode, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
 
@@ -78,8 +78,8 @@ macro_rules! binary {
         ) -> Tensor<S, E, B, M> {
             check_suffix(stringify!($name), a.shape(), b.shape());
             let shape = *a.shape();
-            let op = ByDuals(Binary::<$op>(std::marker::PhantomData));
-            apply(op, vec![flat(a), flat(b.clone())], shape, M::default())
+            let op = built!(ByDuals(Binary::<$op>(std::marker::PhantomData)), ByDuals<Binary<$op>>);
+            apply_built(op, vec![flat(a), flat(b.clone())], shape, M::default())
         }
     )+};
 }

@@ -1,6 +1,6 @@
 //! Weight decay whose strengths are parameters too, as one operation without large intermediate results.
 
-use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
 use crate::tensor::{Backend, Buffer, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
@@ -115,5 +115,5 @@ pub fn weight_decay<S: Shape, Z: Shape, E: Float, B: Backend<E>, M: Mode<E, B> +
 ) -> Tensor<Rank0, E, B, M> {
     let (n, k) = (w.shape().num_elements(), log_decay.shape().num_elements());
     assert!(k == 1 || k == n, "weight_decay: expected 1 or {n} strengths, got {k}");
-    apply(Decay, vec![flat(w), flat(log_decay.clone())], (), M::default())
+    apply_built(built!(Decay, Decay), vec![flat(w), flat(log_decay.clone())], (), M::default())
 }

@@ -1,7 +1,7 @@
 //! `act(x w + b)` as one operation.
 
 use super::gemm::{add_matmul, Mat};
-use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use crate::activation::Activation;
 use crate::math::vectorize;
 use crate::tensor::{Backend, Buffer, Dim, Float, Mode, Tensor};
@@ -175,5 +175,5 @@ pub(super) fn raw_linear<E: Float, B: Backend<E>, N: Dim, I: Dim, O: Dim, M: Mod
         "linear: w must be [inputs of x, length of b]"
     );
     let op = Linear { n: n.size(), i: i.size(), o: o.size(), act };
-    apply(op, vec![flat(x), flat(w.clone()), flat(b.clone())], (n, o), M::default())
+    apply_built(built!(op, Linear), vec![flat(x), flat(w.clone()), flat(b.clone())], (n, o), M::default())
 }

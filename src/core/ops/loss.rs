@@ -1,7 +1,7 @@
 //! Losses over pairs of equally shaped tensors.
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
-use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
 use crate::tensor::{Backend, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
@@ -133,7 +133,7 @@ pub fn mse<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B> + Merge<R>, R: Mode<
     b: &Tensor<S, E, B, R>,
 ) -> Tensor<Rank0, E, B, M> {
     assert_eq!(a.shape().concrete(), b.shape().concrete(), "mse: shapes");
-    apply(ByDuals(Mse), vec![flat(a), flat(b.clone())], (), M::default())
+    apply_built(built!(ByDuals(Mse), ByDuals<Mse>), vec![flat(a), flat(b.clone())], (), M::default())
 }
 
 /// Mean over all elements of the cross entropy in nats between `targets` in `[0, 1]` and
@@ -144,6 +144,11 @@ pub fn sigmoid_cross_entropy<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B> + 
     targets: &Tensor<S, E, B, R>,
 ) -> Tensor<Rank0, E, B, M> {
     assert_eq!(logits.shape().concrete(), targets.shape().concrete(), "sigmoid_cross_entropy: shapes");
-    let op = SigmoidXent { sigmoid: Vec::new() };
-    apply(op, vec![flat(logits), flat(targets.clone())], (), M::default())
+    let op = SigmoidXent::<E> { sigmoid: Vec::new() };
+    apply_built(
+        built!(op, SigmoidXent<f32>, SigmoidXent<f64>),
+        vec![flat(logits), flat(targets.clone())],
+        (),
+        M::default(),
+    )
 }

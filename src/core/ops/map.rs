@@ -1,6 +1,6 @@
 //! Elementwise functions of one tensor, of any shape.
 
-use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use super::raw::{apply, apply_built, either, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
 use crate::tensor::{Backend, Float, Mode, Shape, Tensor};
 use dfdx::prelude::HasShape;
@@ -75,6 +75,13 @@ pub fn map<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
     apply(Map(f), vec![flat(x)], shape, M::default())
 }
 
+/// The type of a constant.
+macro_rules! number {
+    ($c:ident) => {
+        f64
+    };
+}
+
 macro_rules! unary {
     ($($(#[$m:meta])* fn $name:ident($x:ident $(, $c:ident)*) $body:block)+) => {
         $(
@@ -83,8 +90,19 @@ macro_rules! unary {
                 x: Tensor<S, E, B, M>
                 $(, $c: f64)*
             ) -> Tensor<S, E, B, M> {
-                $(let $c = E::of($c);)*
-                map(x, move |x: E| scalar::$name(x $(, $c)*))
+                let shape = *x.shape();
+                // As by `built`, which takes no closures.
+                #[inline(never)]
+                fn in_f32(($($c,)*): ($(number!($c),)*)) -> Box<dyn RawOp<f32>> {
+                    $(let $c = f32::of($c);)*
+                    Box::new(Map(move |x: f32| scalar::$name(x $(, $c)*)))
+                }
+                #[inline(never)]
+                fn in_f64(($($c,)*): ($(number!($c),)*)) -> Box<dyn RawOp<f64>> {
+                    Box::new(Map(move |x: f64| scalar::$name(x $(, $c)*)))
+                }
+                let op = either(($($c,)*), in_f32, in_f64);
+                apply_built(op, vec![flat(x)], shape, M::default())
             }
         )+
 

@@ -1,7 +1,7 @@
 //! Matrix products of two variable matrices, single and batched.
 
 use super::gemm::{add_matmul, Mat};
-use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use crate::tensor::{Backend, Dim, Float, Mode, Tensor};
 use dfdx::prelude::{HasShape, Merge};
 
@@ -99,7 +99,7 @@ pub fn matmul<I: Dim, K: Dim, J: Dim, E: Float, B: Backend<E>, M: Mode<E, B> + M
     let ((m, k), (k2, n)) = (*a.shape(), *b.shape());
     assert_eq!(k.size(), k2.size(), "matmul: inner dimensions");
     let op = MatMul { batch: 1, m: m.size(), k: k.size(), n: n.size(), transposed: false };
-    apply(op, vec![flat(a), flat(b.clone())], (m, n), M::default())
+    apply_built(built!(op, MatMul), vec![flat(a), flat(b.clone())], (m, n), M::default())
 }
 
 /// One product per batch entry. Shapes: `a` `[N, I, K]`, `b` `[N, K, J]`, result `[N, I, J]`.
@@ -120,7 +120,7 @@ pub fn batch_matmul<
     let ((d, m, k), (d2, k2, n)) = (*a.shape(), *b.shape());
     assert_eq!([d.size(), k.size()], [d2.size(), k2.size()], "batch_matmul: batch and inner dimensions");
     let op = MatMul { batch: d.size(), m: m.size(), k: k.size(), n: n.size(), transposed: false };
-    apply(op, vec![flat(a), flat(b.clone())], (d, m, n), M::default())
+    apply_built(built!(op, MatMul), vec![flat(a), flat(b.clone())], (d, m, n), M::default())
 }
 
 /// One product `a bᵀ` per batch entry, as in attention's `q kᵀ`. Shapes: `a` `[N, I, K]`, `b`
@@ -146,5 +146,5 @@ pub fn batch_matmul_transposed<
         "batch_matmul_transposed: batch and inner dimensions"
     );
     let op = MatMul { batch: d.size(), m: m.size(), k: k.size(), n: n.size(), transposed: true };
-    apply(op, vec![flat(a), flat(b.clone())], (d, m, n), M::default())
+    apply_built(built!(op, MatMul), vec![flat(a), flat(b.clone())], (d, m, n), M::default())
 }

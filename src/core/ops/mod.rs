@@ -38,7 +38,7 @@ mod loss;
 mod map;
 mod matmul;
 mod norm;
-mod raw;
+pub(crate) mod raw;
 mod reduce;
 mod select;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Softmax, layer norm and batch norm: written once over any scalar, tangents by dual numbers.
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
-use super::raw::{apply, flat};
+use super::raw::{apply_built, built, flat};
 use crate::tensor::{Backend, Dim, Float, Mode, Shape, Tensor};
 use dfdx::prelude::HasShape;
 
@@ -45,7 +45,7 @@ pub fn softmax<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
 ) -> Tensor<S, E, B, M> {
     let shape = *x.shape();
     let classes = shape.concrete().into_iter().last().expect("softmax needs an axis");
-    apply(ByDuals(Softmax { classes }), vec![flat(x)], shape, M::default())
+    apply_built(built!(ByDuals(Softmax { classes }), ByDuals<Softmax>), vec![flat(x)], shape, M::default())
 }
 
 /// `y = (x − mean) / √(var + eps) · scale + offset`, with statistics over the middle axis of `x`
@@ -177,5 +177,6 @@ fn normalize<S: Shape, C: Dim, E: Float, B: Backend<E>, M: Mode<E, B>>(
         "{name}: last axis of x, and offset, as long as scale"
     );
     let shape = *x.shape();
-    apply(ByDuals(op), vec![flat(x), flat(scale.clone()), flat(offset.clone())], shape, M::default())
+    let op = built!(ByDuals(op), ByDuals<Normalize>);
+    apply_built(op, vec![flat(x), flat(scale.clone()), flat(offset.clone())], shape, M::default())
 }

@@ -1,5 +1,6 @@
 //! What an operation is, how it is recorded, and two short ways to write one.
 
+use crate::same;
 use crate::tensor::{unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Tangents, Tensor};
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
 use std::cell::RefCell;
@@ -115,14 +116,69 @@ fn with_host<E: Float, B: Backend<E>, R>(inputs: &[Flat<E, B>], f: impl FnOnce(&
 
 /// Runs an operation on flat inputs and records its derivative in mode `M`.
 pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
-    mut op: impl RawOp<E>,
-    inputs: Vec<Tensor<(usize,), E, B>>,
+    op: impl RawOp<E>,
+    inputs: Vec<Flat<E, B>>,
     shape: S,
     mode: M,
 ) -> Tensor<S, E, B, M> {
-    let out = inputs[0].device().filled(shape, |y| with_host(&inputs, |x| op.forward(x, y)));
-    if !M::OWNS_TAPE {
-        return out.put_tape(mode);
+    apply_built(Box::new(op), inputs, shape, mode)
+}
+
+/// [`apply`] with an operation that is [`built`].
+pub(super) fn apply_built<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
+    op: Box<dyn RawOp<E>>,
+    inputs: Vec<Flat<E, B>>,
+    shape: S,
+    mode: M,
+) -> Tensor<S, E, B, M> {
+    let out = B::run(op, inputs, shape.num_elements(), M::OWNS_TAPE);
+    out.reshape_like(&shape).put_tape(mode)
+}
+
+/// An operation of the dtype asked for, whose code is compiled here once per dtype and not in every crate that
+/// uses it: the value, and its type in f32 and in f64.
+macro_rules! built {
+    ($op:expr, $of:ty) => {
+        built!($op, $of, $of)
+    };
+    ($op:expr, $in_f32:ty, $in_f64:ty) => {{
+        #[inline(never)]
+        fn in_f32(op: $in_f32) -> Box<dyn $crate::ops::RawOp<f32>> {
+            Box::new(op)
+        }
+        #[inline(never)]
+        fn in_f64(op: $in_f64) -> Box<dyn $crate::ops::RawOp<f64>> {
+            Box::new(op)
+        }
+        $crate::ops::raw::either($op, in_f32, in_f64)
+    }};
+}
+pub(super) use built;
+
+/// What one of two functions makes of `x`, by the dtype `E`.
+pub(super) fn either<E: Float, X: 'static, A: 'static, B: 'static>(
+    x: X,
+    in_f32: fn(A) -> Box<dyn RawOp<f32>>,
+    in_f64: fn(B) -> Box<dyn RawOp<f64>>,
+) -> Box<dyn RawOp<E>> {
+    const BOTH: &str = "a dtype is f32 or f64";
+    if size_of::<E>() == size_of::<f32>() {
+        same(in_f32(same(x).ok().expect(BOTH))).ok().expect(BOTH)
+    } else {
+        same(in_f64(same(x).ok().expect(BOTH))).ok().expect(BOTH)
+    }
+}
+
+/// [`Backend::run`].
+pub(crate) fn run<E: Float, B: Backend<E>>(
+    mut op: Box<dyn RawOp<E>>,
+    inputs: Vec<Flat<E, B>>,
+    len: usize,
+    records: bool,
+) -> Flat<E, B> {
+    let y = inputs[0].device().filled((len,), |y| with_host(&inputs, |x| op.forward(x, y)));
+    if !records {
+        return y;
     }
     let ids: Vec<UniqueId> = inputs.iter().map(unique_id).collect();
     let (active, tangents, keep) = with_recording::<E, B, _>(|r| {
@@ -130,21 +186,20 @@ pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
         (active, r.tangents.clone(), r.nodes.is_some())
     });
     if !active.contains(&true) {
-        return out.put_tape(mode); // data in, data out
+        return y; // data in, data out
     }
-    let out_id = unique_id(&out);
-    let y = flat(out.clone());
-    let done = Rc::new(Done { op, inputs, y, ids, active, out: out_id, dy: RefCell::default() });
+    let out = unique_id(&y);
+    let done = Rc::new(Done { op, inputs, y: y.clone(), ids, active, out, dy: RefCell::default() });
     // Outside of the recording: an operation may record on a tape of its own.
     if let Some(t) = &tangents {
         done.push(&mut t.borrow_mut());
     }
     with_recording::<E, B, _>(|r| {
-        r.largest = r.largest.max(out.shape().num_elements());
+        r.largest = r.largest.max(len);
         if let Some(nodes) = &mut r.nodes {
             nodes.push(done.clone());
         }
-        r.push(out_id, move |grads| {
+        r.push(out, move |grads| {
             let Done { op, inputs, y, active, .. } = &*done;
             B::with_grads(grads, y, inputs, active, |dy, dx| {
                 with_host(inputs, |x| op.vjp(x, &B::host(y), dy, dx));
@@ -157,12 +212,12 @@ pub fn apply<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
             })
         });
     });
-    out.put_tape(mode)
+    y
 }
 
 /// An operation that ran.
-struct Done<O, E: Float, B: Backend<E>> {
-    op: O,
+struct Done<E: Float, B: Backend<E>> {
+    op: Box<dyn RawOp<E>>,
     inputs: Vec<Flat<E, B>>,
     y: Flat<E, B>,
     ids: Vec<UniqueId>,
@@ -173,7 +228,7 @@ struct Done<O, E: Float, B: Backend<E>> {
     dy: RefCell<Option<Buffer<E>>>,
 }
 
-impl<E: Float, B: Backend<E>, O: RawOp<E>> Node<E> for Done<O, E, B> {
+impl<E: Float, B: Backend<E>> Node<E> for Done<E, B> {
     fn out(&self) -> UniqueId {
         self.out
     }
@@ -213,7 +268,7 @@ impl<E: Float, B: Backend<E>, O: RawOp<E>> Node<E> for Done<O, E, B> {
     }
 }
 
-impl<E: Float, B: Backend<E>, O: RawOp<E>> Done<O, E, B> {
+impl<E: Float, B: Backend<E>> Done<E, B> {
     /// Adds the tangents of the active inputs' adjoints; without the operation's own curvature unless `curved`.
     fn adjoint_tangents(&self, p: Primal<'_, E>, t: &mut Tangents<E>, active: &[bool], curved: bool) {
         let ddy = t.adjoint.remove(&self.out).unwrap_or_else(|| Buffer::zeros(p.y.len()));

@@ -1,6 +1,6 @@
 //! Sums, means and maxima.
 
-use super::raw::{apply, flat, Affine, AffineOp};
+use super::raw::{apply_built, built, flat, Affine, AffineOp};
 use crate::nan;
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::HasShape;
@@ -106,7 +106,8 @@ pub(crate) fn sum_axis<S: Shape, D: Shape, E: Float, B: Backend<E>, M: Mode<E, B
     c: f64,
     shape: D,
 ) -> Tensor<D, E, B, M> {
-    apply(Affine(Sum { n, inner, c: E::of(c) }), vec![flat(x)], shape, M::default())
+    let op = built!(Affine(Sum { n, inner, c: E::of(c) }), Affine<Sum<f32>>, Affine<Sum<f64>>);
+    apply_built(op, vec![flat(x)], shape, M::default())
 }
 
 /// Maximum over the middle axis of `[outer, n, inner]`, `n > 0`.
@@ -116,7 +117,9 @@ pub(crate) fn max_axis<S: Shape, D: Shape, E: Float, B: Backend<E>, M: Mode<E, B
     shape: D,
 ) -> Tensor<D, E, B, M> {
     assert!(n > 0, "the maximum of nothing");
-    apply(Affine(Max { n, inner, share: Vec::new() }), vec![flat(x)], shape, M::default())
+    let op = Affine(Max::<E> { n, inner, share: Vec::new() });
+    let op = built!(op, Affine<Max<f32>>, Affine<Max<f64>>);
+    apply_built(op, vec![flat(x)], shape, M::default())
 }
 
 /// Sum of all elements.

@@ -1,6 +1,6 @@
 //! Moving elements: rows by index, columns, transposes, concatenation, image patches.
 
-use super::raw::{apply, flat, Affine, AffineOp};
+use super::raw::{apply_built, built, flat, Affine, AffineOp};
 use crate::math::vectorize;
 use crate::tensor::{Backend, Dim, Float, Mode, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
@@ -74,7 +74,8 @@ pub(crate) fn select<S: Shape, D: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>
     shape: D,
 ) -> Tensor<D, E, B, M> {
     debug_assert_eq!(index.len() * width, shape.num_elements(), "select: one index per block");
-    apply(Affine(Select { index, width, fill: E::of(fill) }), vec![flat(x)], shape, M::default())
+    let op = Affine(Select { index, width, fill: E::of(fill) });
+    apply_built(built!(op, Affine<Select<f32>>, Affine<Select<f64>>), vec![flat(x)], shape, M::default())
 }
 
 /// Rows of a table by index: embedding. Shapes: `table` `[V, D]`, result `[ids, D]`.
@@ -200,7 +201,8 @@ pub fn concat<N: Dim, C: Dim, D: Dim, E: Float, B: Backend<E>, M: Mode<E, B> + M
     assert_eq!(n.size(), n2.size(), "concat: numbers of rows");
     let widths = vec![c.size(), d.size()];
     let shape = (n, c.size() + d.size());
-    apply(Affine(Concat { rows: n.size(), widths }), vec![flat(a), flat(b.clone())], shape, M::default())
+    let op = built!(Affine(Concat { rows: n.size(), widths }), Affine<Concat>);
+    apply_built(op, vec![flat(a), flat(b.clone())], shape, M::default())
 }
 
 /// Matrices on top of each other. Shapes: each `[N, C]` with its own `N`, result `[sum of N, C]`.
@@ -215,6 +217,6 @@ pub fn concat_rows<N: Dim, C: Dim, E: Float, B: Backend<E>, M: Mode<E, B>>(
     assert!(parts.iter().all(|p| p.shape().1.size() == c.size()), "concat_rows: numbers of columns");
     let rows = parts.iter().map(|p| p.shape().0.size()).sum();
     let widths = parts.iter().map(|p| p.shape().num_elements()).collect();
-    let op = Affine(Concat { rows: 1, widths });
-    apply(op, parts.into_iter().map(flat).collect(), (rows, c), M::default())
+    let op = built!(Affine(Concat { rows: 1, widths }), Affine<Concat>);
+    apply_built(op, parts.into_iter().map(flat).collect(), (rows, c), M::default())
 }

@@ -1,7 +1,7 @@
 //! Softmax cross entropy against integer labels as one operation.
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
-use super::raw::{apply, flat, Primal, RawOp, Tangent};
+use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
 use crate::nan;
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Tensor};
@@ -104,7 +104,7 @@ pub(super) fn raw_softmax_cross_entropy<E: Float, B: Backend<E>, N: Dim, C: Dim,
         labels.iter().max()
     );
     let op = Xent { classes: c, labels: labels.to_vec(), weights, probs: Vec::with_capacity(n * c) };
-    apply(op, vec![flat(logits)], (), M::default())
+    apply_built(built!(op, Xent<f32>, Xent<f64>), vec![flat(logits)], (), M::default())
 }
 
 /// Softmax cross entropy in nats averaged with weights: `Σ wᵢ lossᵢ / Σ wᵢ`. With weights 0 and 1 it
@@ -186,5 +186,5 @@ pub fn softmax_cross_entropies<E: Float, B: Backend<E>, N: Dim, C: Dim, M: Mode<
         labels.iter().max()
     );
     let op = ByDuals(RowXent { classes: c.size(), labels: labels.to_vec() });
-    apply(op, vec![flat(logits)], (n,), M::default())
+    apply_built(built!(op, ByDuals<RowXent>), vec![flat(logits)], (n,), M::default())
 }

@@ -24,6 +24,7 @@ pub use rec::{record, record_hvp, Mode, Rec, Recorded};
 pub(crate) use rec::{record_linear, record_map, unique_id, with_recording, Tangents};
 
 use crate::activation::Activation;
+use crate::ops::{raw, RawOp};
 use crate::Key;
 use dfdx::prelude::ZerosTensor;
 use std::borrow::Cow;
@@ -74,6 +75,18 @@ pub trait Backend<E: Float>: Device<E> + Send + Sync {
         active: &[bool],
         f: impl FnOnce(&[E], &mut [Option<&mut [E]>]),
     ) -> Result<(), Self::Err>;
+
+    /// What [`crate::ops::apply`] does, on flat tensors: runs an operation on `inputs` for a result of `len`
+    /// elements and, if it `records`, puts its derivative on the tape. A backend overrides it by the same call with
+    /// its own types, so that crates that use it do not compile it again.
+    fn run(
+        op: Box<dyn RawOp<E>>,
+        inputs: Vec<Tensor<(usize,), E, Self>>,
+        len: usize,
+        records: bool,
+    ) -> Tensor<(usize,), E, Self> {
+        raw::run(op, inputs, len, records)
+    }
 
     /// What [`crate::ops::linear`] computes. `host`: the operation on host slices, which a device
     /// without a kernel of its own calls with the same arguments.
@@ -151,6 +164,15 @@ macro_rules! cpu {
                 f: impl FnOnce(&[$t], &mut [Option<&mut [$t]>]),
             ) -> Result<(), Self::Err> {
                 with_host_grads(grads, y, x, active, f)
+            }
+            #[inline(never)]
+            fn run(
+                op: Box<dyn RawOp<$t>>,
+                inputs: Vec<Tensor<(usize,), $t, Self>>,
+                len: usize,
+                records: bool,
+            ) -> Tensor<(usize,), $t, Self> {
+                raw::run(op, inputs, len, records)
             }
         }
     };

@@ -78,6 +78,18 @@ pub(crate) struct Recording<E: 'static, D: Storage<E>> {
 }
 
 impl<E: 'static, D: Storage<E>> Recording<E, D> {
+    fn new(params: &[UniqueId], tangents: Option<Rc<RefCell<Tangents<E>>>>, keep: bool) -> Self {
+        Recording {
+            tape: OwnedTape::default(),
+            active: params.iter().copied().collect(),
+            foreign: false,
+            wide: false,
+            holds_gradient: false,
+            largest: 0,
+            tangents,
+            nodes: keep.then(Vec::new),
+        }
+    }
     /// Whether a tensor may depend on a parameter. The result of a dfdx operation is not tracked,
     /// so after one everything counts as active.
     pub fn is_active(&self, id: UniqueId) -> bool {
@@ -182,6 +194,16 @@ fn run<E: Float, B: Backend<E>>(
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
     let (value, recording) = on_a_fresh_tape(params, tangents.clone(), keep, f);
+    differentiated(params, tangents, value, recording)
+}
+
+/// The sweep back from `value`.
+fn differentiated<E: Float, B: Backend<E>>(
+    params: &[UniqueId],
+    tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    value: Tensor<Rank0, E, B>,
+    recording: Recording<E, B>,
+) -> Recorded<E, B> {
     let grads = value.clone().put_tape(recording.tape).backward();
     let tangents = tangents.filter(|_| !recording.foreign);
     let slope = tangents.as_ref().map(|t| {
@@ -214,30 +236,30 @@ fn on_a_fresh_tape<S: Shape, E: Float, B: Backend<E>>(
     keep: bool,
     f: impl FnOnce(Rec) -> Tensor<S, E, B, Rec>,
 ) -> (Tensor<S, E, B>, Recording<E, B>) {
-    /// Puts the outer recording back even if `f` panics.
-    struct Restore(Option<Box<dyn Any>>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            CURRENT.with(|c| c.replace(self.0.take()));
-        }
-    }
-    let fresh = Recording::<E, B> {
-        tape: OwnedTape::default(),
-        active: params.iter().copied().collect(),
-        foreign: false,
-        wide: false,
-        holds_gradient: false,
-        largest: 0,
-        tangents,
-        nodes: keep.then(Vec::new),
-    };
-    let mut restore = Restore(CURRENT.with(|c| c.replace(Some(Box::new(fresh)))));
+    let begun = Begun::new(Recording::<E, B>::new(params, tangents, keep));
     let (value, _) = f(Rec::default()).split_tape();
-    let recording = CURRENT
-        .with(|c| c.replace(restore.0.take()))
-        .expect("the recording outlives `f`")
-        .downcast::<Recording<E, B>>()
-        .expect("nested recordings restore the outer one");
-    std::mem::forget(restore);
-    (value, *recording)
+    (value, begun.end())
+}
+
+/// A recording on this thread. Dropped, also by a panic, it puts the outer one back.
+struct Begun {
+    outer: Option<Box<dyn Any>>,
+}
+
+impl Begun {
+    fn new(fresh: impl Any) -> Self {
+        Begun { outer: CURRENT.with(|c| c.replace(Some(Box::new(fresh)))) }
+    }
+
+    fn end<R: Any>(mut self) -> R {
+        let recording = CURRENT.with(|c| c.replace(self.outer.take())).expect("the recording outlives `f`");
+        std::mem::forget(self);
+        *recording.downcast().expect("nested recordings restore the outer one")
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        CURRENT.with(|c| c.replace(self.outer.take()));
+    }
 }

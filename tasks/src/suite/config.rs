@@ -8,7 +8,7 @@ use crate::image::{
 use crate::quadratics::NoisyQuadraticTask;
 use crate::regression::{RegressionConfig, RegressionTask};
 use outerloop_core::tensor::{Cpu, Host};
-use outerloop_core::{Error, FlatTask, Float, Key, Result, Task, Typed};
+use outerloop_core::{same, Error, FlatTask, Float, Key, Result, Task, Typed};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock};
 
@@ -114,7 +114,24 @@ impl TaskConfig {
     ///
     /// # Errors
     /// Sizes of 0, and other settings that the task refuses.
-    pub fn task<E: Float>(&self, key: Key) -> Result<Arc<dyn FlatTask<E>>>
+    pub fn task<E: Float>(&self, key: Key) -> Result<Arc<dyn FlatTask<E>>> {
+        if size_of::<E>() == size_of::<f32>() {
+            same(self.task_f32(key)).unwrap_or_else(|_| unreachable!("E is f32"))
+        } else {
+            same(self.task_f64(key)).unwrap_or_else(|_| unreachable!("E is f64"))
+        }
+    }
+
+    /// Compiled here, once, as is [`Self::task_f64`].
+    fn task_f32(&self, key: Key) -> Result<Arc<dyn FlatTask>> {
+        self.build(key)
+    }
+
+    fn task_f64(&self, key: Key) -> Result<Arc<dyn FlatTask<f64>>> {
+        self.build(key)
+    }
+
+    fn build<E: Float>(&self, key: Key) -> Result<Arc<dyn FlatTask<E>>>
     where
         Cpu: Host<E>,
     {

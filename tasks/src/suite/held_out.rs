@@ -4,7 +4,6 @@ use super::{Problem, QuadraticConfig, Reparam, TaskConfig};
 use crate::augment::ReparamLevel;
 use crate::image::{AutoencoderConfig, ConvConfig, ImageLoss, MlpConfig, Nonlinearity};
 use crate::regression::{RegressionConfig, Truth};
-use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{FlatTask, Float, Key, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -68,10 +67,7 @@ pub struct HeldOutTask {
 
 impl HeldOutTask {
     /// The task itself; its own randomness (minimum, scales) is fixed by its name.
-    pub fn task<E: Float>(&self) -> Result<Arc<dyn FlatTask<E>>>
-    where
-        Cpu: Host<E>,
-    {
+    pub fn task<E: Float>(&self) -> Result<Arc<dyn FlatTask<E>>> {
         self.config.task(Key::new(0).named("held-out suite").named(&self.name))
     }
 }

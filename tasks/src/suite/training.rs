@@ -5,7 +5,6 @@ use crate::augment::ReparamLevel;
 use crate::data::Table;
 use crate::image::{log_uniform, one_of, AutoencoderConfig, ImageLoss, MlpConfig, Nonlinearity};
 use crate::regression::{RegressionConfig, Truth};
-use outerloop_core::tensor::{Cpu, Host};
 use outerloop_core::{Error, FlatFamily, FlatTask, Float, Key, Result};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -306,10 +305,7 @@ fn ratio(rng: &mut impl Rng, [low, high]: [f64; 2]) -> f64 {
     rng.gen_range(low.ln()..=high.ln()).exp()
 }
 
-impl<E: Float> FlatFamily<E> for Training
-where
-    Cpu: Host<E>,
-{
+impl<E: Float> FlatFamily<E> for Training {
     fn name(&self) -> String {
         "suite_training".into()
     }

@@ -15,16 +15,15 @@ pub(crate) trait Case {
     fn inputs(&self) -> Vec<usize>;
     /// Makes a standard normal number a valid argument (positive, away from kinks).
     fn domain(&self, x: f64) -> f64;
-    fn run<E: Float, M: Mode<E, Cpu>>(
-        &self,
-        x: &[Tensor<(usize,), E, Cpu, M>],
-    ) -> Tensor<(usize,), E, Cpu, M>
-    where
-        Cpu: Host<E>;
+    fn in_f32(&self, x: &[Traced<f32>]) -> Traced<f32>;
+    fn in_f64(&self, x: &[Traced<f64>]) -> Traced<f64>;
 }
 
+/// A tensor on the tape.
+pub(crate) type Traced<E> = Tensor<(usize,), E, Cpu, Rec>;
+
 /// `Σ cᵢ yᵢ + ½ Σ yᵢ²`, so that the operation sees a non-constant adjoint.
-fn head<E: Float, M: Mode<E, Cpu>>(y: Tensor<(usize,), E, Cpu, M>) -> Tensor<Rank0, E, Cpu, M>
+fn head<E: Float>(y: Traced<E>) -> Tensor<Rank0, E, Cpu, Rec>
 where
     Cpu: Host<E>,
 {
@@ -41,8 +40,13 @@ struct Outcome {
     hvp: Vec<f64>,
 }
 
-/// Loss, gradient and Hv of a case, by `E`.
-fn differentiate<E: Float, C: Case>(case: &C, x: &[f64], v: &[f64]) -> Outcome
+/// Loss, gradient and Hv of a case, which `run` computes by `E`.
+fn differentiate<E: Float>(
+    case: &dyn Case,
+    run: fn(&dyn Case, &[Traced<E>]) -> Traced<E>,
+    x: &[f64],
+    v: &[f64],
+) -> Outcome
 where
     Cpu: Host<E>,
 {
@@ -67,7 +71,7 @@ where
     let v: Vec<&[E]> = v.iter().map(|v| &v[..]).collect();
     let mut r = record_hvp(&ids, &v, |m| {
         let x: Vec<_> = tensors.iter().map(|t| t.clone().put_tape(m)).collect();
-        head(case.run(&x))
+        head(run(case, &x))
     });
     let mut grad = Vec::new();
     for t in &tensors {
@@ -95,36 +99,33 @@ fn close(name: &str, a: &[f64], b: &[f64], tol: f64) {
 }
 
 /// All checks of one case. The step 1e-5 balances truncation (1e-10) and rounding (1e-11) in f64.
-pub(crate) fn check<C: Case>(case: &C) {
+pub(crate) fn check(case: &dyn Case) {
+    let in_f64 = |x: &[f64], v: &[f64]| differentiate(case, |case, x| case.in_f64(x), x, v);
     let name = case.name();
     let n = case.inputs().iter().sum();
     let (mut x, mut v) = (vec![0.0; n], vec![0.0; n]);
     Key::new(1).named(name).fill_normal(&mut x);
     Key::new(2).named(name).fill_normal(&mut v);
     x.iter_mut().for_each(|x| *x = case.domain(*x));
-    let base = differentiate::<f64, C>(case, &x, &v);
+    let base = in_f64(&x, &v);
     let h = 1e-5;
     let shifted =
         |d: &dyn Fn(usize) -> f64| -> Vec<f64> { x.iter().enumerate().map(|(i, x)| x + d(i)).collect() };
     // VJP: each coordinate of the gradient.
     let slopes: Vec<f64> = (0..n)
         .map(|i| {
-            let at =
-                |s: f64| differentiate::<f64, C>(case, &shifted(&|j| if i == j { s } else { 0.0 }), &v).loss;
+            let at = |s: f64| in_f64(&shifted(&|j| if i == j { s } else { 0.0 }), &v).loss;
             (at(h) - at(-h)) / (2.0 * h)
         })
         .collect();
     close(&format!("{name}: gradient"), &base.grad, &slopes, 1e-7);
     // JVP and the tangent of the VJP: along v.
-    let (plus, minus) = (
-        differentiate::<f64, C>(case, &shifted(&|i| h * v[i]), &v),
-        differentiate::<f64, C>(case, &shifted(&|i| -h * v[i]), &v),
-    );
+    let (plus, minus) = (in_f64(&shifted(&|i| h * v[i]), &v), in_f64(&shifted(&|i| -h * v[i]), &v));
     close(&format!("{name}: slope"), &[base.slope], &[(plus.loss - minus.loss) / (2.0 * h)], 1e-7);
     let differences: Vec<f64> = plus.grad.iter().zip(&minus.grad).map(|(p, m)| (p - m) / (2.0 * h)).collect();
     close(&format!("{name}: hvp"), &base.hvp, &differences, 1e-6);
     // f32.
-    let single = differentiate::<f32, C>(case, &x, &v);
+    let single = differentiate(case, |case, x| case.in_f32(x), &x, &v);
     close(&format!("{name}: f32 loss"), &[single.loss], &[base.loss], 1e-5);
     close(&format!("{name}: f32 gradient"), &single.grad, &base.grad, 1e-5);
     close(&format!("{name}: f32 hvp"), &single.hvp, &base.hvp, 1e-4);

@@ -1,6 +1,6 @@
 //! The table: every operation, once per way of using it.
 
-use super::{check, Case};
+use super::{check, Case, Traced};
 use crate::ops::{self, Activation, Padding};
 use crate::tensor::*;
 
@@ -27,16 +27,19 @@ macro_rules! cases {
                 fn domain(&self, x: f64) -> f64 {
                     $domain(x)
                 }
-                fn run<E: Float, M: Mode<E, Cpu>>(
-                    &self,
-                    x: &[Tensor<(usize,), E, Cpu, M>],
-                ) -> Tensor<(usize,), E, Cpu, M>
-                where
-                    Cpu: Host<E>,
-                {
-                    let $x = |i: usize| x[i].clone();
-                    flatten($body)
+                fn in_f32(&self, x: &[Traced<f32>]) -> Traced<f32> {
+                    run(x)
                 }
+                fn in_f64(&self, x: &[Traced<f64>]) -> Traced<f64> {
+                    run(x)
+                }
+            }
+            fn run<E: Float>(x: &[Traced<E>]) -> Traced<E>
+            where
+                Cpu: Host<E>,
+            {
+                let $x = |i: usize| x[i].clone();
+                flatten($body)
             }
             check(&This);
         }
@@ -47,7 +50,7 @@ fn any(x: f64) -> f64 {
     x
 }
 
-fn flatten<S: Shape, E: Float, M: Mode<E, Cpu>>(y: Tensor<S, E, Cpu, M>) -> Tensor<(usize,), E, Cpu, M>
+fn flatten<S: Shape, E: Float>(y: Tensor<S, E, Cpu, Rec>) -> Traced<E>
 where
     Cpu: Host<E>,
 {
