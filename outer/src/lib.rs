@@ -9,6 +9,7 @@
 //! | `grouped` | the same for lanes whose optimizers update as one group | only to the same bits |
 //! | [`adjoint`] | the exact gradient of an unroll | only against its tests by differences |
 //! | [`estimator`] | meta-gradient estimators, one file each | add one: a file, and a row in its tests of expectations |
+//! | [`lab`] | estimators measured and chosen | add measures and oracles freely |
 //! | [`learner`] | the outer update of theta | freely; what [`LearnerState`] holds is in checkpoints |
 //! | [`health`] | signs that a run learns nothing | freely; its counts are in checkpoints |
 //! | [`implicit`] | hypergradients by implicit differentiation, one way to invert a Hessian per file | add a method: a file, and a row in its tests |
@@ -36,6 +37,7 @@ pub mod guard;
 pub mod health;
 pub mod implicit;
 pub mod interrupt;
+pub mod lab;
 pub mod learner;
 pub mod metrics;
 pub mod objective;
@@ -48,8 +50,8 @@ pub mod validation;
 pub mod workers;
 
 pub use estimator::{
-    Estimate, EstimatorState, FullEs, FullGrad, GeneralizedPes, GradientEstimator, NoiseReuseEs, PesAnalytic,
-    TruncatedEs, TruncatedGrad, TruncatedPes,
+    Estimate, EstimatorState, FullEs, FullGrad, GeneralizedPes, GradientEstimator, GuidedEs, MeasureValued,
+    Mixed, NoiseReuseEs, PesAnalytic, TruncatedEs, TruncatedGrad, TruncatedPes,
 };
 pub use learner::{GradientLearner, LearnerState};
 pub use objective::{Emphasis, LossScale, Objective};

@@ -168,6 +168,21 @@ pub struct TruncatedStep<E: Float = f32> {
     pub offset: InitialOffset,
 }
 
+impl<E: Float> Clone for TruncatedStep<E> {
+    fn clone(&self) -> Self {
+        let TruncatedStep { family, lopt, schedule, told, meta_loss, objective, offset } = self;
+        TruncatedStep {
+            family: family.clone(),
+            lopt: lopt.clone(),
+            schedule: schedule.clone(),
+            told: *told,
+            meta_loss: *meta_loss,
+            objective: *objective,
+            offset: *offset,
+        }
+    }
+}
+
 /// A loss, and its linearization where there is one.
 pub(crate) type Linearized<E> = (E, Option<Box<dyn Linearization<E>>>);
 

@@ -29,7 +29,7 @@ impl GradientEstimator for TaskGradient {
         )
     }
     fn init(&self, _: &[f32], key: Key, _: &Workers) -> EstimatorState {
-        EstimatorState { key, lanes: Vec::new() }
+        EstimatorState::new(key)
     }
     fn estimate(
         &self,

@@ -5,6 +5,9 @@
 /// What every such file begins with.
 pub const MAGIC: &[u8] = b"\x93NUMPY";
 
+/// Longest header that is read, in bytes: NumPy's own limit for files that are not trusted.
+pub const MAX_HEADER: usize = 10_000;
+
 /// An array file, not yet read as numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Npy<'a> {
@@ -28,9 +31,20 @@ impl<'a> Npy<'a> {
     /// ```
     ///
     /// # Errors
-    /// What was expected and what came, if it is no such file, a part of one, or one of records.
+    /// What was expected and what came, if it is no such file, a part of one, one of records, or one with a header
+    /// of more than [`MAX_HEADER`] bytes.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
-        let (header, content) = split(bytes).ok_or("expected a whole npy file, got another or a part")?;
+        let (len, rest) = split(bytes).ok_or("expected a whole npy file, got another or a part")?;
+        if len > MAX_HEADER {
+            return Err(format!("expected a header of at most {MAX_HEADER} bytes, got {len}"));
+        }
+        let Some((header, content)) = rest.split_at_checked(len) else {
+            return Err(format!(
+                "expected a header of {len} bytes, got the end of the file after {}",
+                rest.len()
+            ));
+        };
+        let header = std::str::from_utf8(header).map_err(|e| format!("expected a header of text: {e}"))?;
         let field = |name: &str, open: char, close: char| {
             let rest = header.split_once(&format!("'{name}':"))?.1.trim_start().strip_prefix(open)?;
             Some(rest.split_once(close)?.0)
@@ -55,16 +69,14 @@ impl<'a> Npy<'a> {
     }
 }
 
-/// Header and content.
-fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let rest = bytes.strip_prefix(MAGIC)?;
+/// The header's length, and what follows it.
+fn split(bytes: &[u8]) -> Option<(usize, &[u8])> {
     // Version 1 has two bytes for the header's length, later ones four.
-    let (len, rest) = match rest {
-        [1, _, a, b, rest @ ..] => (usize::from(u16::from_le_bytes([*a, *b])), rest),
-        [2 | 3, _, a, b, c, d, rest @ ..] => (u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest),
-        _ => return None,
-    };
-    Some((std::str::from_utf8(rest.get(..len)?).ok()?, &rest[len..]))
+    match bytes.strip_prefix(MAGIC)? {
+        [1, _, a, b, rest @ ..] => Some((usize::from(u16::from_le_bytes([*a, *b])), rest)),
+        [2 | 3, _, a, b, c, d, rest @ ..] => Some((u32::from_le_bytes([*a, *b, *c, *d]) as usize, rest)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +103,14 @@ mod tests {
             ("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", "invalid digit"),
         ] {
             let error = Npy::parse(&file(header)).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        for (start, why) in [
+            (&b"\x02\x00\xff\xff\xff\xff"[..], "at most 10000 bytes, got 4294967295"),
+            (b"\x01\x00\x40\x00{", "of 64 bytes, got the end of the file after 1"),
+            (b"\x01\x00\x01\x00\xff", "a header of text"),
+        ] {
+            let error = Npy::parse(&[MAGIC, start].concat()).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
         let huge = file("{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296, 2), }");

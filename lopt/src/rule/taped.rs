@@ -179,11 +179,6 @@ impl<R: UpdateRule, E: Float> Taped<R, E> {
         &self.rule
     }
 
-    /// Theta as numbers.
-    pub(crate) fn flat_theta(&self) -> &[E] {
-        &self.theta
-    }
-
     /// Theta without derivatives.
     pub fn theta(&self) -> Theta<E> {
         Theta::new(self.layout.clone(), Var::constant(self.theta.clone()))

@@ -4,6 +4,7 @@ mod flax;
 mod float_type;
 mod format;
 mod numpy;
+mod tensors;
 
 use super::describe;
 use format::{Array, MAX_BYTES};

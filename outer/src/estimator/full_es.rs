@@ -1,12 +1,13 @@
 //! Evolution strategies over whole runs.
 
+use super::guided_es::Subspace;
 use super::{
-    over_lanes, pes::sign_of, run_pair, whole_length, Antithetic, Contribution, Estimate, EstimateInputs,
-    EstimatorState, GradientEstimator,
+    over_lanes, persistent::sign_of, run_pair, whole_length, Antithetic, Contribution, Estimate,
+    EstimateInputs, EstimatorState, GradientEstimator,
 };
 use crate::episode::{Episode, Trajectory};
 use crate::truncation::TruncationSchedule;
-use crate::unroll::{LaneRun, TruncatedStep};
+use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{LaneBuffers, Worker, Workers};
 use outerloop_core::{BatchKey, Error, Key, Optimizer, Result, Split};
 use serde::{Deserialize, Serialize};
@@ -126,7 +127,7 @@ impl GradientEstimator for FullEs {
     }
 
     fn init(&self, _: &[f32], key: Key, _: &Workers) -> EstimatorState {
-        EstimatorState { key, lanes: Vec::new() }
+        EstimatorState::new(key)
     }
 
     fn estimate(
@@ -136,26 +137,73 @@ impl GradientEstimator for FullEs {
         outer_step: u64,
         workers: &Workers,
     ) -> Estimate {
+        self.estimate_guided(theta, state, outer_step, workers, None)
+    }
+}
+
+/// What a pair of whole runs gave.
+pub(super) struct RunPair {
+    /// The runs' losses, positive first.
+    pub losses: [f64; 2],
+    /// Their steps.
+    pub windows: [Window; 2],
+}
+
+impl FullEs {
+    /// The settings.
+    pub(super) fn common(&self) -> &Antithetic {
+        &self.common
+    }
+
+    /// Its learned optimizer.
+    pub(super) fn step(&self) -> &TruncatedStep {
+        &self.step
+    }
+
+    /// Runs number `outer_step` of a lane with these optimizers, from their common start to their end.
+    pub(super) fn run_pair(
+        &self,
+        inputs: EstimateInputs<'_>,
+        (lane, length): (usize, u64),
+        opts: &[Box<dyn Optimizer>; 2],
+        kept: &mut Option<Episode>,
+        worker: &mut Worker,
+    ) -> RunPair {
+        // Each estimate is a run of its own, numbered by the outer step.
+        let outer_step = inputs.outer_step;
+        let episode = Episode::kept(kept, &self.step.family, inputs.lane(lane), outer_step);
+        let (mut clock, [mut plus, mut minus]) =
+            self.step.start_of_length(episode, opts.each_ref().map(|o| &**o), Some(length));
+        let trajectories = [&mut plus, &mut minus];
+        let mut pair = LaneRun { episode, clock: &mut clock, trajectories, outer_step };
+        let windows = run_pair(&self.step, opts, &mut pair, length as usize, worker);
+        let losses = [(&windows[0], &opts[0], &plus), (&windows[1], &opts[1], &minus)].map(|(w, opt, t)| {
+            self.loss.of_steps(&w.loss).unwrap_or_else(|| self.recomputed(&**opt, t, episode, worker))
+        });
+        RunPair { losses, windows }
+    }
+
+    /// One estimate with perturbations of the given shape.
+    pub(super) fn estimate_guided(
+        &self,
+        theta: &[f32],
+        state: &EstimatorState,
+        outer_step: u64,
+        workers: &Workers,
+        guide: Option<&Subspace>,
+    ) -> Estimate {
         let c = &self.common;
         let length = whole_length(&self.step, state.key, outer_step);
         let mut lanes: Vec<usize> = (0..c.num_tasks).collect();
-        let inputs = EstimateInputs::new(theta, state, outer_step, workers);
-        over_lanes(inputs, &mut lanes, c.factor(), |worker, _, &mut i, buffers| {
+        let inputs = EstimateInputs { guide, ..EstimateInputs::new(theta, state, outer_step, workers) };
+        over_lanes(inputs, &mut lanes, c.scale(), |worker, _, &mut i, buffers| {
             let LaneBuffers { eps, episode, .. } = buffers;
-            let opts = c.perturbed(&*self.step.lopt, theta, inputs.noise(i), eps, worker);
-            // Each estimate is a run of its own, numbered by the outer step.
-            let episode = Episode::kept(episode, &self.step.family, inputs.lane(i), outer_step);
-            let (mut clock, [mut plus, mut minus]) =
-                self.step.start_of_length(episode, opts.each_ref().map(|o| &**o), Some(length));
-            let trajectories = [&mut plus, &mut minus];
-            let mut pair = LaneRun { episode, clock: &mut clock, trajectories, outer_step };
-            let windows = run_pair(&self.step, &opts, &mut pair, length as usize, worker);
-            let [pos, neg] =
-                [(&windows[0], &opts[0], &plus), (&windows[1], &opts[1], &minus)].map(|(w, opt, t)| {
-                    self.loss.of_steps(&w.loss).unwrap_or_else(|| self.recomputed(&**opt, t, episode, worker))
-                });
+            let opts = c.perturbed(&*self.step.lopt, inputs, inputs.noise(i), eps, worker);
+            let RunPair { losses, windows } = self.run_pair(inputs, (i, length), &opts, episode, worker);
+            let [pos, neg] = losses;
             Contribution {
                 eps: Self::difference(pos, neg, self.clip, c.sign),
+                losses,
                 mean_loss: (pos + neg) / 2.0,
                 ..Contribution::of_windows(&windows)
             }

@@ -1,7 +1,7 @@
 //! Backpropagation through whole runs.
 
 use super::truncated_grad::{check, contribution};
-use super::{over_lanes, whole_length, Estimate, EstimateInputs, EstimatorState, GradientEstimator};
+use super::{over_lanes, whole_length, Estimate, EstimateInputs, EstimatorState, GradientEstimator, Scale};
 use crate::adjoint::{StepWeights, SweepConfig};
 use crate::episode::Episode;
 use crate::truncation::TruncationSchedule;
@@ -53,7 +53,7 @@ impl GradientEstimator for FullGrad {
     }
 
     fn init(&self, _: &[f32], key: Key, _: &Workers) -> EstimatorState {
-        EstimatorState { key, lanes: Vec::new() }
+        EstimatorState::new(key)
     }
 
     fn estimate(
@@ -66,7 +66,7 @@ impl GradientEstimator for FullGrad {
         let length = whole_length(&self.step, state.key, outer_step);
         let mut lanes: Vec<usize> = (0..self.num_tasks).collect();
         let inputs = EstimateInputs::new(theta, state, outer_step, workers);
-        over_lanes(inputs, &mut lanes, 1.0, |worker, _, &mut i, _| {
+        over_lanes(inputs, &mut lanes, Scale::ONE, |worker, _, &mut i, _| {
             // Each estimate is a run of its own, numbered by the outer step.
             let mut episode = Episode::new(&self.step.family, inputs.lane(i), outer_step);
             let opt = self.step.lopt.opt_fn(theta);

@@ -7,7 +7,12 @@
 mod full_es;
 mod full_grad;
 mod generalized_pes;
+mod guided_es;
+mod measure_valued;
+mod mixed;
+mod noise_reuse_es;
 mod pairs;
+mod persistent;
 mod pes;
 mod pes_analytic;
 mod reduce;
@@ -16,8 +21,13 @@ mod truncated_grad;
 
 pub use full_es::{FullEs, FullLoss};
 pub use full_grad::FullGrad;
-pub use generalized_pes::{GeneralizedPes, NoiseReuseEs};
-pub use pes::{NextAccumulator, PesTerms, TerminalWeight, TruncatedPes};
+pub use generalized_pes::GeneralizedPes;
+pub use guided_es::{Guide, GuidedEs};
+pub use measure_valued::MeasureValued;
+pub use mixed::Mixed;
+pub use noise_reuse_es::NoiseReuseEs;
+pub use persistent::{NextAccumulator, PesTerms, TerminalWeight};
+pub use pes::TruncatedPes;
 pub use pes_analytic::PesAnalytic;
 pub use truncated_es::TruncatedEs;
 pub use truncated_grad::TruncatedGrad;
@@ -26,8 +36,9 @@ use crate::episode::{Clock, Trajectory};
 use crate::health::Saturated;
 use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{Worker, Workers};
+use guided_es::Subspace;
 use outerloop_core::{Error, Key, LearnedOptimizer, Optimizer, Result};
-use reduce::{over_lanes, Contribution};
+use reduce::{over_lanes, Contribution, Scale};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -80,6 +91,8 @@ pub struct EstimatorState {
     pub key: Key,
     /// One entry per task; empty for estimators that start anew each time.
     pub lanes: Vec<Lane>,
+    /// The last estimates, newest first, as far as the estimator needs them ([`GuidedEs`]).
+    pub past: Vec<Vec<f32>>,
 }
 
 /// One task in progress.
@@ -96,6 +109,11 @@ pub struct Lane {
 }
 
 impl EstimatorState {
+    /// That of an estimator that keeps nothing.
+    pub fn new(key: Key) -> Self {
+        EstimatorState { key, lanes: Vec::new(), past: Vec::new() }
+    }
+
     /// The root key of a lane: its runs are `key.fold_in(episode)`.
     pub fn lane_key(&self, lane: usize) -> Key {
         self.lanes_key().fold_in(lane as u64)
@@ -180,6 +198,24 @@ impl WindowLoss {
     }
 }
 
+/// What becomes of the lanes' loss differences before they weigh perturbations. All but `None` make the
+/// estimate biased: it is no longer the gradient of a mean loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shaping {
+    /// Nothing: unbiased.
+    #[default]
+    None,
+    /// Every loss is replaced by its rank among the losses of all lanes and signs, from −½ (smallest) to ½; equal
+    /// losses share their mean rank. Free of the loss scale and of outliers; the expectation is the gradient of a mean
+    /// rank. Only for estimators that weigh one difference per lane (truncated and full ES).
+    /// Reference: Salimans et al. 2017, arXiv:1703.03864, section 2.1.
+    Ranks,
+    /// Differences are divided by the standard deviation of the losses of all lanes and signs: free of the loss scale,
+    /// with a random factor that shares its noise with what it divides.
+    /// Reference: Li et al. 2023, arXiv:2304.12180, its implementation's option.
+    Deviation,
+}
+
 /// What the persistent antithetic estimators have in common.
 #[derive(Clone, Debug)]
 pub struct Antithetic {
@@ -194,12 +230,14 @@ pub struct Antithetic {
     /// `Some(c)`: every loss difference is replaced by `c` times the sign of its mean, which makes
     /// the estimate independent of the loss scale (and biased).
     pub sign: Option<f64>,
+    /// What else becomes of loss differences (biased). Not together with `sign`.
+    pub shaping: Shaping,
     /// Source of perturbations.
     pub noise: Noise,
 }
 
 impl Default for Antithetic {
-    /// 16 tasks, 50 steps, σ = 0.01, mean loss, no sign, Gaussian.
+    /// 16 tasks, 50 steps, σ = 0.01, mean loss, no sign, no shaping, Gaussian.
     fn default() -> Self {
         Antithetic {
             num_tasks: 16,
@@ -207,6 +245,7 @@ impl Default for Antithetic {
             std: 0.01,
             window_loss: WindowLoss::Mean,
             sign: None,
+            shaping: Shaping::None,
             noise: Noise::Gaussian,
         }
     }
@@ -219,7 +258,26 @@ impl Antithetic {
         at_least_one("num_tasks", self.num_tasks)?;
         at_least_one("trunc_length", self.trunc_length)?;
         positive("std", f64::from(self.std))?;
+        if self.sign.is_some() && self.shaping != Shaping::None {
+            return Err(Error::invalid("shaping", "expected none beside `sign`: signs have no scale"));
+        }
         self.sign.map_or(Ok(()), |c| positive("sign", c))
+    }
+
+    /// Errors on what needs one difference per lane.
+    fn validate_persistent(&self) -> Result<()> {
+        match self.shaping {
+            Shaping::Ranks => {
+                let why = "ranks need one loss per lane and sign; a window with a reset has two";
+                Err(Error::invalid("shaping", why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// From the lanes' sum to the estimate.
+    fn scale(&self) -> Scale {
+        Scale { factor: self.factor(), shaping: self.shaping }
     }
 
     /// `1 / (2 σ²)`: what turns loss differences times perturbations into a gradient.
@@ -232,23 +290,26 @@ impl Antithetic {
     fn perturbed(
         &self,
         lopt: &dyn LearnedOptimizer,
-        theta: &[f32],
+        inputs: EstimateInputs<'_>,
         index: NoiseIndex,
         eps: &mut Vec<f32>,
         worker: &mut Worker,
     ) -> [Box<dyn Optimizer>; 2] {
-        self.draw(theta.len(), index, eps);
+        self.draw(inputs, index, eps);
         [1.0, -1.0].map(|sign| {
             worker.theta.clear();
-            worker.theta.extend(moved(theta, sign, eps));
+            worker.theta.extend(moved(inputs.theta, sign, eps));
             lopt.opt_fn(&worker.theta)
         })
     }
 
     /// Draws the perturbation of a lane.
-    fn draw(&self, len: usize, index: NoiseIndex, eps: &mut Vec<f32>) {
-        eps.resize(len, 0.0);
+    fn draw(&self, inputs: EstimateInputs<'_>, index: NoiseIndex, eps: &mut Vec<f32>) {
+        eps.resize(inputs.theta.len(), 0.0);
         self.noise.draw(self.std, index, eps);
+        if let Some(guide) = inputs.guide {
+            guide.shape(self.std, index.key.named("guide"), eps);
+        }
     }
 }
 
@@ -279,12 +340,14 @@ struct EstimateInputs<'a> {
     workers: &'a Workers,
     lanes: Key,
     noise: Key,
+    /// The shape of perturbations, unless they are the same in all directions.
+    guide: Option<&'a Subspace>,
 }
 
 impl<'a> EstimateInputs<'a> {
     fn new(theta: &'a [f32], state: &EstimatorState, outer_step: u64, workers: &'a Workers) -> Self {
         let noise = state.key.named("noise");
-        EstimateInputs { theta, outer_step, workers, lanes: state.lanes_key(), noise }
+        EstimateInputs { theta, outer_step, workers, lanes: state.lanes_key(), noise, guide: None }
     }
     /// [`EstimatorState::lane_key`].
     fn lane(&self, lane: usize) -> Key {
@@ -307,7 +370,7 @@ fn start_lanes(
     key: Key,
     workers: &Workers,
 ) -> EstimatorState {
-    let mut state = EstimatorState { key, lanes: Vec::new() };
+    let mut state = EstimatorState::new(key);
     let mut keys: Vec<Key> = (0..num_tasks).map(|i| state.lane_key(i)).collect();
     state.lanes = workers.map(&mut keys, |worker, _, key| {
         let (clock, t) = step.start_lane(theta, *key, worker);

@@ -21,8 +21,8 @@ impl<'a> LanePair<'a> {
     /// A lane's pair. A lane with one trajectory has a `copy` for the negative sign and goes on from the
     /// positive one.
     fn new(lane: &'a mut Lane, copy: &'a mut Option<Trajectory>, buffers: &'a mut LaneBuffers<f32>) -> Self {
-        let (([plus], Some(minus)) | ([plus, minus], None)) = (&mut lane.trajectories[..], copy) else {
-            unreachable!("lanes hold a pair, or one trajectory and its copy")
+        let (([plus], Some(minus)) | ([plus, minus, ..], None)) = (&mut lane.trajectories[..], copy) else {
+            unreachable!("lanes hold a pair first, or one trajectory and its copy")
         };
         LanePair { clock: &mut lane.clock, trajectories: [plus, minus], buffers, held: lane.held }
     }
@@ -48,23 +48,30 @@ fn fills(pairs: usize, group_size: usize) -> bool {
 
 impl Antithetic {
     /// Advances the lanes' antithetic pairs by a window, each pair at its perturbation, and adds up what
-    /// `contribution` makes of a lane and its windows (positive first).
-    pub(super) fn estimate_pairs(
+    /// `contribution` makes of a lane, its windows (positive first) and what `before` made of the lane, given its
+    /// number, before its pair advanced.
+    pub(super) fn estimate_pairs<T: Send>(
         &self,
         step: &TruncatedStep,
         inputs: EstimateInputs<'_>,
         lanes: &mut [Lane],
-        contribution: impl Fn(&mut Lane, &mut LaneBuffers<f32>, &[Window; 2]) -> Contribution + Sync,
+        before: impl Fn(usize, &mut Lane, &mut LaneBuffers<f32>, &mut Worker) -> T + Sync,
+        contribution: impl Fn(&mut Lane, &mut LaneBuffers<f32>, &[Window; 2], T) -> Contribution + Sync,
     ) -> Estimate {
         let chunk = self.lanes_per_chunk(&*step.lopt, lanes, inputs.workers.threads());
-        over_lane_chunks(inputs, lanes, chunk, self.factor(), |worker, first, lanes, buffers| {
+        over_lane_chunks(inputs, lanes, chunk, self.scale(), |worker, first, lanes, buffers| {
+            let numbered = (first..).zip(lanes.iter_mut()).zip(buffers.iter_mut());
+            let extras: Vec<T> =
+                numbered.map(|((i, lane), buffers)| before(i, lane, buffers, worker)).collect();
             let copy = |lane: &Lane| (lane.trajectories.len() == 1).then(|| lane.trajectories[0].clone());
             let mut copies: Vec<Option<Trajectory>> = lanes.iter().map(copy).collect();
             let pairs = lanes.iter_mut().zip(&mut copies).zip(&mut *buffers);
             let pairs = pairs.map(|((lane, copy), buffers)| LanePair::new(lane, copy, buffers)).collect();
             let windows = self.run_pairs(step, inputs, first, pairs, worker);
-            let lanes = lanes.iter_mut().zip(buffers).zip(&windows);
-            lanes.map(|((lane, buffers), windows)| contribution(lane, buffers, windows)).collect()
+            let lanes = lanes.iter_mut().zip(buffers).zip(windows.iter().zip(extras));
+            lanes
+                .map(|((lane, buffers), (windows, extra))| contribution(lane, buffers, windows, extra))
+                .collect()
         })
     }
 
@@ -95,7 +102,7 @@ impl Antithetic {
         if !is_group {
             let alone = (first..).zip(pairs).map(|(i, pair)| {
                 let noise = inputs.noise_of(pair.held.unwrap_or(inputs.outer_step), i);
-                let opts = self.perturbed(&*step.lopt, theta, noise, &mut pair.buffers.eps, worker);
+                let opts = self.perturbed(&*step.lopt, inputs, noise, &mut pair.buffers.eps, worker);
                 run_pair(step, &opts, &mut pair.in_episode(step, inputs, i), steps, worker)
             });
             return alone.collect();
@@ -103,7 +110,7 @@ impl Antithetic {
         let mut thetas = Vec::with_capacity(2 * pairs.len());
         for (i, pair) in (first..).zip(&mut pairs) {
             let eps = &mut pair.buffers.eps;
-            self.draw(theta.len(), inputs.noise_of(pair.held.unwrap_or(inputs.outer_step), i), eps);
+            self.draw(inputs, inputs.noise_of(pair.held.unwrap_or(inputs.outer_step), i), eps);
             thetas.extend([1.0, -1.0].map(|sign| moved(theta, sign, eps).collect()));
         }
         let group = step.lopt.group(thetas);

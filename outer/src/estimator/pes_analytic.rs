@@ -1,14 +1,14 @@
 //! PES with an analytic control variate.
 
-use super::pes::{PesTerms, TerminalWeight};
+use super::persistent::Persistent;
 use super::truncated_grad::check;
 use super::{
-    over_lanes, run_pair, start_lanes, trained_steps, Antithetic, Contribution, Estimate, EstimateInputs,
-    EstimatorState, GradientEstimator, Lane,
+    trained_steps, Antithetic, Contribution, Estimate, EstimateInputs, EstimatorState, GradientEstimator,
+    Lane, Shaping,
 };
 use crate::adjoint::{Memory, StepWeights, SweepConfig};
 use crate::episode::Episode;
-use crate::unroll::{LaneRun, TruncatedStep};
+use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{LaneBuffers, Worker, Workers};
 use outerloop_core::{Error, Key, Result};
 
@@ -29,8 +29,7 @@ use outerloop_core::{Error, Key, Result};
 /// Reference: Vicol, Metz, Sohl-Dickstein 2021, arXiv:2112.13835, section 4.3.
 #[derive(Debug)]
 pub struct PesAnalytic {
-    step: TruncatedStep,
-    common: Antithetic,
+    pairs: Persistent,
     memory: Memory,
 }
 
@@ -38,15 +37,14 @@ impl PesAnalytic {
     /// Errors on settings out of range, an update rule without derivative, and the sign option, which
     /// has no unbiased control variate.
     pub fn new(step: TruncatedStep, common: Antithetic, memory: Memory) -> Result<Self> {
-        common.validate(&step)?;
         check(&step, common.num_tasks, &SweepConfig::default())?;
-        if common.sign.is_some() {
+        if common.sign.is_some() || common.shaping != Shaping::None {
             return Err(Error::invalid(
                 "sign",
-                "PES with a control variate needs the loss differences themselves",
+                "PES with a control variate needs the loss differences themselves, without shaping",
             ));
         }
-        Ok(PesAnalytic { step, common, memory })
+        Ok(PesAnalytic { pairs: Persistent::new(step, common, 1)?, memory })
     }
 
     /// Exact gradients of the unperturbed window's loss sums, before and after its first reset; advances
@@ -58,7 +56,8 @@ impl PesAnalytic {
         lane: &mut Lane,
         worker: &mut Worker,
     ) -> [Vec<f32>; 2] {
-        let (mut clock, trunc_length) = (lane.clock.clone(), self.common.trunc_length);
+        let Persistent { step, common, .. } = &self.pairs;
+        let (mut clock, trunc_length) = (lane.clock.clone(), common.trunc_length);
         let left = match clock.length {
             _ if clock.is_done => 0,
             Some(n) => n.saturating_sub(clock.inner_step).max(1).min(trunc_length as u64) as usize,
@@ -73,54 +72,36 @@ impl PesAnalytic {
         [left, trunc_length - left].map(|steps| {
             let weights = StepWeights::Given(vec![1.0; steps]);
             let config = SweepConfig { weights, memory: self.memory, clip: None };
-            self.step
-                .window_and_grad(inputs.theta, &mut run, steps, &config, worker)
+            step.window_and_grad(inputs.theta, &mut run, steps, &config, worker)
                 .expect("the constructor checked the update rule")
                 .grad
         })
     }
 
-    /// Advances lane `i` by a window.
-    fn contribution(
+    /// A lane's contribution from that of its pair and [`Self::analytic`].
+    fn controlled(
         &self,
-        inputs: EstimateInputs<'_>,
-        i: usize,
-        lane: &mut Lane,
-        buffers: &mut LaneBuffers<f32>,
-        worker: &mut Worker,
+        eps: &[f32],
+        [pos, _]: &[Window; 2],
+        [mut before, mut after]: [Vec<f32>; 2],
+        of_pair: Contribution,
     ) -> Contribution {
-        let (c, step) = (&self.common, &self.step);
-        let opts = c.perturbed(&*step.lopt, inputs.theta, inputs.noise(i), &mut buffers.eps, worker);
-        let kept = &mut buffers.episode;
-        let episode = Episode::kept(kept, &step.family, inputs.lane(i), lane.clock.episode);
-        let [mut before, mut after] = self.analytic(inputs, episode.clone(), lane, worker);
-        let [plus, minus, _] = &mut lane.trajectories[..] else {
-            unreachable!("lanes hold an antithetic pair and its mean")
-        };
-        let (clock, outer_step) = (&mut lane.clock, inputs.outer_step);
-        let mut pair = LaneRun { episode, clock, trajectories: [plus, minus], outer_step };
-        let windows = run_pair(step, &opts, &mut pair, c.trunc_length, worker);
-        let [pos, neg] = &windows;
-        let divisor = c.window_loss.divisor(&pos.mask);
+        let common = &self.pairs.common;
+        let divisor = common.window_loss.divisor(&pos.mask);
         for a in before.iter_mut().chain(&mut after) {
             *a /= divisor as f32;
         }
-        let t = PesTerms::new(pos, neg, c.window_loss, None, TerminalWeight::Full);
-        let metrics = Contribution::of_windows(&windows);
         // A run that diverged at the unperturbed theta predicts nothing.
         let finite = before.iter().chain(&after).all(|a| a.is_finite());
-        let diverged = metrics.diverged || !finite;
-        lane.clock.is_done |= diverged;
-        t.next.apply(lane, buffers, diverged);
         // `reduce` multiplies by 1/(2σ²): the analytic part must not be.
-        let whole = 1.0 / c.factor();
+        let whole = 1.0 / common.factor();
         Contribution {
-            sum: t.before - 2.0 * dot(&buffers.eps, &before),
-            eps: t.after - 2.0 * dot(&buffers.eps, &after),
+            sum: of_pair.sum - 2.0 * dot(eps, &before),
+            eps: of_pair.eps - 2.0 * dot(eps, &after),
             terms: vec![(whole, before), (whole, after)],
-            inner_steps: metrics.inner_steps + trained_steps(pos),
-            diverged,
-            ..metrics
+            inner_steps: of_pair.inner_steps + trained_steps(pos),
+            diverged: of_pair.diverged || !finite,
+            ..of_pair
         }
     }
 }
@@ -135,11 +116,11 @@ impl GradientEstimator for PesAnalytic {
     }
 
     fn describe(&self) -> String {
-        format!("pes-analytic({:?}, {})", self.common, self.step.describe())
+        format!("pes-analytic({:?}, {})", self.pairs.common, self.pairs.step.describe())
     }
 
     fn init(&self, theta: &[f32], key: Key, workers: &Workers) -> EstimatorState {
-        start_lanes(&self.step, self.common.num_tasks, theta, key, workers).persistent(3, theta)
+        self.pairs.start(theta, key, workers, 3)
     }
 
     fn estimate(
@@ -150,8 +131,13 @@ impl GradientEstimator for PesAnalytic {
         workers: &Workers,
     ) -> Estimate {
         let inputs = EstimateInputs::new(theta, state, outer_step, workers);
-        over_lanes(inputs, &mut state.lanes, self.common.factor(), |worker, i, lane, buffers| {
-            self.contribution(inputs, i, lane, buffers, worker)
+        let family = &self.pairs.step.family;
+        let analytic = |i: usize, lane: &mut Lane, buffers: &mut LaneBuffers<f32>, worker: &mut Worker| {
+            let kept = Episode::kept(&mut buffers.episode, family, inputs.lane(i), lane.clock.episode);
+            self.analytic(inputs, kept.clone(), lane, worker)
+        };
+        self.pairs.estimate_with(inputs, &mut state.lanes, analytic, |buffers, windows, analytic, of_pair| {
+            self.controlled(&buffers.eps, windows, analytic, of_pair)
         })
     }
 }

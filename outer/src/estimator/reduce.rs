@@ -1,9 +1,23 @@
 //! From the lanes' contributions to one estimate.
 
-use super::{masked_mean, trained_steps, Estimate, EstimateInputs};
+use super::{masked_mean, trained_steps, Estimate, EstimateInputs, Shaping};
 use crate::health::Saturated;
 use crate::unroll::Window;
 use crate::workers::{LaneBuffers, Worker, Workers};
+
+/// How the lanes' sum becomes the estimate.
+#[derive(Clone, Copy)]
+pub(super) struct Scale {
+    /// What the mean over lanes is multiplied by.
+    pub factor: f64,
+    /// What becomes of the coefficients before.
+    pub shaping: Shaping,
+}
+
+impl Scale {
+    /// The mean itself.
+    pub const ONE: Scale = Scale { factor: 1.0, shaping: Shaping::None };
+}
 
 /// One lane's contribution, `grad += Σₖ coefficientₖ · directionₖ`, and its share of the metrics.
 #[derive(Default)]
@@ -13,6 +27,8 @@ pub(super) struct Contribution {
     pub sum: f64,
     /// Further coefficients, with their directions.
     pub terms: Vec<(f64, Vec<f32>)>,
+    /// The losses of an antithetic pair, for [`Shaping`].
+    pub losses: [f64; 2],
     pub mean_loss: f64,
     pub inner_steps: u64,
     pub saturated: Saturated,
@@ -22,8 +38,10 @@ pub(super) struct Contribution {
 impl Contribution {
     /// Nothing but the metrics of an antithetic pair's windows.
     pub fn of_windows([pos, neg]: &[Window; 2]) -> Self {
+        let losses = [masked_mean(pos), masked_mean(neg)];
         Contribution {
-            mean_loss: (masked_mean(pos) + masked_mean(neg)) / 2.0,
+            losses,
+            mean_loss: (losses[0] + losses[1]) / 2.0,
             inner_steps: trained_steps(pos) + trained_steps(neg),
             saturated: pos.saturated + neg.saturated,
             diverged: pos.diverged || neg.diverged,
@@ -43,10 +61,10 @@ impl Contribution {
 pub(super) fn over_lanes<T: Send>(
     inputs: EstimateInputs<'_>,
     lanes: &mut [T],
-    factor: f64,
+    scale: Scale,
     f: impl Fn(&mut Worker, usize, &mut T, &mut LaneBuffers<f32>) -> Contribution + Sync,
 ) -> Estimate {
-    over_lane_chunks(inputs, lanes, 1, factor, |worker, i, lanes, buffers| {
+    over_lane_chunks(inputs, lanes, 1, scale, |worker, i, lanes, buffers| {
         vec![f(worker, i, &mut lanes[0], &mut buffers[0])]
     })
 }
@@ -57,7 +75,7 @@ pub(super) fn over_lane_chunks<T: Send>(
     inputs: EstimateInputs<'_>,
     lanes: &mut [T],
     chunk: usize,
-    factor: f64,
+    scale: Scale,
     f: impl Fn(&mut Worker, usize, &mut [T], &mut [LaneBuffers<f32>]) -> Vec<Contribution> + Sync,
 ) -> Estimate {
     let EstimateInputs { theta, workers, .. } = inputs;
@@ -65,16 +83,48 @@ pub(super) fn over_lane_chunks<T: Send>(
         let mut items: Vec<_> = lanes.chunks_mut(chunk).zip(buffers.chunks_mut(chunk)).collect();
         let contributions =
             workers.map(&mut items, |worker, i, (lanes, buffers)| f(worker, i * chunk, lanes, buffers));
-        let contributions: Vec<_> = contributions.into_iter().flatten().collect();
-        reduce(workers, theta.len(), factor, &contributions, buffers)
+        let mut contributions: Vec<_> = contributions.into_iter().flatten().collect();
+        shape(scale.shaping, &mut contributions);
+        reduce(workers, theta.len(), scale.factor, &contributions, buffers)
     })
+}
+
+/// Applies a shaping to the coefficients of pairs. Pairs with a loss that is no number stay as they are, masked.
+fn shape(shaping: Shaping, contributions: &mut [Contribution]) {
+    let is_sound = |c: &Contribution| c.losses.iter().all(|l| l.is_finite());
+    let mut losses: Vec<f64> = contributions.iter().filter(|c| is_sound(c)).flat_map(|c| c.losses).collect();
+    match shaping {
+        Shaping::None => {}
+        Shaping::Ranks => {
+            losses.sort_by(f64::total_cmp);
+            let last = losses.len().saturating_sub(1).max(1) as f64;
+            let rank = |x: f64| {
+                let (below, upto) = (losses.partition_point(|l| *l < x), losses.partition_point(|l| *l <= x));
+                (below + upto).saturating_sub(1) as f64 / 2.0 / last - 0.5
+            };
+            for c in contributions.iter_mut().filter(|c| is_sound(c)) {
+                c.eps = rank(c.losses[0]) - rank(c.losses[1]);
+            }
+        }
+        Shaping::Deviation => {
+            let n = losses.len() as f64;
+            let mean = losses.iter().sum::<f64>() / n;
+            let deviation = (losses.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / n).sqrt();
+            // Equal losses have no scale, and no differences.
+            if deviation > 0.0 {
+                for c in contributions {
+                    (c.eps, c.sum) = (c.eps / deviation, c.sum / deviation);
+                }
+            }
+        }
+    }
 }
 
 /// Multiply-adds per item of work, and the size from which it is worth waking other threads.
 const CHUNK: usize = 1 << 16;
 
 /// `size`: length of theta.
-fn reduce(
+pub(super) fn reduce(
     workers: &Workers,
     size: usize,
     factor: f64,

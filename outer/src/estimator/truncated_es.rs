@@ -1,7 +1,7 @@
 //! Truncated evolution strategies.
 
 use super::{
-    pes::sign_of, start_lanes, Antithetic, Contribution, Estimate, EstimateInputs, EstimatorState,
+    persistent::sign_of, start_lanes, Antithetic, Contribution, Estimate, EstimateInputs, EstimatorState,
     GradientEstimator, WindowLoss,
 };
 use crate::unroll::{TruncatedStep, Window};
@@ -62,10 +62,16 @@ impl GradientEstimator for TruncatedEs {
     ) -> Estimate {
         let c = &self.common;
         let inputs = EstimateInputs::new(theta, state, outer_step, workers);
-        c.estimate_pairs(&self.step, inputs, &mut state.lanes, |_, _, windows| {
-            let [pos, neg] = windows;
-            let eps = Self::difference(pos, neg, c.window_loss, c.sign);
-            Contribution { eps, ..Contribution::of_windows(windows) }
-        })
+        c.estimate_pairs(
+            &self.step,
+            inputs,
+            &mut state.lanes,
+            |_, _, _, _| (),
+            |_, _, windows, ()| {
+                let [pos, neg] = windows;
+                let eps = Self::difference(pos, neg, c.window_loss, c.sign);
+                Contribution { eps, ..Contribution::of_windows(windows) }
+            },
+        )
     }
 }

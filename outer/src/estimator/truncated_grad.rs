@@ -2,7 +2,7 @@
 
 use super::{
     at_least_one, masked_mean, over_lanes, start_lanes, trained_steps, Contribution, Estimate,
-    EstimateInputs, EstimatorState, GradientEstimator,
+    EstimateInputs, EstimatorState, GradientEstimator, Scale,
 };
 use crate::adjoint::{StepWeights, Sweep, SweepConfig};
 use crate::episode::Episode;
@@ -116,7 +116,7 @@ impl GradientEstimator for TruncatedGrad {
         workers: &Workers,
     ) -> Estimate {
         let inputs = EstimateInputs::new(theta, state, outer_step, workers);
-        over_lanes(inputs, &mut state.lanes, 1.0, |worker, i, lane, _| {
+        over_lanes(inputs, &mut state.lanes, Scale::ONE, |worker, i, lane, _| {
             let clock = &mut lane.clock;
             let mut episode = Episode::new(&self.step.family, inputs.lane(i), clock.episode);
             let trajectories = [&mut lane.trajectories[0]];

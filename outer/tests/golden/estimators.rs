@@ -185,7 +185,7 @@ where
     Cpu: Host<E>,
 {
     let problem = Arc::new(GoldenProblem::of_estimator_case(&case.json));
-    let state = EstimatorState { key: Key::new(RUN_KEY), lanes: vec![] };
+    let state = EstimatorState::new(Key::new(RUN_KEY));
     let mut map: HashMap<Key, Arc<dyn FlatTask<E>>> = HashMap::new();
     for (lane, &start) in initial.iter().enumerate() {
         for episode in 0..EPISODES {
@@ -228,6 +228,7 @@ fn antithetic(case: &Case, noise: Noise, trunc_length: usize) -> Antithetic {
         window_loss: WindowLoss::Mean,
         sign: option(&case.json, "sign_delta_loss_scalar"),
         noise,
+        ..Antithetic::default()
     }
 }
 

@@ -126,7 +126,7 @@ where
     let family = Arc::new(family::<E>(case, &initial, length, window));
     let step = TruncatedStep::new(family, lopt.into(), TruncationSchedule::Constant(length))
         .expect("a valid schedule");
-    let state = EstimatorState { key: Key::new(RUN_KEY), lanes: vec![] };
+    let state = EstimatorState::new(Key::new(RUN_KEY));
     let thetas = array(case.get("theta_per_truncation"));
     let theta = |t: usize| -> Vec<E> {
         layout.entries().iter().flat_map(|e| inputs(get(&thetas[t], &e.name))).collect()

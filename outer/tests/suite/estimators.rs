@@ -10,7 +10,7 @@ use outerloop_outer::{
 };
 use std::sync::Arc;
 
-const STD: f32 = 0.25;
+pub const STD: f32 = 0.25;
 
 /// Perturbations `±σ` by the bits of `pattern`, one bit per window. The estimates are products of two
 /// perturbations, so averaging over all patterns gives the Gaussian expectation exactly.
@@ -20,8 +20,9 @@ fn signs(pattern: u32) -> Noise {
     }))
 }
 
-fn settings(noise: Noise, num_tasks: usize, trunc_length: usize) -> Antithetic {
-    Antithetic { num_tasks, trunc_length, std: STD, window_loss: WindowLoss::Sum, sign: None, noise }
+pub fn settings(noise: Noise, num_tasks: usize, trunc_length: usize) -> Antithetic {
+    let window_loss = WindowLoss::Sum;
+    Antithetic { num_tasks, trunc_length, std: STD, window_loss, noise, ..Antithetic::default() }
 }
 
 /// Expected sum of the estimates of the first `windows` windows on the toy `s ← s + θ, loss = s`.
@@ -186,7 +187,7 @@ fn pes_analytic_has_the_mean_of_pes_and_less_variance() {
 }
 
 /// Mean and standard error of the sum of `estimates` estimates over `runs` keys.
-fn statistics(estimator: &dyn GradientEstimator, theta: f32, estimates: u64, runs: u64) -> (f64, f64) {
+pub fn statistics(estimator: &dyn GradientEstimator, theta: f32, estimates: u64, runs: u64) -> (f64, f64) {
     let workers = Workers::new(0).unwrap();
     let sums: Vec<f64> = (0..runs)
         .map(|seed| {
@@ -202,12 +203,12 @@ fn statistics(estimator: &dyn GradientEstimator, theta: f32, estimates: u64, run
     (mean, (var / n).sqrt())
 }
 
-fn assert_agrees(name: &str, (mean, error): (f64, f64), truth: f64) {
+pub fn assert_agrees(name: &str, (mean, error): (f64, f64), truth: f64) {
     assert!((mean - truth).abs() < 4.0 * error, "{name}: {mean} ± {error}, exact {truth}");
     assert!(error < 0.1 * truth.abs(), "{name}: the test is blind, {mean} ± {error}, exact {truth}");
 }
 
-const THETA: f64 = -2.0;
+pub const THETA: f64 = -2.0;
 
 #[test]
 fn full_es_agrees_with_the_smoothed_gradient_on_the_quadratic() {

@@ -58,6 +58,8 @@ pub enum Rule {
     Sgd,
     /// As `Sgd`, but without a derivative.
     Opaque,
+    /// As `Sgd`, with a derivative that is no number.
+    Torn,
 }
 
 pub struct OneTheta {
@@ -98,7 +100,7 @@ impl<E: Float> Optimizer<E> for OneThetaOpt<E> {
             match self.rule {
                 Rule::Shift => *p += self.theta,
                 Rule::Set => *p = self.theta,
-                Rule::Sgd | Rule::Opaque => *p -= num_traits::Float::exp(self.theta) * *g,
+                Rule::Sgd | Rule::Opaque | Rule::Torn => *p -= num_traits::Float::exp(self.theta) * *g,
             }
         }
         state.step += 1;
@@ -124,6 +126,7 @@ impl<E: Float> UpdateVjp<E> for OneThetaOpt<E> {
             Rule::Shift => grad.iter().map(|_| (E::of(1.0), zero)).unzip(),
             Rule::Set => unreachable!("it says that it has no derivative"),
             Rule::Sgd | Rule::Opaque => grad.iter().map(|g| (-lr * *g, -lr)).unzip(),
+            Rule::Torn => grad.iter().map(|_| (E::of(f64::NAN), zero)).unzip(),
         };
         theta[0] += after.params.iter().zip(by_theta).map(|(a, d)| *a * d).sum();
         let grad = after.params.iter().zip(by_grad).map(|(a, d)| *a * d).collect();
@@ -135,7 +138,7 @@ impl<E: Float> UpdateVjp<E> for OneThetaOpt<E> {
 pub fn step(rule: Rule, init: f64, schedule: TruncationSchedule) -> TruncatedStep {
     let family = match rule {
         Rule::Shift | Rule::Set => SingleTask::new(Identity),
-        Rule::Sgd | Rule::Opaque => SingleTask::new(Bowl),
+        Rule::Sgd | Rule::Opaque | Rule::Torn => SingleTask::new(Bowl),
     };
     TruncatedStep::new(Arc::new(family), Arc::new(OneTheta { rule, init }), schedule)
         .expect("a valid schedule")

@@ -2,6 +2,7 @@
 //! for Adam.
 
 mod adam;
+mod layer;
 mod packed;
 pub(crate) mod scheduler;
 mod step;

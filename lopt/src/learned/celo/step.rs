@@ -36,7 +36,7 @@ pub struct CeloKernel {
     factor_weights: Vec<f32>,
     /// Rates of momenta, RMS averages and factored second moments.
     pub(super) rates: [Vec<f32>; 3],
-    schedule: PackedScheduler,
+    pub(super) schedule: PackedScheduler,
 }
 
 impl CeloKernel {
@@ -67,7 +67,7 @@ impl CeloKernel {
         let inputs = before + after + more_rows(counts);
         let per_element = Dense::new(inputs, vec![0.0; units], |i, o| packed[row(i) * units + o]);
         let factor_weights = packed[before * units..][..factored * units].to_vec();
-        let schedule = PackedScheduler::new(rule.scheduler(), &layout, theta);
+        let schedule = PackedScheduler::new(rule.scheduler(), &layout, theta, path);
         CeloKernel {
             net,
             places,

@@ -1,5 +1,5 @@
-//! The derivative of [`CeloKernel`]'s update: the network and what it reads tensor by tensor, the schedule on the
-//! tape.
+//! The derivative of [`CeloKernel`]'s update: the network and what it reads tensor by tensor, the schedule as
+//! [`super::packed`] has it.
 //!
 //! With `p′ = p − c u`, `c = step_mult l S`, the network gives u and sees the adjoint `−c p̄′`. Its gain
 //! `G = −c Σ p̄′ u` is the adjoint of `ln c`: `l̄ = Σ G / l` over the tensors, and through the size
@@ -17,7 +17,6 @@ use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
 use crate::learned::adafac_mlp::features::VectorTensor;
 use crate::learned::adafac_mlp::tensor_vjp::TensorAdjoint;
 use crate::learned::celo2::step::{clip_all, MAX_GRAD};
-use crate::rule::{StepVars, Tape, Theta, UpdateRule, Var};
 use outerloop_core::simd::with_scratch;
 use outerloop_core::{Entry, Key, OptState, UpdateAdjoint, UpdateVjp};
 use pulp::{Simd, WithSimd};
@@ -37,25 +36,8 @@ impl UpdateVjp<f32> for CeloKernel {
         theta: &mut [f32],
     ) -> UpdateAdjoint<f32> {
         let rule = self.twin.rule();
-        // The schedule forwards.
-        let tape = Tape::default();
-        let flat = tape.leaf(self.twin.flat_theta());
-        let slots: Vec<Var<f32>> = before.slots[FIRST..].iter().map(|slot| tape.leaf(&slot.data)).collect();
-        let loss = tape.leaf(&[loss]);
-        let named = Theta::new(rule.theta_layout(), flat.clone());
-        let none = || Var::constant(Vec::new());
-        let now = StepVars {
-            layout: before.layout.clone(),
-            params: none(),
-            grad: none(),
-            slots: slots.clone(),
-            loss: loss.clone(),
-            step: before.step,
-            num_steps: before.num_steps,
-        };
-        let (output, next) = rule.scheduler().step(&named, &now);
-        let rate = rule.rate(&named, &output);
-        let l = rate.data()[0];
+        let schedule = self.schedule.record(before, loss);
+        let l = if rule.train_phase == 1 { 1.0 } else { schedule.rate() };
 
         let (net, mults) = (&self.net, [rule.exp_mult, 1.0]);
         let epsilons = [RMS_EPSILON as f32, 0.0];
@@ -78,18 +60,13 @@ impl UpdateVjp<f32> for CeloKernel {
             *adjoint = 0.0;
         }
 
-        // And backwards. A factor that has underflowed to 0 has no slope left.
-        let seed = [if l == 0.0 { 0.0 } else { (gain / f64::from(l)) as f32 }];
-        let mut seeds = vec![(&rate, &seed[..])];
-        seeds.extend(next.iter().zip(&after.slots[FIRST..]).map(|(v, slot)| (v, &slot.data[..])));
-        let mut inputs = vec![&flat, &loss];
-        inputs.extend(&slots);
-        let mut pulled = tape.pull_back(&seeds, &inputs).into_iter();
-        let mut pulled = || pulled.next().expect("one adjoint per input");
-        theta.iter_mut().zip(pulled()).for_each(|(t, a)| *t += a);
-        adjoint.loss = pulled()[0];
-        for slot in &mut adjoint.state.slots[FIRST..] {
-            slot.data = pulled();
+        // A factor that has underflowed to 0 has no slope left; that of the first phase has none at all.
+        let has_slope = rule.train_phase != 1 && l != 0.0;
+        let seed = if has_slope { (gain / f64::from(l)) as f32 } else { 0.0 };
+        let (loss, slots) = schedule.pull_back(seed, &after.slots[FIRST..], theta);
+        adjoint.loss = loss;
+        for (slot, data) in adjoint.state.slots[FIRST..].iter_mut().zip(slots) {
+            slot.data = data;
         }
         adjoint
     }

@@ -1,9 +1,8 @@
 //! Which kind of file it is, and its arrays.
 
-use super::float_type::{FloatType, EXPECTED};
-use super::{flax, numpy};
+use super::float_type::FloatType;
+use super::{flax, numpy, tensors};
 use outerloop_core::npy;
-use safetensors::{Dtype, SafeTensors};
 
 /// An array of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +36,7 @@ pub(super) const MAX_NAME: usize = 1024;
 pub(super) fn arrays(bytes: &[u8], name: &str) -> Result<Vec<(String, Array)>, String> {
     match bytes {
         // The length of the header is far below 4 GB.
-        [_, _, _, _, 0, 0, 0, 0, b'{', ..] => safetensors(bytes),
+        [_, _, _, _, 0, 0, 0, 0, b'{', ..] => tensors::arrays(bytes),
         _ if bytes.starts_with(npy::MAGIC) => Ok(vec![(name.to_string(), numpy::array(bytes)?)]),
         [b'P', b'K', ..] => numpy::archive(bytes),
         [0x80, 2..=5, ..] => {
@@ -50,21 +49,4 @@ pub(super) fn arrays(bytes: &[u8], name: &str) -> Result<Vec<(String, Array)>, S
             Err(format!("{expected}; got a file that begins with {start:02x?}"))
         }
     }
-}
-
-fn safetensors(bytes: &[u8]) -> Result<Vec<(String, Array)>, String> {
-    let tensors =
-        SafeTensors::deserialize(bytes).map_err(|e| format!("not a whole safetensors file: {e}"))?;
-    let read = |(name, tensor): (&str, safetensors::tensor::TensorView<'_>)| {
-        let float = match tensor.dtype() {
-            Dtype::F64 => FloatType::F64,
-            Dtype::F32 => FloatType::F32,
-            Dtype::F16 => FloatType::F16,
-            Dtype::BF16 => FloatType::Bf16,
-            other => return Err(format!("array `{name}`: expected {EXPECTED}, got {other:?}")),
-        };
-        let array = Array::new(tensor.shape().to_vec(), float, tensor.data());
-        Ok((name.to_string(), array.map_err(|why| format!("array `{name}`: {why}"))?))
-    };
-    tensors.iter().map(read).collect()
 }

@@ -15,24 +15,24 @@ pub(super) fn array(bytes: &[u8]) -> Result<Array, String> {
         "<f2" => FloatType::F16,
         other => return Err(format!("expected little-endian floats, `<f8`, `<f4` or `<f2`, got `{other}`")),
     };
-    if !npy.is_fortran {
-        return Array::new(npy.shape, float, npy.content);
+    let mut array = Array::new(npy.shape, float, npy.content)?;
+    if npy.is_fortran {
+        // What was read is in the order of the file, columns first. No product of lengths is too large: the
+        // whole one was checked.
+        let strides: Vec<usize> =
+            array.shape.iter().scan(1, |s, n| Some(std::mem::replace(s, *s * n))).collect();
+        // Where element i, counted row by row, is in the file.
+        let place = |mut i: usize| {
+            let mut at = 0;
+            for (n, stride) in array.shape.iter().zip(&strides).rev() {
+                at += i % n * stride;
+                i /= n;
+            }
+            at
+        };
+        array.data = (0..array.data.len()).map(|i| array.data[place(i)]).collect();
     }
-    // Columns first: a row-major array of the axes backwards.
-    let backwards: Vec<usize> = npy.shape.iter().rev().copied().collect();
-    let Array { data, .. } = Array::new(backwards, float, npy.content)?;
-    let strides: Vec<usize> = npy.shape.iter().scan(1, |s, n| Some(std::mem::replace(s, *s * n))).collect();
-    // Where element i, counted row by row, is in the file.
-    let place = |mut i: usize| {
-        let mut at = 0;
-        for (n, stride) in npy.shape.iter().zip(&strides).rev() {
-            at += i % n * stride;
-            i /= n;
-        }
-        at
-    };
-    let data = (0..data.len()).map(|i| data[place(i)]).collect();
-    Ok(Array { shape: npy.shape, data })
+    Ok(array)
 }
 
 /// The arrays of an `.npz` file by their names, without `.npy`.

@@ -5,6 +5,7 @@ use super::{import, Import};
 use crate::learned::{Celo, CeloAdam, MlpLopt};
 use outerloop_core::{Key, LearnedOptimizer};
 use proptest::prelude::*;
+use safetensors::{tensor::TensorView, Dtype};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -79,7 +80,20 @@ fn samples() -> Vec<Vec<u8>> {
         npz(&files, CompressionMethod::Stored),
         npz(&files, CompressionMethod::Deflated),
         npy("<f4", "True", "(2, 3)", &w),
+        safetensors::serialize(
+            [
+                ("a.w", TensorView::new(Dtype::F32, vec![2, 3], &w).unwrap()),
+                ("b", TensorView::new(Dtype::BF16, vec![1], &[0x80, 0x3f]).unwrap()),
+            ],
+            None,
+        )
+        .unwrap(),
     ]
+}
+
+/// A safetensors file with this header.
+fn tensors(header: &str, content: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), content].concat()
 }
 
 fn read(bytes: &[u8]) -> Result<BTreeMap<String, Array>, String> {
@@ -156,6 +170,32 @@ fn errors_name_the_entry_what_was_expected_and_what_came() {
         (npz(&[("w.npy", vec![1])], CompressionMethod::Stored), &["`w`", "whole npy file"]),
         (npy("<i8", "False", "(1,)", &[0; 8]), &["`<f4`", "got `<i8`"]),
         (npy("<f4", "False", "(2,)", &[0; 4]), &["each number of [2], got 4"]),
+        (npy("<f4", "False", "(1,)", &[0; 8]), &["each number of [1], got 8"]),
+        (npy(">f4", "False", "(1,)", &[0; 4]), &["`<f4`", "got `>f4`"]),
+        // No number at all, but lengths whose product is too large.
+        (
+            npy("<f4", "True", "(1099511627776, 1099511627776, 0)", &[]),
+            &["[1099511627776, 1099511627776, 0]"],
+        ),
+        (npy("<f4", "False", "(18446744073709551616,)", &[]), &["shape", "too large"]),
+        (
+            tensors(r#"{"w":{"dtype":"I64","shape":[1],"data_offsets":[0,8]}}"#, &[0; 8]),
+            &["`w`", "F64, F32, F16 or BF16", "I64"],
+        ),
+        (
+            tensors(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, &[0; 4]),
+            &["safetensors", "`w`", "expected 4 bytes for each number of [2], got 4"],
+        ),
+        (
+            tensors(r#"{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, &[0; 2]),
+            &["whole safetensors file", "`w`", "in the 2 bytes there are, got 0..4"],
+        ),
+        (
+            tensors(r#"{"w":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,4]}}"#, &[0; 4]),
+            &["`w`", "4611686018427387904"],
+        ),
+        (tensors(r#"{"w":{"dtype":"F32"}}"#, &[]), &["safetensors", "`w`", "`data_offsets`"]),
+        (b"\xff\xff\x00\x00\x00\x00\x00\x00{".to_vec(), &["header is to have 65535 bytes, 1 are there"]),
         (b"GIF89a".to_vec(), &["expected safetensors", "npz", "47, 49"]),
         (vec![], &["begins with []"]),
     ] {
@@ -247,7 +287,7 @@ proptest! {
     /// Whatever comes is read or refused.
     #[test]
     fn changed_files_never_panic(
-        sample in 0..4usize,
+        sample in 0..5usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),
         cuts: bool,
