@@ -4,7 +4,7 @@
 //! regularization ε. The solution is the potential `f` of `a`; that of `b` follows from it,
 //! `g_j(f) = −ε ln Σᵢ aᵢ exp((fᵢ − C_ij)/ε)`, and the objective is the negative dual, `−⟨f, a⟩ − ⟨g(f), b⟩`: convex, with
 //! the row marginals' error as gradient. Potentials are defined up to a constant. Pixels get a little mass everywhere
-//! ([`DigitTransport::floor`]), so that all potentials are finite.
+//! ([`DigitTransport::FLOOR`]), so that all potentials are finite.
 //!
 //! References: Amos, Cohen, Luise, Redko 2022, *Meta Optimal Transport*, arXiv:2206.05262; Cuturi 2013, arXiv:1306.0895.
 
