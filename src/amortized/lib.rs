@@ -9,13 +9,14 @@
 //! | module | owns |
 //! |---|---|
 //! | [`problem`] | problems, and single contexts of them as tasks for any solver |
-//! | [`problems`] | problems with known solutions: sphere, control, sparse coding, MAML |
+//! | [`problems`] | problems with known solutions: sphere, control, sparse coding, fixed points, MAML, transport, programs |
 //! | [`model`] | full and semi-amortized models |
 //! | [`task`] | problem, model and loss as one task over the model's parameters |
 //! | [`train`] | any flat task trained by the learner and runs of meta-training |
 //! | [`evaluate`] | amortization gap and speed against a solver |
 //! | [`loss`] | losses; the losses of a quadratic in closed form |
-//! | [`solve`] | optimizers and the cross-entropy method as solvers |
+//! | [`solve`] | optimizers, the cross-entropy method and Anderson mixing as solvers |
+//! | [`report`] | tables and means of examples |
 //! | [`perturbed`] | discrete solvers under noise, with a derivative |
 //! | [`inference`] | amortized inference: bounds, iterative inference, Kalman filters |
 //! | [`net`] | fully connected networks on a buffer of parameters |
@@ -35,6 +36,7 @@ pub mod problem;
 pub mod problems;
 pub mod quadrature;
 pub mod ratio;
+pub mod report;
 pub mod solve;
 pub mod task;
 pub mod train;

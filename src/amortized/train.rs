@@ -2,9 +2,11 @@
 //! from [`outerloop_outer::run`]. Theta is the task's parameters, the estimate their gradient on a batch.
 
 use outerloop_core::{BatchKey, FlatTask, Key, Layout, LearnedOptimizer, Optimizer, Result};
-use outerloop_lopt::hand::Sgd;
+use outerloop_lopt::hand::{Adam, Sgd};
 use outerloop_outer::health::Saturated;
+use outerloop_outer::run::{meta_train, RunConfig, RunDir};
 use outerloop_outer::{Estimate, EstimatorState, GradientEstimator, GradientLearner, LearnerState, Workers};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The gradient of a task's loss at theta, averaged over `lanes` batches.
@@ -45,29 +47,35 @@ impl GradientEstimator for TaskGradient {
             let loss = evaluator.loss_and_grad(theta, &mut [], BatchKey::train(outer_step, *key), grad);
             (f64::from(loss), grad.to_vec())
         });
-        let finite: Vec<_> =
-            parts.iter().filter(|(l, g)| l.is_finite() && g.iter().all(|g| g.is_finite())).collect();
-        let share = 1.0 / finite.len().max(1) as f64;
-        let mut grad = vec![0.0; theta.len()];
-        for (_, g) in &finite {
-            grad.iter_mut().zip(g.iter()).for_each(|(a, g)| *a += share as f32 * g);
-        }
-        let mean_loss =
-            if finite.is_empty() { f64::NAN } else { finite.iter().map(|p| p.0).sum::<f64>() * share };
-        let lost = parts.len() - finite.len();
-        if finite.is_empty() {
-            // The learner leaves theta alone and counts the step.
-            grad.fill(f32::NAN);
-        }
-        Estimate {
-            grad,
-            mean_loss,
-            inner_steps: self.lanes as u64,
-            saturated: Saturated::default(),
-            lanes: self.lanes,
-            diverged: lost,
-            masked: lost,
-        }
+        averaged(parts, self.lanes as u64)
+    }
+}
+
+/// The mean of losses with gradients, those left out that are not finite; `inner_steps`: evaluations that were made.
+pub fn averaged(parts: Vec<(f64, Vec<f32>)>, inner_steps: u64) -> Estimate {
+    let len = parts.first().map_or(0, |p| p.1.len());
+    let finite: Vec<_> =
+        parts.iter().filter(|(l, g)| l.is_finite() && g.iter().all(|g| g.is_finite())).collect();
+    let share = 1.0 / finite.len().max(1) as f64;
+    let mut grad = vec![0.0; len];
+    for (_, g) in &finite {
+        grad.iter_mut().zip(g.iter()).for_each(|(a, g)| *a += share as f32 * g);
+    }
+    let mut mean_loss = finite.iter().map(|p| p.0).sum::<f64>() * share;
+    if finite.is_empty() {
+        // The learner leaves theta alone and counts the step.
+        grad.fill(f32::NAN);
+        mean_loss = f64::NAN;
+    }
+    let lost = parts.len() - finite.len();
+    Estimate {
+        grad,
+        mean_loss,
+        inner_steps,
+        saturated: Saturated::default(),
+        lanes: parts.len(),
+        diverged: lost,
+        masked: lost,
     }
 }
 
@@ -103,9 +111,57 @@ pub fn task_learner(
     if lanes == 0 {
         return Err(outerloop_core::Error::invalid("task learner: lanes", "must be at least 1, got 0"));
     }
+    parameter_learner(task.clone(), Box::new(TaskGradient { task, lanes }), opt, num_steps)
+}
+
+/// [`task_learner`] with any estimate of the gradient by the task's parameters; the task itself only says what they are
+/// and how they start.
+///
+/// # Errors
+/// No steps, or optimizer settings out of range.
+pub fn parameter_learner(
+    task: Arc<dyn FlatTask>,
+    estimator: Box<dyn GradientEstimator>,
+    opt: Box<dyn Optimizer>,
+    num_steps: u64,
+) -> Result<GradientLearner> {
     opt.validate()?;
-    let estimator = TaskGradient { task: task.clone(), lanes };
-    GradientLearner::new(Arc::new(Parameters(task)), vec![Box::new(estimator)], opt, num_steps)
+    GradientLearner::new(Arc::new(Parameters(task)), vec![estimator], opt, num_steps)
+}
+
+/// Where training runs of a program go, and how.
+#[derive(Clone, Debug)]
+pub struct TrainRun {
+    /// Every run has a directory in here.
+    pub dir: PathBuf,
+    /// Root of all randomness.
+    pub seed: u64,
+    /// Continue a run that exists.
+    pub resume: bool,
+}
+
+impl TrainRun {
+    /// Runs a learner on disk in `dir/name`, a checkpoint every 1000 steps, and returns its theta.
+    ///
+    /// # Errors
+    /// As for [`meta_train`]: a directory that holds a run already, for one.
+    pub fn train(&self, name: &str, learner: &GradientLearner) -> Result<Vec<f32>> {
+        let dir = RunDir::new(self.dir.join(name));
+        let resume = self.resume && dir.checkpoint().exists();
+        let config = RunConfig { seed: self.seed, resume, checkpoint_every: 1000, ..RunConfig::default() };
+        eprintln!("training {name}: {} steps", learner.num_steps());
+        let state = meta_train(learner, &Workers::new(1)?, &dir, &config)?;
+        Ok(learner.chosen_theta(&state).into_owned())
+    }
+
+    /// [`Self::train`] of a task's parameters by torch's Adam at a learning rate.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn fit(&self, name: &str, task: Arc<dyn FlatTask>, rate: f64, steps: u64) -> Result<Vec<f32>> {
+        let opt = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
+        self.train(name, &task_learner(task, Box::new(opt), steps, 1)?)
+    }
 }
 
 /// Trains in memory, without a run directory; `seen` gets the state after every step.
@@ -130,8 +186,6 @@ mod tests {
     use crate::problems::sphere::Sphere;
     use crate::task::{AmortizedTask, Training};
     use outerloop_core::Typed;
-    use outerloop_lopt::hand::Adam;
-    use outerloop_outer::run::{meta_train, RunConfig, RunDir};
 
     fn learner(steps: u64) -> GradientLearner {
         let training = Training { batch_size: 16, ..Training::default() };
