@@ -99,7 +99,7 @@ fn learned<M: Model>(
     let task =
         AmortizedTask::new(problem.clone(), model, Training { batch_size: 64, ..Training::default() })?;
     let name = format!("filter-{}", task.model.name());
-    let theta = o.train(&name, Arc::new(Typed::new(task.clone())), 2e-3, steps, o.seed)?;
+    let theta = o.train(&name, Arc::new(Typed::new(task.clone())), crate::adam(2e-3), steps, o.seed)?;
     Ok(filtered(problem, sequences, |x| {
         let y = task.predict::<f32>(&theta, x, Key::new(0)).pop().unwrap_or_default();
         y.iter().map(|y| f64::from(*y)).collect()

@@ -1,80 +1,238 @@
-//! Direct encoder, gradient and error encoding on binarized digits, at equal epochs.
+//! Direct encoder, iterative inference in many forms, and SVI on binarized digits, at equal epochs.
 
-use crate::{mean, table, Options};
+use crate::{adam, mean, show, table, Options};
+use outerloop::amortized::evaluate::{amortization_gap, GapConfig};
+use outerloop::amortized::inference::hierarchical::HierarchicalVae;
 use outerloop::amortized::inference::iterative::{Encoding, Flow, Iterative, Share};
-use outerloop::amortized::inference::update::UpdateNet;
-use outerloop::amortized::inference::vae::{IterativeTask, Pixels, Vae};
-use outerloop::amortized::model::Full;
+use outerloop::amortized::inference::update::{Rule, UpdateNet};
+use outerloop::amortized::inference::vae::{DecoderBounds, IterativeTask, Pixels, Vae};
+use outerloop::amortized::model::{self, Full, Model, Semi, Shown, Start};
 use outerloop::amortized::net::{Act, Init, Mlp};
-use outerloop::amortized::problem::ContextTask;
+use outerloop::amortized::problem::{ContextTask, Problem};
 use outerloop::amortized::task::{AmortizedTask, Training};
-use outerloop::core::{Key, Result, Typed};
+use outerloop::core::{Error, Key, Optimizer, Result, Typed};
+use outerloop::lopt::hand::{Adam, Cosine};
+use outerloop::lopt::wrap::ParamsEma;
 use outerloop::outer::plot::{Plot, Series};
 use outerloop::tasks::data::digits;
 use std::sync::Arc;
 
 /// Iterations in training.
 const ITERATIONS: usize = 5;
+/// Images for training; the others are the test.
+const TRAIN: usize = 1500;
+/// Times that each test image is binarized.
+const VISITS: u64 = 5;
 
-pub fn run(o: &Options) -> Result<()> {
-    let train = 1500;
-    let steps = o.epochs.unwrap_or(60) * train as u64 / 64;
-    let decoder = Mlp { widths: vec![16, 128, 64], act: Act::Elu, init: Init::Glorot };
-    let vae = Vae { pixels: Pixels::Binarized, ..Vae::new(&digits(), train, decoder)? };
-    let x = vae.test_set(5);
-    let mut rows: Vec<(String, String)> = Vec::new();
-    let mut series = Vec::new();
-    let mut direct = Vec::new();
-    for s in 0..o.seeds {
-        let encoder = Full { hidden: vec![128, 128], act: Act::Elu, init: Init::Glorot };
-        let task =
-            AmortizedTask::new(vae.clone(), encoder, Training { batch_size: 64, ..Training::default() })?;
-        let seed = o.seed + s;
-        let theta =
-            o.train(&format!("direct-{seed}"), Arc::new(Typed::new(task.clone())), 1e-3, steps, seed)?;
-        let y = task.predict::<f32>(&theta, &x, Key::new(0)).pop().unwrap_or_default();
-        let own = task.own(&theta).iter().map(|x| f64::from(*x)).collect();
-        let tests = ContextTask { problem: vae.clone(), contexts: x.clone(), own, start: Vec::new() };
-        let values: Vec<f64> =
-            (0..5).flat_map(|i| tests.values(&y, Key::new(3).fold_in(i))).map(f64::from).collect();
-        direct.push(mean(&values).0);
-    }
-    rows.push(("direct encoder".into(), show(&direct)));
-    let kinds = [
-        ("gradient, batch mean (as published)", Encoding::Gradient, Share::BatchMean, Flow::Iteration),
-        ("gradient, per example", Encoding::Gradient, Share::PerExample, Flow::Horizon1),
-        ("error", Encoding::Error, Share::PerExample, Flow::Iteration),
-        ("error, through everything", Encoding::Error, Share::PerExample, Flow::Full),
-    ];
-    for (name, encoding, share, flow) in kinds {
-        let mut all: Vec<Vec<f64>> = Vec::new();
-        for s in 0..o.seeds {
-            let net = UpdateNet::new(0, 128, 16);
-            let inference = Iterative { net, encoding, share, flow, likelihood: vae.likelihood };
-            let task = IterativeTask::new(vae.clone(), inference, ITERATIONS, 64);
-            let seed = o.seed + s;
-            let run = format!("{encoding:?}-{share:?}-{flow:?}-{seed}").to_lowercase();
-            let theta = o.train(&run, Arc::new(Typed::new(task.clone())), 1e-3, steps, seed)?;
-            // At the training batch size: the published encoding depends on it.
-            let p = 64 * x.len() / (297 * 5);
-            let mut sums = vec![0.0; 2 * ITERATIONS + 1];
-            let batches: Vec<&[f64]> = x.chunks(p).collect();
-            for (i, batch) in batches.iter().enumerate() {
-                let bounds = task.bounds(&theta, batch, 2 * ITERATIONS, Key::new(3).fold_in(i as u64));
-                let share = batch.len() as f64 / x.len() as f64;
-                sums.iter_mut().zip(bounds).for_each(|(s, b)| *s -= share * b);
-            }
-            all.push(sums);
+#[derive(clap::Args, Clone)]
+pub struct IterativeOptions {
+    #[command(flatten)]
+    pub common: Options,
+    /// main (the published forms), beyond (semi-amortized variants), ablation (the slides' open tricks), svi, hierarchical,
+    /// or all.
+    #[arg(long, default_value = "main")]
+    pub table: String,
+}
+
+/// One row: a form of iterative inference and how it is trained.
+#[derive(Clone)]
+struct Form {
+    name: &'static str,
+    encoding: Encoding,
+    share: Share,
+    flow: Flow,
+    rule: Rule,
+    is_hybrid: bool,
+    copies: usize,
+    decoder_bounds: DecoderBounds,
+    is_annealed: bool,
+}
+
+impl Form {
+    fn new(name: &'static str, encoding: Encoding) -> Self {
+        Form {
+            name,
+            encoding,
+            share: Share::PerExample,
+            flow: Flow::Horizon1,
+            rule: Rule::Gated,
+            is_hybrid: false,
+            copies: 1,
+            decoder_bounds: DecoderBounds::Last,
+            is_annealed: false,
         }
-        let at = |t: usize| all.iter().map(|a| a[t]).collect::<Vec<f64>>();
-        rows.push((name.to_string(), show(&at(ITERATIONS))));
-        let path: Vec<String> = (0..=2 * ITERATIONS).map(|t| format!("{:.2}", mean(&at(t)).0)).collect();
-        rows.push((format!("  iterations 0 to {}", 2 * ITERATIONS), path.join(" ")));
-        series.push(Series::line(name, (1..=2 * ITERATIONS).map(|t| (t as f64, mean(&at(t)).0)).collect()));
     }
-    let level = mean(&direct).0;
-    series.push(Series::line("direct encoder", vec![(1.0, level), (2.0 * ITERATIONS as f64, level)]));
-    table("-ELBO of 297 test digits, binarized 5 times, nats (mean over seeds +- standard error)", &rows);
+}
+
+fn main_forms() -> Vec<Form> {
+    let published = Form {
+        share: Share::BatchMean,
+        flow: Flow::Iteration,
+        ..Form::new("gradient, batch mean (as published)", Encoding::Gradient)
+    };
+    let error = Form { flow: Flow::Iteration, ..Form::new("error", Encoding::Error) };
+    vec![published, Form::new("gradient, per example", Encoding::Gradient), error]
+}
+
+fn beyond() -> Vec<Form> {
+    let all = DecoderBounds::All;
+    let error = |name| Form { is_annealed: true, ..Form::new(name, Encoding::Error) };
+    let both = |name| Form { is_annealed: true, ..Form::new(name, Encoding::ErrorAndGradient) };
+    vec![
+        error("error; annealed rate, averaged weights"),
+        Form { flow: Flow::Full, ..error("error, through everything") },
+        Form { flow: Flow::Full, ..both("error and gradient, second order") },
+        Form { is_hybrid: true, ..error("error, started by an encoder") },
+        Form { is_hybrid: true, flow: Flow::Lambda, ..both("error and gradient, started, through lambda") },
+        Form { decoder_bounds: all, ..error("error, decoder learns from all bounds") },
+        Form { copies: ITERATIONS, ..error("error, a network per iteration") },
+    ]
+}
+
+fn ablation() -> Vec<Form> {
+    let plain = |name| Form::new(name, Encoding::Gradient);
+    vec![
+        plain("log and sign of the gradient, gated"),
+        Form { encoding: Encoding::RawGradient, ..plain("gradient as it is") },
+        Form { encoding: Encoding::NormGradient, ..plain("layer norm of gradient and lambda") },
+        Form { rule: Rule::LearnedSgd, ..plain("not gated: gradient step and offset") },
+        Form { encoding: Encoding::IndexedGradient, ..plain("and the iteration's index") },
+        Form { encoding: Encoding::TwoGradients, ..plain("and the previous gradient") },
+        Form { encoding: Encoding::Error, ..plain("errors instead of gradients") },
+        Form { encoding: Encoding::ErrorAndGradient, ..plain("errors and gradients") },
+        Form { copies: ITERATIONS, ..plain("a network per iteration") },
+    ]
+}
+
+/// The problem, its test data and the training's length.
+struct Setting {
+    vae: Vae,
+    x: Vec<f64>,
+    steps: u64,
+}
+
+impl Setting {
+    fn new(o: &Options) -> Result<Self> {
+        let decoder = Mlp { widths: vec![16, 128, 64], act: Act::Elu, init: Init::Glorot };
+        let vae = Vae { pixels: Pixels::Binarized, ..Vae::new(&digits(), TRAIN, decoder)? };
+        let x = vae.test_set(VISITS);
+        Ok(Setting { vae, x, steps: o.epochs.unwrap_or(60) * TRAIN as u64 / 64 })
+    }
+    fn training() -> Training {
+        Training { batch_size: 64, ..Training::default() }
+    }
+
+    /// Trains any model of any problem on the same contexts, and evaluates its last iterate.
+    fn model<P: Problem, M: Model>(&self, o: &Options, problem: &P, model: M) -> Result<Vec<f64>> {
+        let task = AmortizedTask::new(problem.clone(), model, Self::training())?;
+        let mut means = Vec::new();
+        for seed in o.seeds() {
+            let name = format!("{}-{}-{seed}", problem.name(), task.model.name());
+            let theta = o.train(&name, Arc::new(Typed::new(task.clone())), adam(1e-3), self.steps, seed)?;
+            let y = task.predict::<f32>(&theta, &self.x, Key::new(0)).pop().unwrap_or_default();
+            let own = task.own(&theta).iter().map(|x| f64::from(*x)).collect();
+            let tests =
+                ContextTask { problem: problem.clone(), contexts: self.x.clone(), own, start: Vec::new() };
+            let values: Vec<f64> =
+                (0..5).flat_map(|i| tests.values(&y, Key::new(3).fold_in(i))).map(f64::from).collect();
+            means.push(mean(&values).0);
+        }
+        Ok(means)
+    }
+
+    /// Trains a form, and evaluates it after 0 to twice the iterations, at two batch sizes.
+    fn form(&self, o: &Options, form: &Form) -> Result<[Vec<Vec<f64>>; 2]> {
+        let Form { encoding, share, flow, .. } = *form;
+        let net = UpdateNet { rule: form.rule, ..UpdateNet::new(0, 128, 16) };
+        let inference = Iterative { net, encoding, share, flow, likelihood: self.vae.likelihood };
+        let task = IterativeTask::new(self.vae.clone(), inference, ITERATIONS, 64);
+        let task = if form.is_hybrid { task.started(&[128, 128], Act::Elu) } else { task };
+        let task = IterativeTask { copies: form.copies, decoder_bounds: form.decoder_bounds, ..task };
+        let mut all = [Vec::new(), Vec::new()];
+        for seed in o.seeds() {
+            let run = format!("{}-{seed}", form.name.replace(|c: char| !c.is_alphanumeric(), "_"));
+            let opt = if form.is_annealed { annealed()? } else { adam(1e-3) };
+            let theta = o.train(&run, Arc::new(Typed::new(task.clone())), opt, self.steps, seed)?;
+            for (batch, all) in [64, 1024].into_iter().zip(&mut all) {
+                let mut sums = vec![0.0; 2 * ITERATIONS + 1];
+                for (i, rows) in self.x.chunks(batch * self.vae.context_dim()).enumerate() {
+                    let bounds = task.bounds(&theta, rows, 2 * ITERATIONS, Key::new(3).fold_in(i as u64));
+                    let share = rows.len() as f64 / self.x.len() as f64;
+                    sums.iter_mut().zip(bounds).for_each(|(s, b)| *s -= share * b);
+                }
+                all.push(sums);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Adam with a cosine to zero and averaged weights.
+fn annealed() -> Result<Box<dyn Optimizer>> {
+    let rate = Cosine { peak: 2e-3, constant_fraction: 0.2, ..Cosine::default() };
+    let inner = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
+    Ok(Box::new(ParamsEma::new(0.995, Box::new(inner))?))
+}
+
+fn encoder() -> Full {
+    Full { hidden: vec![128, 128], act: Act::Elu, init: Init::Glorot }
+}
+
+pub fn run(o: &IterativeOptions) -> Result<()> {
+    let known = ["main", "beyond", "ablation", "svi", "hierarchical", "all"];
+    if !known.contains(&o.table.as_str()) {
+        let allowed = known.map(String::from).to_vec();
+        return Err(Error::Unknown { what: "table", got: o.table.clone(), allowed });
+    }
+    let asked = |name: &str| o.table == name || o.table == "all";
+    let s = Setting::new(&o.common)?;
+    let heading = "-ELBO of 297 test digits, binarized 5 times, nats (mean over seeds +- standard error)";
+    for (name, forms) in [("main", main_forms()), ("beyond", beyond()), ("ablation", ablation())] {
+        if asked(name) {
+            let mut rows = Vec::new();
+            if name == "main" {
+                rows.push(("direct encoder".into(), show(&s.model(&o.common, &s.vae, encoder())?)));
+            }
+            let series = forms_table(&s, &o.common, &forms, &mut rows)?;
+            table(&format!("{name}: {heading}"), &rows);
+            picture(&o.common, name, series)?;
+        }
+    }
+    if asked("svi") {
+        table("svi: the direct encoder's decoder, images of the first visit, one seed", &svi(&s, &o.common)?);
+    }
+    if asked("hierarchical") {
+        table(&format!("hierarchical (8 and 16 latents): {heading}"), &hierarchical(&s, &o.common)?);
+    }
+    Ok(())
+}
+
+fn forms_table(
+    s: &Setting,
+    o: &Options,
+    forms: &[Form],
+    rows: &mut Vec<(String, String)>,
+) -> Result<Vec<Series>> {
+    let mut series = Vec::new();
+    for form in forms {
+        let [small, large] = s.form(o, form)?;
+        let at = |all: &[Vec<f64>], t: usize| all.iter().map(|a| a[t]).collect::<Vec<f64>>();
+        let value = format!(
+            "{}   (batches of 1024: {:.3})",
+            show(&at(&small, ITERATIONS)),
+            mean(&at(&large, ITERATIONS)).0
+        );
+        rows.push((form.name.to_string(), value));
+        let path = |t: usize| mean(&at(&small, t)).0;
+        let text: Vec<String> = (0..=2 * ITERATIONS).map(|t| format!("{:.2}", path(t))).collect();
+        rows.push((format!("  iterations 0 to {}", 2 * ITERATIONS), text.join(" ")));
+        series.push(Series::line(form.name, (1..=2 * ITERATIONS).map(|t| (t as f64, path(t))).collect()));
+        eprintln!("{}: {}", form.name, text.join(" "));
+    }
+    Ok(series)
+}
+
+fn picture(o: &Options, name: &str, series: Vec<Series>) -> Result<()> {
     Plot {
         title: "inference on unseen digits".into(),
         x_label: "iterations (trained with 5)".into(),
@@ -82,14 +240,49 @@ pub fn run(o: &Options) -> Result<()> {
         series,
         ..Plot::default()
     }
-    .save(o.dir.join("iterative.svg"))
+    .save(o.dir.join(format!("iterative_{name}.svg")))
 }
 
-fn show(x: &[f64]) -> String {
-    let (m, e) = mean(x);
-    if x.len() > 1 {
-        format!("{m:.3} +- {e:.3}")
-    } else {
-        format!("{m:.3}")
+/// Optimizers on every image's λ, from the prior and from the encoder: Adam, and a learned optimizer whose update is
+/// applied to λ.
+fn svi(s: &Setting, o: &Options) -> Result<Vec<(String, String)>> {
+    let task = AmortizedTask::new(s.vae.clone(), encoder(), Setting::training())?;
+    let theta = o.train("svi", Arc::new(Typed::new(task.clone())), adam(1e-3), s.steps, o.seed)?;
+    let learned = outerloop::pretrained::fast()?;
+    let adam = adam(5e-2);
+    let mut rows = Vec::new();
+    let solvers: [(&str, &dyn Optimizer); 2] =
+        [("Adam, rate 0.05", &*adam), ("learned optimizer", &*learned)];
+    for (name, solver) in solvers {
+        let config =
+            GapConfig { solver, steps: 200, every: 10, key: Key::new(7), evaluations: 20, repeats: 3 };
+        let report = amortization_gap(&task, &theta, &s.x[..297 * s.vae.context_dim()], &config);
+        let value = |v: &[f32]| v.iter().map(|v| f64::from(*v)).sum::<f64>() / v.len() as f64;
+        if rows.is_empty() {
+            rows.push(("direct encoder".into(), format!("{:.3}", value(&report.prediction))));
+        }
+        for (start, points) in [("the prior", &report.cold), ("the encoder", &report.warm)] {
+            let shown = points.iter().filter(|p| [0, 10, 50, 100, 200].contains(&p.step));
+            let text: Vec<String> = shown.map(|p| format!("{}: {:.3}", p.step, value(&p.values))).collect();
+            rows.push((format!("{name}, from {start}, after steps"), text.join("  ")));
+        }
     }
+    Ok(rows)
+}
+
+/// Two levels of latents: a direct encoder, and networks that see the gradient.
+fn hierarchical(s: &Setting, o: &Options) -> Result<Vec<(String, String)>> {
+    let prior = Mlp { widths: vec![8, 64, 32], act: Act::Elu, init: Init::Glorot };
+    let problem = HierarchicalVae::new(s.vae.clone(), prior)?;
+    let refined = Semi {
+        start: Start::Full(encoder()),
+        rule: model::Rule::Network { hidden: 128, shown: Shown::SignLog },
+        steps: 2,
+        through: outerloop::core::ops::Through::Stopped,
+        ..Semi::default()
+    };
+    Ok(vec![
+        ("direct encoder of both levels".into(), show(&s.model(o, &problem, encoder())?)),
+        ("encoder and 2 steps that see the gradient".into(), show(&s.model(o, &problem, refined)?)),
+    ])
 }

@@ -8,7 +8,7 @@ mod vae;
 
 use clap::{Parser, Subcommand};
 use outerloop::amortized::train::task_learner;
-use outerloop::core::{FlatTask, Result};
+use outerloop::core::{FlatTask, Optimizer, Result};
 use outerloop::lopt::hand::Adam;
 use outerloop::outer::run::{meta_train, RunConfig, RunDir};
 use outerloop::outer::Workers;
@@ -47,7 +47,7 @@ enum What {
     /// A VAE with a direct encoder, against Adam on every image's posterior.
     Vae(Options),
     /// Direct, gradient and error encoding at equal epochs.
-    Iterative(Options),
+    Iterative(iterative::IterativeOptions),
     /// Filtering in a linear-Gaussian model against Kalman.
     Filter(Options),
 }
@@ -68,18 +68,22 @@ fn main() -> std::process::ExitCode {
 }
 
 impl Options {
-    /// Trains a task's parameters with Adam in `dir/name` and returns them.
+    /// Seeds of the runs.
+    fn seeds(&self) -> std::ops::Range<u64> {
+        self.seed..self.seed + self.seeds
+    }
+
+    /// Trains a task's parameters in `dir/name` and returns them.
     fn train(
         &self,
         name: &str,
         task: Arc<dyn FlatTask>,
-        rate: f64,
+        opt: Box<dyn Optimizer>,
         steps: u64,
         seed: u64,
     ) -> Result<Vec<f32>> {
         eprintln!("training {name}: {} parameters, {steps} steps", task.layout().len());
-        let opt = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
-        let learner = task_learner(task, Box::new(opt), steps, 1)?;
+        let learner = task_learner(task, opt, steps, 1)?;
         let dir = RunDir::new(self.dir.join(name));
         let resume = self.resume && dir.checkpoint().exists();
         let config = RunConfig { seed, resume, checkpoint_every: 1000, ..RunConfig::default() };
@@ -103,4 +107,19 @@ fn mean(x: &[f64]) -> (f64, f64) {
     let mean = x.iter().sum::<f64>() / n;
     let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
     (mean, (var / n).sqrt())
+}
+
+/// Mean over runs and its standard error, where there is one.
+fn show(x: &[f64]) -> String {
+    let (m, e) = mean(x);
+    if x.len() > 1 {
+        format!("{m:.3} +- {e:.3}")
+    } else {
+        format!("{m:.3}")
+    }
+}
+
+/// Adam of this rate, as torch has it.
+fn adam(rate: f64) -> Box<dyn Optimizer> {
+    Box::new(Adam { epsilon_root: 0.0, ..Adam::new(rate) })
 }

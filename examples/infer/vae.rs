@@ -17,7 +17,7 @@ pub fn run(o: &Options) -> Result<()> {
     let training = Training { batch_size: 128, ..Training::default() };
     let task = AmortizedTask::new(vae.clone(), Full::default(), training)?;
     let steps = o.epochs.unwrap_or(60) * train as u64 / 128;
-    let theta = o.train("vae", Arc::new(Typed::new(task.clone())), 1e-3, steps, o.seed)?;
+    let theta = o.train("vae", Arc::new(Typed::new(task.clone())), crate::adam(1e-3), steps, o.seed)?;
     let x = vae.test_set(1);
     let adam = Adam { epsilon_root: 0.0, ..Adam::new(5e-3) };
     let config = GapConfig {

@@ -15,6 +15,7 @@ use outerloop::amortized::ratio::{
 };
 use outerloop::lopt::wrap::ParamsEma;
 use outerloop::prelude::*;
+use report::Observed;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,14 +36,19 @@ fn run(o: &Options) -> Result<()> {
     let loss = RatioLoss::named(&o.loss)?;
     let sampler = sample::named(&o.sampler)?;
     let key = Key::new(o.seed);
-    let observation = match &o.observation {
-        Some(path) => (files::table(path)?.0, None),
-        None => {
-            let mut x = vec![0.0; simulator.data_dim()];
-            simulator.simulate(&truth, key.named("observation"), &mut x);
-            (x, Some(truth))
-        }
-    };
+    if !o.reference.is_empty() && o.reference.len() != o.observation.len() {
+        let what = "references, one for each observation";
+        return Err(Error::mismatch(what, o.observation.len(), o.reference.len()));
+    }
+    let mut observations = Vec::new();
+    for path in &o.observation {
+        observations.push(Observed { x: files::table(path)?.0, truth: None });
+    }
+    if observations.is_empty() {
+        let mut x = vec![0.0; simulator.data_dim()];
+        simulator.simulate(&truth, key.named("observation"), &mut x);
+        observations.push(Observed { x, truth: Some(truth) });
+    }
 
     let began = Instant::now();
     let data = simulations(o, &*simulator, key, &workers)?;
@@ -50,22 +56,20 @@ fn run(o: &Options) -> Result<()> {
     for warning in data.warnings() {
         println!("warning: {warning}");
     }
-    let dims = data.dims();
-    if dims != [simulator.prior().dim(), simulator.data_dim()] && o.parameters.is_none() {
-        return Err(Error::mismatch(
-            "sizes of theta and x",
-            [simulator.prior().dim(), simulator.data_dim()],
-            dims,
-        ));
-    }
+    data.check_prior(simulator.prior())?;
     let estimator = fit(o, &simulator, Arc::new(data), loss, key)?;
     println!("{count} simulations, trained in {:.1} s", began.elapsed().as_secs_f64());
-    let (x, truth) = observation;
-    report::posterior(o, &estimator, &*simulator, &*sampler, (&x, truth.as_deref()), &workers)?;
-    if o.coverage > 0 {
-        report::coverage(o, &estimator, &*simulator, &workers)?;
+    for (i, observed) in observations.iter().enumerate() {
+        report::posterior(o, &estimator, &*simulator, &*sampler, (i, observed), &workers)?;
     }
-    Ok(())
+    match (&o.data, o.coverage) {
+        (_, 0) => Ok(()),
+        (Some(_), _) => {
+            println!("no coverage: it takes a simulator that can be run");
+            Ok(())
+        }
+        (None, _) => report::coverage(o, &estimator, &*simulator, &workers),
+    }
 }
 
 /// The data to train on; of fresh simulations a few for the scaling.
@@ -88,15 +92,25 @@ fn fit(
     loss: RatioLoss,
     key: Key,
 ) -> Result<RatioEstimator> {
-    let is_iid = o.net == "iid";
-    let even = if is_iid { vec![2, 3] } else { Vec::new() };
+    if o.symmetries && !o.simulator.starts_with("slcp") {
+        return Err(Error::mismatch("--symmetries: simulator", "slcp or slcp_sbibm", &o.simulator));
+    }
+    let even = if o.symmetries { vec![2, 3] } else { Vec::new() };
     let features = Features::fit(&data, FeatureConfig { even, data: DataScale::Both })?;
     let net = RatioNet::new(architecture(o)?, nonlinearity(o)?, features.inputs())?;
     let pairs = match o.fresh {
         true => Pairs::Fresh(simulator.clone()),
         false => Pairs::Fixed { simulations: data.clone(), valid: 0.1 },
     };
-    let contrast = Contrast::Prior(Arc::new(OfSimulator(simulator.clone())));
+    let contrast = match o.contrast.as_str() {
+        "batch" => Contrast::Batch,
+        "shuffle" => Contrast::Shuffle,
+        "prior" => Contrast::Prior(Arc::new(OfSimulator(simulator.clone()))),
+        name => {
+            let allowed = ["batch", "prior", "shuffle"].map(String::from).to_vec();
+            return Err(Error::Unknown { what: "contrast", got: name.into(), allowed });
+        }
+    };
     let config = RatioTaskConfig {
         net: net.clone(),
         loss,
@@ -107,19 +121,19 @@ fn fit(
     };
     let task = RatioTask::new(config)?;
     let epoch = task.epoch().unwrap_or((o.simulations / o.batch_size) as u64).max(1);
-    let passes = if o.fresh { 1 } else { 60 };
+    let passes = if o.fresh { 1 } else { o.passes };
     let steps = if o.steps > 0 { o.steps } else { passes * epoch };
     let opt = optimizer(o)?;
     let config = TrainConfig {
         eval_every: epoch.min(500).min(steps),
         eval_batches: task.valid_batches().unwrap_or(20).min(40),
-        stop: if o.fresh { Stop::Never } else { Stop::Patience(40) },
+        stop: if o.fresh { Stop::Never } else { Stop::Patience(o.patience) },
         note: task.describe(),
         progress: true,
         resume: o.resume,
         ..TrainConfig::new(steps)
     };
-    let task = Typed::new(task);
+    let flat = Typed::new(task.clone());
     let mut members = Vec::new();
     let mut curves: Vec<Trained> = Vec::new();
     for i in 0..o.ensemble.max(1) {
@@ -127,11 +141,18 @@ fn fit(
         // A run that was cut off may not have come to its later members.
         let resume = o.resume && dir.exists();
         let config = TrainConfig { dir: Some(dir), resume, ..config.clone() };
-        let trained = train(&task, &*opt, &config, key.named("train").fold_in(i as u64))?;
+        let trained = train(&flat, &*opt, &config, key.named("train").fold_in(i as u64))?;
         let best = trained.curve.iter().map(|p| p.valid).fold(f64::INFINITY, f64::min);
         println!("network {i}: validation loss {best:.4}, {} ", trained.ended);
         members.push(trained.params.clone());
         curves.push(trained);
+    }
+    if task.redrawn() > 0 {
+        println!(
+            "warning: {} fresh simulations were invalid and replaced: the target is the posterior given that the \
+             simulation is valid",
+            task.redrawn()
+        );
     }
     report::losses(o, &curves)?;
     let estimator = RatioEstimator::new(net, features, members, loss.is_normalized())?;
@@ -146,14 +167,17 @@ fn architecture(o: &Options) -> Result<Architecture> {
         "residual" => {
             Ok(Architecture::Residual { width: hidden.first().copied().unwrap_or(0), blocks: hidden.len() })
         }
-        "iid" if o.simulator.starts_with("slcp") => {
+        "iid" if o.symmetries => {
             let context = vec![hidden.first().copied().unwrap_or(0); 2];
             Ok(Architecture::Iid { points: 4, hidden, context })
         }
+        "separable" => {
+            Ok(Architecture::Separable { points: if o.symmetries { 4 } else { 1 }, hidden, rank: o.rank })
+        }
         _ => Err(Error::Unknown {
-            what: "network (iid is for slcp)",
+            what: "network (iid takes --symmetries)",
             got: o.net.clone(),
-            allowed: ["mlp", "residual", "iid"].map(String::from).to_vec(),
+            allowed: ["separable", "mlp", "residual", "iid"].map(String::from).to_vec(),
         }),
     }
 }
@@ -178,7 +202,7 @@ fn optimizer(o: &Options) -> Result<Box<dyn Optimizer>> {
         return Ok(lopt.opt_fn(file.theta_for(&*lopt)?));
     }
     let cosine = Cosine { peak: o.learning_rate, constant_fraction: 0.1, ..Cosine::default() };
-    let adam = AdamW { learning_rate: cosine.into(), ..AdamW::default() };
+    let adam = AdamW { learning_rate: cosine.into(), weight_decay: o.weight_decay, ..AdamW::default() };
     let clipped = Clip::new(ClipRule::GlobalNorm(5.0), Box::new(adam));
     Ok(Box::new(ParamsEma::new(0.999, Box::new(clipped))?))
 }

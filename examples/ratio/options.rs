@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use outerloop::amortized::ratio::simulators::{GaussianLinear, LotkaVolterra, Sir, Slcp, TwoMoons};
-use outerloop::amortized::ratio::Simulator;
+use outerloop::amortized::ratio::{Prior, Simulator, UniformBox};
 use outerloop::prelude::*;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,36 +19,57 @@ pub struct Options {
     /// Simulate every batch anew, as the seed does, instead of a fixed set.
     #[arg(long)]
     pub fresh: bool,
-    /// The user's own parameters, CSV or NPY, instead of simulations (with --data; the prior is the simulator's).
-    #[arg(long, requires = "data")]
+    /// The user's own parameters, CSV or NPY, instead of simulations (with --data and --bounds).
+    #[arg(long, requires_all = ["data", "bounds", "observation"])]
     pub parameters: Option<PathBuf>,
     /// The user's own data, CSV or NPY.
     #[arg(long, requires = "parameters")]
     pub data: Option<PathBuf>,
+    /// The prior of the user's own parameters, uniform: LOW:HIGH of each.
+    #[arg(long, requires = "parameters", value_delimiter = ',', allow_hyphen_values = true)]
+    pub bounds: Vec<String>,
     /// Leave simulations with NaN out: the target becomes the posterior given a valid simulation.
     #[arg(long)]
     pub drop_invalid: bool,
     /// a (the paper's), b, c or balanced.
     #[arg(long, default_value = "a")]
     pub loss: String,
-    /// mlp, residual, or iid (SLCP only: its four points are independent, and two signs leave no trace).
-    #[arg(long, default_value = "mlp")]
+    /// What each simulation is contrasted with: batch (all others of the batch), prior (new draws), or shuffle.
+    #[arg(long, default_value = "batch")]
+    pub contrast: String,
+    /// separable, mlp (the paper's), residual, or iid (with --symmetries).
+    #[arg(long, default_value = "separable")]
     pub net: String,
-    /// Widths of the hidden layers.
-    #[arg(long, default_value = "256,256,256", value_delimiter = ',')]
+    /// Widths of the hidden layers; the seed has mlp with 256,256,256.
+    #[arg(long, default_value = "128,128", value_delimiter = ',')]
     pub hidden: Vec<usize>,
-    /// selu, relu or silu.
-    #[arg(long, default_value = "selu")]
+    /// Length of the vectors whose product separable is.
+    #[arg(long, default_value_t = 64)]
+    pub rank: usize,
+    /// selu (the paper's), relu or silu.
+    #[arg(long, default_value = "silu")]
     pub activation: String,
+    /// Build in what is known of SLCP: its four points are independent, and two signs leave no trace.
+    #[arg(long)]
+    pub symmetries: bool,
     /// Networks, each trained from its own start; their ratios are averaged.
     #[arg(long, default_value_t = 1)]
     pub ensemble: usize,
     /// Simulations per batch.
     #[arg(long, default_value_t = 256)]
     pub batch_size: usize,
-    /// Updates at most; 0: 60 passes over a fixed set, one over fresh simulations.
+    /// Updates at most; 0: --passes over a fixed set, one over fresh simulations.
     #[arg(long, default_value_t = 0)]
     pub steps: u64,
+    /// Passes over a fixed set at most.
+    #[arg(long, default_value_t = 60)]
+    pub passes: u64,
+    /// Evaluations without a better validation loss before training stops; of fresh simulations it never does.
+    #[arg(long, default_value_t = 10)]
+    pub patience: u64,
+    /// Weight decay of the default optimizer, decoupled, per step and unit of the learning rate.
+    #[arg(long, default_value_t = 1e-4)]
+    pub weight_decay: f64,
     /// Train with the learned optimizer of this theta file; by default AdamW with a cosine schedule and averaged
     /// weights.
     #[arg(long)]
@@ -62,12 +83,12 @@ pub struct Options {
     /// Posterior draws.
     #[arg(long, default_value_t = 2000)]
     pub draws: usize,
-    /// The observation: one row of numbers, CSV or NPY; by default one is simulated.
-    #[arg(long)]
-    pub observation: Option<PathBuf>,
-    /// Draws of the true posterior, CSV or NPY, to compare with.
-    #[arg(long)]
-    pub reference: Option<PathBuf>,
+    /// Observations: files of one row of numbers, CSV or NPY; by default one is simulated.
+    #[arg(long, num_args = 1.., value_delimiter = ',')]
+    pub observation: Vec<PathBuf>,
+    /// Draws of the true posterior of each observation, CSV or NPY, to compare with.
+    #[arg(long, requires = "observation", num_args = 1.., value_delimiter = ',')]
+    pub reference: Vec<PathBuf>,
     /// Simulated observations for expected coverage; 0: none.
     #[arg(long, default_value_t = 100)]
     pub coverage: usize,
@@ -88,6 +109,10 @@ pub struct Options {
 impl Options {
     /// The simulator, and parameters that make an observation.
     pub fn simulator(&self) -> Result<(Arc<dyn Simulator>, Vec<f64>)> {
+        if let Some(data) = &self.data {
+            let columns = outerloop::amortized::ratio::files::table(data)?.1;
+            return Ok((Arc::new(Tables { prior: self.prior()?, columns }), Vec::new()));
+        }
         let seed = vec![0.7, -2.9, -1.0, -0.9, 0.6];
         Ok(match self.simulator.as_str() {
             "slcp" => (Arc::new(Slcp::seed()), seed),
@@ -105,5 +130,37 @@ impl Options {
                 });
             }
         })
+    }
+
+    /// The box of --bounds.
+    fn prior(&self) -> Result<UniformBox> {
+        let edges = self.bounds.iter().map(|text| {
+            let parsed = text.split_once(':').and_then(|(l, h)| Some((l.parse().ok()?, h.parse().ok()?)));
+            parsed.ok_or_else(|| Error::mismatch("--bounds", "LOW:HIGH for each parameter", text))
+        });
+        let (low, high) = edges.collect::<Result<Vec<(f64, f64)>>>()?.into_iter().unzip();
+        UniformBox::new(low, high)
+    }
+}
+
+/// A user's simulator, of which only files are here.
+struct Tables {
+    prior: UniformBox,
+    columns: usize,
+}
+
+impl Simulator for Tables {
+    fn name(&self) -> String {
+        "files".into()
+    }
+    fn prior(&self) -> &dyn Prior {
+        &self.prior
+    }
+    fn data_dim(&self) -> usize {
+        self.columns
+    }
+    /// Not a number: it cannot be run.
+    fn simulate(&self, _: &[f64], _: Key, x: &mut [f64]) {
+        x.fill(f64::NAN);
     }
 }

@@ -1,12 +1,17 @@
 //! What a run shows: tables and pictures.
 
 use crate::options::Options;
+use outerloop::amortized::ratio::exact::{slcp_posterior, Resolution};
 use outerloop::amortized::ratio::metrics::c2st::c2st;
 use outerloop::amortized::ratio::metrics::two_sample::{mmd2, Bandwidth};
-use outerloop::amortized::ratio::sample::{Sampler, Smc};
+use outerloop::amortized::ratio::sample::{Sampler, Samples, Smc};
+use outerloop::amortized::ratio::simulators::Slcp;
 use outerloop::amortized::ratio::train::Trained;
-use outerloop::amortized::ratio::{calibrate, files, Corner, RatioEstimator, Runs, Simulator};
+use outerloop::amortized::ratio::{
+    calibrate, files, Corner, RatioEstimator, RatioPosterior, Runs, Simulator,
+};
 use outerloop::prelude::*;
+use std::path::Path;
 use std::time::Instant;
 
 /// The lowest loss of NRE-A on SLCP, nats (Monte Carlo, ± 0.0013).
@@ -38,16 +43,27 @@ pub fn losses(o: &Options, runs: &[Trained]) -> Result<()> {
     plot.save(o.out.join("loss.svg"))
 }
 
-/// Draws from the posterior: table, warnings, corner plot, comparison with a reference.
+/// An observation, and the parameters that made it where they are known.
+pub struct Observed {
+    pub x: Vec<f64>,
+    pub truth: Option<Vec<f64>>,
+}
+
+/// Draws from the posterior: table, warnings, corner plot, comparison with a reference. Files of observations after the
+/// first carry their number.
 pub fn posterior(
     o: &Options,
     estimator: &RatioEstimator,
     simulator: &dyn Simulator,
     sampler: &dyn Sampler,
-    (x, truth): (&[f64], Option<&[f64]>),
+    (number, observed): (usize, &Observed),
     workers: &Workers,
 ) -> Result<()> {
-    let density = estimator.posterior(x, simulator.prior())?;
+    let truth = observed.truth.as_deref();
+    let density = estimator.posterior(&observed.x, simulator.prior())?;
+    if let Some(path) = o.observation.get(number) {
+        println!("\nobservation {}", path.display());
+    }
     for warning in density.warnings() {
         println!("warning: {warning}");
     }
@@ -69,7 +85,7 @@ pub fn posterior(
         println!("mean ratio over the prior: e^{z:.3} (1 if the ratio is right)");
     }
     let names = simulator.parameter_names();
-    println!("\n{:<12} {:>9} {:>9} {:>8} {:>8} {:>9}", "parameter", "mean", "std", "R-hat", "ESS", "truth");
+    println!("{:<12} {:>9} {:>9} {:>8} {:>8} {:>9}", "parameter", "mean", "std", "R-hat", "ESS", "truth");
     let (mean, std) = (samples.mean(), samples.std());
     for (k, name) in names.iter().enumerate() {
         let of = |v: &[f64]| v.get(k).map_or("".into(), |v| format!("{v:.3}"));
@@ -77,36 +93,63 @@ pub fn posterior(
         let truth = truth.map_or("".into(), of);
         println!("{name:<12} {:>9.3} {:>9.3} {:>8} {ess:>8} {truth:>9}", mean[k], std[k], of(&r.rhat));
     }
+    let suffix = if number == 0 { String::new() } else { format!("-{number}") };
     let corner = Corner { samples: &samples, names: &names, ranges: &simulator.ranges(), truth };
-    corner.save(o.out.join("corner.svg"))?;
-    write_draws(o, &names, &samples.draws)?;
-    println!("\nwrote corner.svg, draws.csv, loss.svg and ratio.bin to {}", o.out.display());
-    if let Some(path) = &o.reference {
-        let (reference, d) = files::table(path)?;
-        if d != samples.dim {
-            return Err(Error::mismatch("reference: columns", samples.dim, d));
-        }
-        let n = samples.draws.len().min(reference.len());
-        let (ours, theirs) = (&samples.draws[..n], &reference[..n]);
-        let test = c2st(theirs, ours, d, Key::new(o.seed).named("c2st"), workers)?;
-        let mmd = mmd2(theirs, ours, d, Bandwidth::MedianOfFirst);
-        println!(
-            "against {}: C2ST {:.4}, MMD^2 {:.5} ({} draws each)",
-            path.display(),
-            test.mean,
-            mmd.unbiased,
-            n / d
-        );
+    corner.save(o.out.join(format!("corner{suffix}.svg")))?;
+    write_draws(&o.out.join(format!("draws{suffix}.csv")), &names, &samples.draws)?;
+    println!("wrote corner{suffix}.svg and draws{suffix}.csv to {}", o.out.display());
+    match o.reference.get(number) {
+        Some(path) => compare(o, &density, &samples, (path, &observed.x), workers),
+        None => Ok(()),
+    }
+}
+
+/// Two-sample tests against draws of the true posterior; for SLCP the log ratio's error on them, too.
+fn compare(
+    o: &Options,
+    density: &RatioPosterior<'_>,
+    samples: &Samples,
+    (path, x): (&Path, &[f64]),
+    workers: &Workers,
+) -> Result<()> {
+    let (reference, d) = files::table(path)?;
+    if d != samples.dim {
+        return Err(Error::mismatch("reference: columns", samples.dim, d));
+    }
+    let n = samples.draws.len().min(reference.len());
+    let (ours, theirs) = (&samples.draws[..n], &reference[..n]);
+    let test = c2st(theirs, ours, d, Key::new(o.seed).named("c2st"), workers)?;
+    let mmd = mmd2(theirs, ours, d, Bandwidth::MedianOfFirst);
+    println!(
+        "against {}: C2ST {:.4}, MMD^2 {:.5} ({} draws each)",
+        path.display(),
+        test.mean,
+        mmd.unbiased,
+        n / d
+    );
+    if o.simulator.starts_with("slcp") && o.data.is_none() {
+        let (slcp, exact) = (Slcp::seed(), slcp_posterior(x, Resolution::default(), workers));
+        let rows = theirs.chunks_exact(d);
+        let errors: Vec<f64> = density
+            .log_ratio(theirs)
+            .into_iter()
+            .zip(rows)
+            .map(|(f, t)| f - (slcp.log_lik(t, x) - exact.log_evidence))
+            .collect();
+        let n = errors.len() as f64;
+        let mean = errors.iter().sum::<f64>() / n;
+        let var = errors.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / n;
+        println!("log ratio minus the exact one on the reference: {mean:.2} nats, spread {:.2}", var.sqrt());
     }
     Ok(())
 }
 
 /// One row per draw.
-fn write_draws(o: &Options, names: &[String], draws: &[f64]) -> Result<()> {
+fn write_draws(path: &Path, names: &[String], draws: &[f64]) -> Result<()> {
     let row = |t: &[f64]| t.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
     let rows: Vec<String> =
         std::iter::once(names.join(",")).chain(draws.chunks_exact(names.len()).map(row)).collect();
-    write_atomic(o.out.join("draws.csv"), (rows.join("\n") + "\n").as_bytes())
+    write_atomic(path, (rows.join("\n") + "\n").as_bytes())
 }
 
 /// Expected coverage over simulated observations.
@@ -129,6 +172,12 @@ pub fn coverage(
     println!("{:>8} {:>9} {:>9}", "nominal", "observed", "± 1 s.e.");
     for p in c.coverage(&[0.5, 0.6827, 0.8, 0.9, 0.95]) {
         println!("{:>8.3} {:>9.3} {:>9.3}", p.level, p.coverage, p.standard_error);
+    }
+    if c.invalid > 0 {
+        println!("warning: {} simulations were invalid and are left out of the coverage", c.invalid);
+    }
+    if c.warned > 0 {
+        println!("warning: the sampler gave a warning for {} observations", c.warned);
     }
     let p_values: Vec<String> = c.uniformity.iter().map(|u| format!("{:.3}", u.ks_p_value)).collect();
     println!("p-values of uniform ranks: {}", p_values.join(" "));

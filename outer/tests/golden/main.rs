@@ -22,6 +22,8 @@ mod losses;
 mod models;
 mod optimizers;
 mod ratio;
+mod ratio_metrics;
+mod ratio_net;
 mod tasks;
 
 use fixture::{Case, Outcome};
@@ -75,11 +77,11 @@ const KINDS: &[(&str, Check)] = &[
     ("L_slcp_likelihood", ratio::slcp_likelihood),
     ("L_slcp_posterior_", ratio::slcp_posterior_case),
     ("L_slcp_bayes_loss", ratio::slcp_bayes_loss),
-    ("L_aalr_mlp", ratio::mlp),
-    ("L_aalr_losses", ratio::losses),
-    ("L_aalr_train", ratio::train),
-    ("L_aalr_mh", ratio::metropolis),
-    ("L_aalr_metrics", ratio::metrics),
+    ("L_aalr_mlp", ratio_net::mlp),
+    ("L_aalr_losses", ratio_net::losses),
+    ("L_aalr_train", ratio_net::train),
+    ("L_aalr_mh", ratio_net::metropolis),
+    ("L_aalr_metrics", ratio_metrics::metrics),
 ];
 
 fn main() -> ExitCode {

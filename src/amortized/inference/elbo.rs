@@ -27,6 +27,14 @@ pub enum Likelihood {
 }
 
 impl Likelihood {
+    /// What the data is expected to be: probabilities of Bernoulli outputs, the outputs themselves of others.
+    pub fn mean<E: Float, B: Backend<E>, M: Mode<E, B>>(self, o: Rows<E, B, M>) -> Rows<E, B, M> {
+        match self {
+            Likelihood::Bernoulli | Likelihood::BernoulliFloor(_) => ops::sigmoid(o),
+            Likelihood::Gaussian(_) | Likelihood::DiscretizedLogistic(_) => o,
+        }
+    }
+
     /// `log p(x|o)` of every row, `[N]`.
     pub fn log_density<E: Float, B: Backend<E>, M: Mode<E, B>>(
         self,

@@ -22,6 +22,10 @@ pub enum Encoding {
     /// `μ, ln σ², ln(|g| + 10⁻⁵), sign g`, with `g` the gradient of the negative bound.
     #[default]
     Gradient,
+    /// [`Self::Gradient`] and the number of iterations done, over 10: the step may depend on the time.
+    IndexedGradient,
+    /// [`Self::Gradient`] and `ln(|g| + 10⁻⁵), sign g` of the iteration before (of 0 at the first): what momentum is made of.
+    TwoGradients,
     /// `μ, ln σ², g`, the gradient as it is.
     RawGradient,
     /// `μ, ln σ², g`, all standardized over features.
@@ -31,6 +35,8 @@ pub enum Encoding {
     /// [`Self::Error`], the first divided by the Bernoulli variance `p̄ (1 − p̄)` plus 10⁻⁵ each, which reaches 10⁵ where
     /// `p̄` saturates.
     VarianceError,
+    /// [`Self::Error`] and `ln(|g| + 10⁻⁵), sign g`.
+    ErrorAndGradient,
 }
 
 impl Encoding {
@@ -38,8 +44,11 @@ impl Encoding {
     pub fn len(self, data: usize, latent: usize) -> usize {
         match self {
             Encoding::Gradient => data + 6 * latent,
+            Encoding::IndexedGradient => data + 6 * latent + 1,
+            Encoding::TwoGradients => data + 10 * latent,
             Encoding::RawGradient | Encoding::NormGradient => data + 4 * latent,
             Encoding::Error | Encoding::VarianceError => 2 * data + 3 * latent,
+            Encoding::ErrorAndGradient => 2 * data + 7 * latent,
         }
     }
     /// Whether gradients of the bound are needed.
@@ -119,6 +128,14 @@ pub trait Decode<E: Float, B: Backend<E>>: Clone + 'static {
     fn run<M: Mode<E, B>>(&self, params: &DynParams<E, B>, z: Rows<E, B, M>) -> Rows<E, B, M>;
 }
 
+/// What an iteration knows beside λ and its bound.
+struct Known<'a, E: Float, B: Backend<E>, M: Mode<E, B>> {
+    /// Iterations done.
+    iteration: usize,
+    /// Of the negative bound, and the one before it.
+    gradients: [Option<&'a Rows<E, B, M>>; 2],
+}
+
 impl Iterative {
     /// Bounds at `start` and after each of `eps.len() − 1` iterations; `eps[t]` `[N S, Z]` is the noise of visit `t`.
     pub fn run<E: Float, B: Backend<E>, M: Mode<E, B>, D: Decode<E, B>>(
@@ -128,7 +145,20 @@ impl Iterative {
         eps: &[Rows<E, B>],
         parts: &Parts<'_, E, B, D>,
     ) -> Vec<Visit<E, B, M>> {
+        self.run_with(x, start, eps, parts, |_| parts.first)
+    }
+
+    /// The same with a network for each iteration: `place` gives the position of its first tensor.
+    pub fn run_with<E: Float, B: Backend<E>, M: Mode<E, B>, D: Decode<E, B>>(
+        &self,
+        x: &Rows<E, B>,
+        start: Rows<E, B, M>,
+        eps: &[Rows<E, B>],
+        parts: &Parts<'_, E, B, D>,
+        place: impl Fn(usize) -> usize,
+    ) -> Vec<Visit<E, B, M>> {
         let mut lambda = start;
+        let mut before = None;
         let mut visits: Vec<Visit<E, B, M>> = Vec::with_capacity(eps.len());
         let last = eps.len() - 1;
         for (t, eps) in eps.iter().enumerate() {
@@ -142,10 +172,12 @@ impl Iterative {
             let alone = matches!(self.flow, Flow::Iteration | Flow::Horizon1);
             let held = if alone { stop_gradient(lambda.clone()) } else { lambda.clone() };
             let gradient = self.needs_gradient().then(|| self.gradient(x, &held, eps, parts));
-            let encoding = self.encode(x, &held, &bound, gradient.as_ref());
-            let gradient = gradient.map(|g| split(&g));
+            let known = Known { iteration: t, gradients: [gradient.as_ref(), before.as_ref()] };
+            let encoding = self.encode(x, &held, &bound, &known);
+            before = gradient;
             visits.push(Visit { lambda, elbo: bound, encoding: Some(encoding.clone()) });
-            let [mu, v] = self.net.update(parts.params, parts.first, encoding, split(&held), gradient);
+            let gradient = before.as_ref().map(split);
+            let [mu, v] = self.net.update(parts.params, place(t), encoding, split(&held), gradient);
             lambda = ops::concat(mu, &v.split_tape().0);
         }
         visits
@@ -198,23 +230,37 @@ impl Iterative {
         x: &Rows<E, B>,
         held: &Rows<E, B, M>,
         bound: &Elbo<E, B, M>,
-        gradient: Option<&Rows<E, B, M>>,
+        known: &Known<'_, E, B, M>,
     ) -> Rows<E, B, M> {
         let bare = |t: Rows<E, B, M>| t.split_tape().0;
         let data = traced(ops::shift(x.clone(), -0.5));
         let join = |parts: Vec<Rows<E, B, M>>| {
             parts.into_iter().fold(data.clone(), |all, part| ops::concat(all, &bare(part)))
         };
-        let g = || gradient.cloned().expect("computed for this encoding");
+        let g = || known.gradients[0].cloned().expect("computed for this encoding");
+        let shown = |g: Rows<E, B, M>| [encoding::log(g.clone()), encoding::sign(g)];
+        let join_gradients = |more: Vec<Rows<E, B, M>>| {
+            let [size, sign] = shown(g());
+            join([vec![held.clone(), size, sign], more].concat())
+        };
         match self.encoding {
-            Encoding::Gradient => join(vec![held.clone(), encoding::log(g()), encoding::sign(g())]),
+            Encoding::Gradient => join_gradients(Vec::new()),
+            Encoding::IndexedGradient => {
+                let index = E::of(known.iteration as f64 / 10.0);
+                let column = x.device().filled((x.shape().0, 1usize), |y| y.fill(index));
+                join_gradients(vec![traced(column)])
+            }
+            Encoding::TwoGradients => {
+                let before = known.gradients[1].cloned().unwrap_or_else(|| ops::scale(g(), 0.0));
+                join_gradients(shown(before).to_vec())
+            }
             Encoding::RawGradient => join(vec![held.clone(), g()]),
             Encoding::NormGradient => {
                 let [mu, v] = split(held).map(encoding::layer_norm);
                 let [a, b] = split(&g()).map(encoding::layer_norm);
                 join(vec![mu, v, a, b])
             }
-            Encoding::Error | Encoding::VarianceError => {
+            Encoding::Error | Encoding::VarianceError | Encoding::ErrorAndGradient => {
                 let (p, z) = self.means(bound);
                 let p = if self.flow == Flow::Full { p } else { stop_gradient(p) };
                 let held_sample = matches!(self.flow, Flow::Horizon1 | Flow::Lambda);
@@ -222,6 +268,10 @@ impl Iterative {
                 let error = ops::sub(data.clone(), &bare(ops::shift(p.clone(), -0.5)));
                 if self.encoding == Encoding::Error {
                     return join(vec![error, z, held.clone()]);
+                }
+                if self.encoding == Encoding::ErrorAndGradient {
+                    let [size, sign] = shown(g());
+                    return join(vec![error, z, held.clone(), size, sign]);
                 }
                 let log_white = ops::ln(ops::shift(p.clone(), 1e-5));
                 let log_black = ops::ln(ops::affine(p, -1.0, 1.0 + 1e-5));
@@ -231,13 +281,13 @@ impl Iterative {
         }
     }
 
-    /// Probabilities and samples, averaged over the samples of a row.
+    /// Expected data and samples, averaged over the samples of a row.
     fn means<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
         bound: &Elbo<E, B, M>,
     ) -> (Rows<E, B, M>, Rows<E, B, M>) {
         let (n, samples) = *bound.log_likelihood.shape();
-        let p = ops::sigmoid(bound.output.clone());
+        let p = self.likelihood.mean(bound.output.clone());
         (mean_of_samples(p, n, samples), mean_of_samples(bound.z.clone(), n, samples))
     }
 }

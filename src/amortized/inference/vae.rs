@@ -7,12 +7,12 @@
 use super::elbo::{divergence_per_dim, elbo, split, Likelihood};
 use super::iterative::{prior, Decode, Iterative, Parts, Visit};
 use super::update::UpdateNet;
-use crate::net::Mlp;
+use crate::net::{Act, Mlp};
 use crate::problem::{Own, Problem, Query, Rows};
 use outerloop_core::ops;
 use outerloop_core::tensor::{
-    Backend, Cpu, DynParams, DynTree, Float, HasShape, Host, Mode, NoneTape, ParamTree, Rank0, Tensor,
-    TensorFromVec,
+    Backend, Cpu, DynParams, DynTree, Float, HasShape, Host, Mode, NoneTape, ParamTree, PutTape, Rank0,
+    Tensor, TensorFromVec,
 };
 use outerloop_core::{BatchKey, Error, Key, Layout, Result, Split, Task};
 use outerloop_tasks::data::{ImageData, Splits};
@@ -196,10 +196,19 @@ impl<E: Float, B: Backend<E>> Decode<E, B> for MlpDecoder {
     }
 }
 
-/// Iterative inference on a [`Vae`] as a task: parameters are the network's, then the decoder's.
+/// Which bounds the decoder learns from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DecoderBounds {
+    /// The last alone, as the published programs have it. The default.
+    #[default]
+    Last,
+    /// All that the network learns from.
+    All,
+}
+
+/// Iterative inference on a [`Vae`] as a task: parameters are the networks', those of the start, then the decoder's.
 ///
-/// Loss: the mean over iterations `1..=T` of the mean negative bound. The network learns from all of them, the decoder from
-/// the last alone, as the published programs have it.
+/// Loss: the mean over iterations `1..=T` (from 0 where the start is learned) of the mean negative bound.
 #[derive(Clone, Debug)]
 pub struct IterativeTask {
     /// The problem.
@@ -210,6 +219,12 @@ pub struct IterativeTask {
     pub iterations: usize,
     /// Images per batch.
     pub batch_size: usize,
+    /// An encoder from data to the first λ (a hybrid of direct and iterative inference); default none: the prior.
+    pub start: Option<Mlp>,
+    /// Networks: iteration `t` has number `min(t, copies − 1)`. Default 1: all share one.
+    pub copies: usize,
+    /// Default: the last.
+    pub decoder_bounds: DecoderBounds,
 }
 
 impl IterativeTask {
@@ -218,21 +233,46 @@ impl IterativeTask {
         inference.likelihood = vae.likelihood;
         inference.net.latent = vae.latent();
         inference.net.inputs = inference.encoding.len(vae.context_dim(), vae.latent());
-        IterativeTask { vae, inference, iterations, batch_size }
+        let (start, decoder_bounds) = (None, DecoderBounds::Last);
+        IterativeTask { vae, inference, iterations, batch_size, start, copies: 1, decoder_bounds }
+    }
+    /// The encoder of a hybrid with these hidden layers.
+    #[must_use]
+    pub fn started(self, hidden: &[usize], act: Act) -> Self {
+        let mut widths = vec![self.vae.context_dim()];
+        widths.extend(hidden);
+        widths.push(2 * self.vae.latent());
+        let start = Some(Mlp { widths, act, init: self.vae.decoder.init });
+        IterativeTask { start, ..self }
+    }
+    /// Position of the start's first tensor, and of the decoder's.
+    fn places(&self) -> [usize; 2] {
+        let start = self.copies * UpdateNet::TENSORS;
+        [start, start + self.start.as_ref().map_or(0, Mlp::tensors)]
     }
     fn decoder(&self) -> MlpDecoder {
-        MlpDecoder { net: self.vae.decoder.clone(), first: UpdateNet::TENSORS }
+        MlpDecoder { net: self.vae.decoder.clone(), first: self.places()[1] }
     }
     /// Names and shapes of the parameters.
     pub fn layout(&self) -> Layout {
         let mut layout = Layout::default();
-        self.inference.net.push(&mut layout, "net/");
+        for i in 0..self.copies {
+            let prefix = if i == 0 { "net/".into() } else { format!("net{i}/") };
+            self.inference.net.push(&mut layout, &prefix);
+        }
+        if let Some(start) = &self.start {
+            start.push(&mut layout, "start/");
+        }
         self.vae.decoder.push(&mut layout, "decoder/");
         layout
     }
+    /// Parameters before the decoder's.
+    fn inference_len(&self) -> [usize; 2] {
+        [self.copies * self.inference.net.len(), self.start.as_ref().map_or(0, Mlp::len)]
+    }
     /// The decoder's part of a flat buffer.
     pub fn own<'a, E>(&self, theta: &'a [E]) -> &'a [E] {
-        &theta[self.inference.net.len()..]
+        &theta[self.inference_len().iter().sum()..]
     }
 
     fn visits<E: Float, B: Backend<E>, M: Mode<E, B>>(
@@ -244,7 +284,12 @@ impl IterativeTask {
         let (dev, n) = (x.device().clone(), x.shape().0);
         let eps: Vec<_> = (0..=iterations).map(|t| self.vae.noise(&dev, n, key.fold_in(t as u64))).collect();
         let parts = Parts { params, early, first: 0, decode: self.decoder() };
-        self.inference.run(x, prior(x, self.vae.latent()), &eps, &parts)
+        let start = match &self.start {
+            None => prior(x, self.vae.latent()),
+            Some(encoder) => encoder.forward(params, self.places()[0], x.clone().put_tape(M::default())),
+        };
+        let place = |t: usize| t.min(self.copies - 1) * UpdateNet::TENSORS;
+        self.inference.run_with(x, start, &eps, &parts, place)
     }
 
     /// Mean bounds at the prior and after each iteration on data `[N][P]`, in nats.
@@ -268,8 +313,16 @@ impl<E: Float, B: Backend<E>> Task<E, B> for IterativeTask {
     fn init(&self, dev: &B, key: Key) -> Self::Params {
         let layout = self.layout();
         let mut flat = vec![0.0; layout.len()];
-        let (net, decoder) = flat.split_at_mut(self.inference.net.len());
-        self.inference.net.fill(key.named("net"), net);
+        let [nets, start] = self.inference_len();
+        let (net, rest) = flat.split_at_mut(nets);
+        let (encoder, decoder) = rest.split_at_mut(start);
+        for (i, net) in net.chunks_mut(self.inference.net.len()).enumerate() {
+            let key = key.named("net");
+            self.inference.net.fill(if i == 0 { key } else { key.fold_in(i as u64) }, net);
+        }
+        if let Some(start) = &self.start {
+            start.fill(key.named("start"), encoder);
+        }
         self.vae.decoder.fill(key.named("decoder"), decoder);
         DynParams::<E, B>::new(dev, Arc::new(layout), &flat.into_iter().map(E::of).collect::<Vec<E>>())
     }
@@ -281,14 +334,20 @@ impl<E: Float, B: Backend<E>> Task<E, B> for IterativeTask {
         (x, at.noise().named("samples"))
     }
     fn loss<M: Mode<E, B>>(&self, p: &Self::Params, (x, key): &Self::Batch, _: M) -> Tensor<Rank0, E, B, M> {
-        let layout = Arc::new(self.layout());
-        let mut flat = vec![E::of(0.0); layout.len()];
-        p.write_flat(&mut flat);
-        let early = DynParams::<E, B>::new(&x.device().clone(), layout, &flat);
-        let visits: Vec<Visit<E, B, M>> = self.visits((x, *key), self.iterations, (p, &early));
-        let bounds = visits[1..].iter().map(|v| v.elbo.mean());
+        let visits: Vec<Visit<E, B, M>> = match self.decoder_bounds {
+            DecoderBounds::All => self.visits((x, *key), self.iterations, (p, p)),
+            DecoderBounds::Last => {
+                let layout = Arc::new(self.layout());
+                let mut flat = vec![E::of(0.0); layout.len()];
+                p.write_flat(&mut flat);
+                let early = DynParams::<E, B>::new(&x.device().clone(), layout, &flat);
+                self.visits((x, *key), self.iterations, (p, &early))
+            }
+        };
+        let learned = &visits[usize::from(self.start.is_none())..];
+        let bounds = learned.iter().map(|v| v.elbo.mean());
         let sum = bounds.reduce(|a, b| ops::add(a, &b)).expect("at least one iteration");
-        ops::scale(sum, -1.0 / self.iterations as f64)
+        ops::scale(sum, -1.0 / learned.len() as f64)
     }
 }
 

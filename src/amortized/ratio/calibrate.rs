@@ -8,7 +8,7 @@ use super::metrics::calibration::{
 use super::metrics::two_sample::auc;
 use super::sample::{resample, Sampler};
 use super::simulator::{simulate, simulate_at, Simulator};
-use outerloop_core::{check_settings, Interval, Key, Result};
+use outerloop_core::{check_settings, Error, Interval, Key, Result};
 use outerloop_outer::Workers;
 
 /// How many observations and draws a [`calibrate`] looks at.
@@ -31,6 +31,8 @@ pub struct Calibration {
     pub log_evidence: Vec<f64>,
     /// Observations whose sampler gave a warning.
     pub warned: usize,
+    /// Simulations that were not finite, and are left out: coverage is then that given a valid simulation.
+    pub invalid: usize,
 }
 
 impl Calibration {
@@ -44,7 +46,7 @@ impl Calibration {
 /// in one run. The estimator is used as it is, so this costs no training and no more simulations than observations.
 ///
 /// # Errors
-/// Those of the sampler; no observations; an observation that is not finite.
+/// Those of the sampler; no observations, or none that is finite.
 pub fn calibrate(
     estimator: &RatioEstimator,
     simulator: &dyn Simulator,
@@ -62,9 +64,14 @@ pub fn calibrate(
         uniformity: Vec::new(),
         log_evidence: Vec::new(),
         warned: 0,
+        invalid: 0,
     };
     let mut ranks = vec![Vec::new(); d];
     for (i, (theta, x)) in joint.theta.chunks_exact(d).zip(joint.x.chunks_exact(p)).enumerate() {
+        if x.iter().any(|x| !x.is_finite()) {
+            out.invalid += 1;
+            continue;
+        }
         let posterior = estimator.posterior(x, simulator.prior())?;
         let key = key.named("draws").fold_in(i as u64);
         let samples = sampler.sample(&posterior, runs.draws, key, workers)?;
@@ -79,6 +86,10 @@ pub fn calibrate(
         out.log_evidence.extend(samples.report.log_evidence);
         out.warned += usize::from(!samples.report.warnings().is_empty());
     }
+    if out.credibilities.is_empty() {
+        let why = format!("expected a finite one, got none in {} simulations", out.invalid);
+        return Err(Error::invalid("calibration: observations", why));
+    }
     out.uniformity = ranks.iter().map(|r| uniformity(r, runs.draws)).collect();
     Ok(out)
 }
@@ -86,10 +97,10 @@ pub fn calibrate(
 /// The ROC test of the paper: data simulated at `theta` against data of the whole prior, resampled by the ratio at
 /// `theta`. The area under the curve of a classifier between them is 0.5 where the ratio is right.
 ///
-/// `n` data sets each. Reference: Hermans, Begy, Louppe 2020, arXiv:1903.04057, section 4.
+/// `n` data sets each; simulations that are not finite are left out. Reference: Hermans, Begy, Louppe 2020, arXiv:1903.04057, section 4.
 ///
 /// # Errors
-/// Data that is not finite.
+/// No finite data.
 pub fn roc_test(
     estimator: &RatioEstimator,
     simulator: &dyn Simulator,
@@ -102,7 +113,18 @@ pub fn roc_test(
     let own = simulate_at(simulator, &theta.repeat(n), key.named("own"), workers);
     // Many candidates: where the ratio is large for few of them, they repeat.
     let all = simulate(simulator, key.named("all"), 0, 20 * n, workers).x;
-    let mut items: Vec<&[f64]> = all.chunks_exact(p).collect();
+    let finite = |x: &&[f64]| x.iter().all(|x| x.is_finite());
+    let own: Vec<f64> = own.chunks_exact(p).filter(finite).flatten().copied().collect();
+    let mut items: Vec<&[f64]> = all.chunks_exact(p).filter(finite).collect();
+    if own.is_empty() || items.is_empty() {
+        let got = (own.len() / p, items.len());
+        return Err(Error::mismatch(
+            "roc test: finite simulations at theta and in all",
+            "at least 1 each",
+            got,
+        ));
+    }
+    let n = own.len() / p;
     let ratios = workers.map(&mut items, |_, _, x| {
         estimator.posterior(x, simulator.prior()).map(|posterior| posterior.log_ratio(theta)[0])
     });

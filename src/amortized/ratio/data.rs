@@ -98,6 +98,41 @@ impl Simulations {
         Self::new(&t, &x, [d, p], invalid)
     }
 
+    /// Errors unless every row of parameters lies in the prior's support: the rest would be contrasted with parameters
+    /// that it never competes with.
+    pub fn check_prior(&self, prior: &dyn super::Prior) -> Result<()> {
+        let [d, _] = self.dims;
+        if prior.dim() != d {
+            return Err(Error::mismatch("prior: number of parameters", d, prior.dim()));
+        }
+        let bounds = prior.bounds();
+        let is_outside = |t: &[f32]| {
+            // Rounding to f32 may have led over an edge.
+            let back = |(t, (low, high)): (&f32, &(f64, f64))| {
+                let (t, slack) = (f64::from(*t), 1e-6 * (high - low));
+                let near = slack.is_finite() && t >= low - slack && t <= high + slack;
+                if near {
+                    t.clamp(*low, *high)
+                } else {
+                    t
+                }
+            };
+            let t: Vec<f64> = t.iter().zip(&bounds).map(back).collect();
+            prior.log_density(&t) == f64::NEG_INFINITY
+        };
+        let outside: Vec<usize> =
+            self.theta.chunks_exact(d).enumerate().filter(|(_, t)| is_outside(t)).map(|(i, _)| i).collect();
+        let Some(first) = outside.first() else { return Ok(()) };
+        let why = format!(
+            "expected parameters inside of the prior ({}), got {} of {} rows outside, first row {first}: {:?}",
+            prior.describe(),
+            outside.len(),
+            self.len(),
+            &self.theta[first * d..][..d]
+        );
+        Err(Error::invalid("simulations: theta", why))
+    }
+
     /// Valid pairs.
     pub fn len(&self) -> usize {
         self.theta.len() / self.dims[0]
@@ -152,32 +187,11 @@ impl Simulations {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ratio::simulators::Slcp;
-    use crate::ratio::Prior;
-
-    /// SLCP that fails for a tenth of its draws.
-    struct Fails(Slcp);
-    impl Simulator for Fails {
-        fn name(&self) -> String {
-            "fails".into()
-        }
-        fn prior(&self) -> &dyn Prior {
-            self.0.prior()
-        }
-        fn data_dim(&self) -> usize {
-            8
-        }
-        fn simulate(&self, theta: &[f64], key: Key, x: &mut [f64]) {
-            self.0.simulate(theta, key, x);
-            if key.named("fails").uniform() < 0.1 {
-                x[3] = f64::NAN;
-            }
-        }
-    }
+    use crate::ratio::tests::Fails;
 
     #[test]
     fn invalid_simulations_are_counted_and_refused_or_dropped() {
-        let (fails, workers) = (Fails(Slcp::seed()), Workers::new(1).unwrap());
+        let (fails, workers) = (Fails::default(), Workers::new(1).unwrap());
         let draw = |invalid| Simulations::draw(&fails, 1000, Key::new(1), invalid, &workers);
         let error = draw(Invalid::Refuse).unwrap_err().to_string();
         let kept = draw(Invalid::Drop).unwrap();
@@ -198,6 +212,31 @@ mod tests {
         let one = Simulations::new(&theta, &x, [1, 2], Invalid::Refuse).unwrap();
         assert_eq!(one.constant_columns(), [0]);
         assert!(one.warnings()[0].contains("x[0] is 2.5 in all 10 simulations"), "{:?}", one.warnings());
+    }
+
+    #[test]
+    fn a_pair_of_files_is_checked_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let [theta, x] = ["theta.csv", "x.csv"].map(|name| dir.path().join(name));
+        std::fs::write(&theta, "a\n1\n2\n3\n4\n").unwrap();
+        std::fs::write(&x, "u,v\n0.5,1\nnan,2\n1.5,inf\n2,3\n").unwrap();
+        let error = Simulations::read(&theta, &x, Invalid::Refuse).unwrap_err().to_string();
+        assert!(error.contains("in 2 of 4 rows (50.0 %), first in row 1"), "{error}");
+        let kept = Simulations::read(&theta, &x, Invalid::Drop).unwrap();
+        assert_eq!((kept.len(), kept.dropped(), kept.theta()), (2, 2, &[1.0, 4.0][..]));
+        std::fs::write(&x, "u,v\n0.5,1\n1,2\n").unwrap();
+        let error = Simulations::read(&theta, &x, Invalid::Drop).unwrap_err().to_string();
+        assert!(error.contains("rows of x, one for each of theta: expected 4, got 2"), "{error}");
+    }
+
+    #[test]
+    fn parameters_outside_of_the_prior_are_counted() {
+        let s =
+            Simulations::new(&[0.5, 1.0, 3.0, -2.0], &[1.0, 2.0, 3.0, 4.0], [1, 1], Invalid::Refuse).unwrap();
+        let prior = |low, high| crate::ratio::UniformBox::cube(1, low, high).unwrap();
+        assert!(s.check_prior(&prior(-2.0, 3.0)).is_ok());
+        let error = s.check_prior(&prior(0.0, 1.0)).unwrap_err().to_string();
+        assert!(error.contains("2 of 4 rows outside, first row 2: [3.0]"), "{error}");
     }
 
     #[test]

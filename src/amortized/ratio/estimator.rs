@@ -13,7 +13,8 @@ use std::path::Path;
 const KIND: Kind = Kind(*b"RATO");
 
 /// An amortized ratio: `ln p(x|theta)/p(x)` for any `theta` and `x`. Several members are averaged as ratios,
-/// `ln mean e^f`: an ensemble is wider, and better calibrated, than its members (Hermans et al. 2021).
+/// `ln mean e^f`: an ensemble is wider, and better calibrated, than its members (Hermans et al. 2021). Where logits are
+/// known up to a function of `x` only (NRE-B), that function would weigh the members, so their logits are averaged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RatioEstimator {
     net: RatioNet,
@@ -129,6 +130,16 @@ impl Rows<'_> {
         self.posterior.estimator.features.theta_into(theta.iter().copied(), &mut inputs);
         inputs
     }
+    /// `ln mean e^f`, or `mean f` where logits have no common scale.
+    fn mean(&self, f: impl ExactSizeIterator<Item = f64>) -> f64 {
+        let f: Vec<f64> = f.collect();
+        let n = f.len() as f64;
+        match f[..] {
+            [f] => f,
+            _ if self.posterior.estimator.is_normalized => log_sum_exp(&f) - n.ln(),
+            _ => f.iter().sum::<f64>() / n,
+        }
+    }
 }
 
 impl DensityEvaluator for Rows<'_> {
@@ -139,7 +150,7 @@ impl DensityEvaluator for Rows<'_> {
             let x = &self.posterior.inputs;
             let members: Vec<Vec<f32>> = self.nets.iter_mut().map(|n| n.log_ratio(&inputs, x)).collect();
             for (i, out) in out.iter_mut().enumerate() {
-                *out = mean_ratio(members.iter().map(|m| f64::from(m[i])));
+                *out = self.mean(members.iter().map(|m| f64::from(m[i])));
             }
         }
     }
@@ -157,10 +168,12 @@ impl DensityEvaluator for Rows<'_> {
             let members: Vec<_> = self.nets.iter_mut().map(&mut member).collect();
             grad.fill(0.0);
             for (i, out) in out.iter_mut().enumerate() {
-                *out = mean_ratio(members.iter().map(|m| f64::from(m.0[i])));
+                *out = self.mean(members.iter().map(|m| f64::from(m.0[i])));
+                let is_ratio = self.posterior.estimator.is_normalized;
                 for (f, g) in &members {
                     // ∇ ln mean e^f = Σ softmax(f) ∇f
-                    let weight = (f64::from(f[i]) - *out).exp() / members.len() as f64;
+                    let share = if is_ratio { (f64::from(f[i]) - *out).exp() } else { 1.0 };
+                    let weight = share / members.len() as f64;
                     for k in i * d..(i + 1) * d {
                         grad[k] += weight * f64::from(g[k]);
                     }
@@ -168,15 +181,6 @@ impl DensityEvaluator for Rows<'_> {
             }
             self.posterior.estimator.features.chain_theta(theta, grad);
         }
-    }
-}
-
-/// `ln mean e^f`
-fn mean_ratio(f: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let f: Vec<f64> = f.collect();
-    match f[..] {
-        [f] => f,
-        _ => log_sum_exp(&f) - (f.len() as f64).ln(),
     }
 }
 
@@ -201,7 +205,7 @@ mod tests {
     use outerloop_core::Key;
     use outerloop_outer::Workers;
 
-    fn estimator() -> RatioEstimator {
+    fn estimator(is_normalized: bool) -> RatioEstimator {
         let slcp = Slcp::seed();
         let sims =
             Simulations::draw(&slcp, 200, Key::new(1), Invalid::Refuse, &Workers::new(1).unwrap()).unwrap();
@@ -210,12 +214,18 @@ mod tests {
         let architecture = Architecture::Mlp { hidden: vec![8, 8] };
         let net = RatioNet::new(architecture, Nonlinearity::Silu, features.inputs()).unwrap();
         let members = (0..3).map(|i| net.init(Key::new(i))).collect();
-        RatioEstimator::new(net, features, members, true).unwrap()
+        RatioEstimator::new(net, features, members, is_normalized).unwrap()
     }
 
     #[test]
     fn an_ensemble_is_the_mean_ratio_with_its_gradient() {
-        let e = estimator();
+        for is_normalized in [true, false] {
+            ensemble_of(is_normalized);
+        }
+    }
+
+    fn ensemble_of(is_normalized: bool) {
+        let e = estimator(is_normalized);
         let prior = crate::ratio::UniformBox::cube(5, -3.0, 3.0).unwrap();
         let x = [1.0, -2.0, 0.5, -1.0, 3.0, 0.0, 1.0, 1.0];
         let posterior = e.posterior(&x, &prior).unwrap();
@@ -225,8 +235,9 @@ mod tests {
         let alone: Vec<Vec<f64>> =
             e.split().iter().map(|m| m.posterior(&x, &prior).unwrap().log_ratio(&theta)).collect();
         for i in 0..2 {
-            let mean = alone.iter().map(|m| m[i].exp()).sum::<f64>() / 3.0;
-            assert!((f[i] - mean.ln()).abs() < 1e-6);
+            let ratio = (alone.iter().map(|m| m[i].exp()).sum::<f64>() / 3.0).ln();
+            let logit = alone.iter().map(|m| m[i]).sum::<f64>() / 3.0;
+            assert!((f[i] - if is_normalized { ratio } else { logit }).abs() < 1e-6);
         }
         for k in 0..10 {
             let at = |h: f64| {
@@ -245,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_file_holds_all_of_it() {
-        let (e, dir) = (estimator(), tempfile::tempdir().unwrap());
+        let (e, dir) = (estimator(true), tempfile::tempdir().unwrap());
         let path = dir.path().join("ratio.bin");
         e.save(&path).unwrap();
         assert_eq!(RatioEstimator::load(&path).unwrap(), e);

@@ -5,7 +5,7 @@
 //! by its composite form. Evidence and moments of ordinary observations are good to 1e-6.
 
 use super::metrics::special::{normal_cdf, normal_pdf};
-use super::simulators::Slcp;
+use super::simulators::{Slcp, SlcpMoments};
 use crate::quadrature::gauss_legendre;
 use outerloop_outer::Workers;
 use std::f64::consts::PI;
@@ -43,18 +43,22 @@ impl ExactPosterior {
 /// How fine the quadrature is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolution {
-    /// Intervals per axis for `θ₃, θ₄, θ₅`; each has [`Self::nodes`].
+    /// Intervals per axis for `θ₃, θ₄, θ₅`; each has [`Self::nodes`]. Those of `θ₃` and `θ₄` divide the part of the
+    /// prior where the likelihood is not negligible.
     pub panels: usize,
     /// Nodes per interval.
     pub nodes: usize,
 }
 
 impl Default for Resolution {
-    /// 14 intervals of 8 nodes.
+    /// 10 intervals of 8 nodes.
     fn default() -> Self {
-        Resolution { panels: 14, nodes: 8 }
+        Resolution { panels: 10, nodes: 8 }
     }
 }
+
+/// Nodes whose logarithm lies so far below the largest do not count: e⁻³⁰ of the peak's density.
+const NEGLIGIBLE: f64 = 30.0;
 
 /// The rule on `panels` equal parts of `[low, high]`.
 fn composite(low: f64, high: f64, r: Resolution) -> Vec<(f64, f64)> {
@@ -153,40 +157,99 @@ impl Boxed {
     }
 }
 
-/// Evidence and moments of SLCP's posterior (without jitter) for data `x`, `[8]`.
-pub fn slcp_posterior(x: &[f64], resolution: Resolution, workers: &Workers) -> ExactPosterior {
-    let (slcp, data) = (Slcp::seed(), Summary::of(x));
-    let half = composite(0.0, EDGE, resolution);
-    let whole = composite(-EDGE, EDGE, resolution);
-    let inner = gauss_legendre(14);
-    // All but the mass in the box, at every node: where it is negligible, the rest is not computed.
-    let log_factor = |t3: f64, t4: f64, t5: f64| {
-        let m = slcp.moments(&[0.0, 0.0, t3, t4, t5]);
-        let q = m.cov[2] * data.scatter[0] - 2.0 * m.cov[1] * data.scatter[1] + m.cov[0] * data.scatter[2];
-        // (2π)⁻³ |Σ|^{−3/2}/4 e^{−½ tr Σ⁻¹ S}
+/// The likelihood of `(θ₃, θ₄, θ₅)` with `θ₁, θ₂` integrated over the plane, without the mass in the box:
+/// `(2π)⁻³ |Σ|^{−3/2}/4 e^{−½ tr Σ⁻¹ S}`.
+struct Marginal {
+    slcp: Slcp,
+    data: Summary,
+}
+
+impl Marginal {
+    fn log_factor(&self, m: &SlcpMoments) -> f64 {
+        let [xx, xy, yy] = self.data.scatter;
+        let q = m.cov[2] * xx - 2.0 * m.cov[1] * xy + m.cov[0] * yy;
         -0.5 * q / m.det - 1.5 * m.det.ln() - 3.0 * (2.0 * PI).ln() - POINTS.ln()
-    };
-    let mut slices: Vec<(f64, f64)> = half.clone();
-    let best = workers.map(&mut slices, |_, _, (t3, _)| {
+    }
+
+    fn moments(&self, t3: f64, t4: f64, t5: f64) -> SlcpMoments {
+        self.slcp.moments(&[0.0, 0.0, t3, t4, t5])
+    }
+
+    /// The mass in the box and its moments.
+    fn inside(&self, m: &SlcpMoments, rule: &[(f64, f64)]) -> Boxed {
+        boxed(self.data.mean, m.cov.map(|c| c / POINTS), rule)
+    }
+
+    /// The largest logarithm on a coarse grid and at the likelihood's own peak, with the mass in the box.
+    fn peak(&self, rule: &[(f64, f64)]) -> f64 {
+        let [xx, xy, yy] = self.data.scatter;
+        // Without bounds the peak is at Σ = S/3.
+        let root = |v: f64| (v / 3.0).max(1e-12).powf(0.25).min(EDGE);
+        let slant = (xy / (xx * yy).max(1e-300).sqrt()).clamp(-1.0 + 1e-12, 1.0 - 1e-12);
+        let own = (root(xx), root(yy), slant.atanh().clamp(-EDGE, EDGE));
+        let step = |i: i32| EDGE * (f64::from(i) + 0.5) / 12.0;
+        let grid = (0..12).flat_map(|i| (0..12).map(move |j| (i, j)));
+        let grid = grid.flat_map(|(i, j)| (-12..12).map(move |k| (step(i), step(j), step(k))));
         let mut best = f64::NEG_INFINITY;
-        for (t4, _) in &half {
-            for (t5, _) in &whole {
-                best = best.max(log_factor(*t3, *t4, *t5));
+        for (t3, t4, t5) in std::iter::once(own).chain(grid) {
+            let m = self.moments(t3, t4, t5);
+            let log = self.log_factor(&m);
+            if log > best {
+                best = best.max(log + self.inside(&m, rule).mass.ln());
             }
         }
         best
+    }
+
+    /// The part of `[0, 3]` of `θ₃` (axis 0) or `θ₄` (axis 1) outside of which every logarithm is negligible: with one
+    /// variance given, the largest over all else is known.
+    fn range(&self, axis: usize, peak: f64) -> (f64, f64) {
+        let [xx, xy, yy] = self.data.scatter;
+        let (own, other) = if axis == 0 { (xx, yy) } else { (yy, xx) };
+        // Of the other coordinate given this one: its scatter around the regression.
+        let rest = (other - xy * xy / own).max(1e-300) / 3.0;
+        let level = -1.5 * (rest.ln() + 1.0) - 3.0 * (2.0 * PI).ln() - POINTS.ln();
+        let counts = |t: f64| level - 6.0 * t.ln() - 0.5 * own / t.powi(4) > peak - NEGLIGIBLE;
+        // The bound has one maximum, at variance own/3.
+        let top = (own / 3.0).powf(0.25).min(EDGE);
+        let edge = |mut outside: f64, mut inside: f64| {
+            if counts(outside) {
+                return outside;
+            }
+            for _ in 0..50 {
+                let middle = 0.5 * (outside + inside);
+                if counts(middle) {
+                    inside = middle;
+                } else {
+                    outside = middle;
+                }
+            }
+            outside
+        };
+        (edge(1e-6 * top, top), edge(EDGE, top))
+    }
+}
+
+/// Evidence and moments of SLCP's posterior (without jitter) for data `x`, `[8]`.
+pub fn slcp_posterior(x: &[f64], resolution: Resolution, workers: &Workers) -> ExactPosterior {
+    let marginal = Marginal { slcp: Slcp::seed(), data: Summary::of(x) };
+    let inner = gauss_legendre(14);
+    let best = marginal.peak(&inner);
+    let [mut slices, half] = [0, 1].map(|axis| {
+        let (low, high) = marginal.range(axis, best);
+        composite(low, high, resolution)
     });
-    let best = best.into_iter().fold(f64::NEG_INFINITY, f64::max);
+    let whole = composite(-EDGE, EDGE, resolution);
     let sums = workers.map(&mut slices, |_, _, (t3, w3)| {
         let mut sum = [0.0; 21];
         for (t4, w4) in &half {
             for (t5, w5) in &whole {
-                let log = log_factor(*t3, *t4, *t5) - best;
-                if log < -34.0 {
+                let m = marginal.moments(*t3, *t4, *t5);
+                let log = marginal.log_factor(&m) - best;
+                if log < -NEGLIGIBLE {
                     continue;
                 }
-                let m = slcp.moments(&[0.0, 0.0, *t3, *t4, *t5]);
-                let b = boxed(data.mean, m.cov.map(|c| c / POINTS), &inner);
+                let b = marginal.inside(&m, &inner);
                 let w = *w3 * w4 * w5 * log.exp();
                 let rest = [*t3, *t4, *t5];
                 let mut k = 0;
@@ -252,7 +315,6 @@ mod tests {
 
     /// Against an independent program's quadrature of the same posterior, to its 1e-5.
     #[test]
-    #[ignore = "takes ten seconds; golden kind L checks the same"]
     fn evidence_and_moments_are_those_of_another_program() {
         let x = [
             0.701230168,

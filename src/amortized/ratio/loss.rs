@@ -120,6 +120,57 @@ impl RatioLoss {
             }
         }
     }
+
+    /// The loss of logits `[n, n]` of all pairs of a batch, own pairs on the diagonal: every `x` is contrasted with the
+    /// parameters of all others, which are independent of it. Same minimum, less variance, most of all where the data
+    /// says much and few parameters are near enough to teach anything. NRE-B has `n` atoms, NRE-C `n − 1` classes (one
+    /// other parameter is left out beside the own one).
+    ///
+    /// # Panics
+    /// If `n` is less than 3.
+    #[track_caller]
+    pub fn all_pairs<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        self,
+        logits: Tensor<(usize, usize), E, B, M>,
+    ) -> Tensor<Rank0, E, B, M> {
+        let n = dfdx::prelude::HasShape::shape(&logits).0;
+        assert!(n > 2, "contrasts within a batch need at least 3 simulations, got {n}");
+        let dev = logits.device().clone();
+        // A matrix with one number in places `(i, (i + k) mod n)` and another elsewhere.
+        let marked = |k: usize, at: f64, elsewhere: f64| -> Tensor<(usize, usize), E, B> {
+            dev.filled((n, n), |y| {
+                y.fill(E::of(elsewhere));
+                (0..n).for_each(|i| y[i * n + (i + k) % n] = E::of(at));
+            })
+        };
+        let own: Vec<u32> = (0..n as u32).collect();
+        // Own pairs and others weigh the same.
+        let weights = || marked(0, 0.5 / n as f64, 0.5 / (n * (n - 1)) as f64);
+        let binary = |logits| {
+            let wrong = ops::softplus(ops::mul(logits, &marked(0, -1.0, 1.0)));
+            ops::sum(ops::mul(wrong, &weights()))
+        };
+        match self {
+            RatioLoss::NreA => binary(logits),
+            RatioLoss::Balanced { lambda } => {
+                let balance = ops::sum(ops::mul(ops::sigmoid(logits.clone()), &weights()));
+                let penalty = ops::square(ops::affine(balance, 2.0, -1.0));
+                ops::add(binary(logits), &ops::scale(penalty, lambda))
+            }
+            RatioLoss::NreB { .. } => ops::softmax_cross_entropy(logits, &own),
+            RatioLoss::NreC { gamma, .. } => {
+                let none = dev.filled((n, 1usize), |y| y.fill(E::of(((n - 1) as f64).ln())));
+                let group = |left_out: usize| {
+                    let rest = ops::add(logits.clone(), &marked(left_out, -1e9, gamma.ln()));
+                    ops::concat(rest, &none)
+                };
+                let joint = ops::softmax_cross_entropy(group(1), &own);
+                let independent = ops::softmax_cross_entropy(group(0), &vec![n as u32; n]);
+                let odds = 1.0 / (1.0 + gamma);
+                ops::add(ops::scale(joint, gamma * odds), &ops::scale(independent, odds))
+            }
+        }
+    }
 }
 
 /// `½ mean(softplus(−f₀) + softplus(f₁))`
@@ -192,6 +243,41 @@ mod tests {
                 assert!((grad[i] - slope).abs() < 1e-8, "{loss:?} {i}");
             }
         }
+    }
+
+    #[test]
+    fn all_pairs_are_contrasts_with_every_other_parameter() {
+        use outerloop_core::tensor::Cpu;
+        let f = [0.3, -1.0, 0.7, 2.0, 0.1, 0.4, -0.2, 1.1, -0.6];
+        let dev = Cpu::default();
+        let value = |loss: RatioLoss| {
+            let logits = dev.filled((3usize, 3usize), |y| y.copy_from_slice(&f));
+            <Cpu as Backend<f64>>::host(&loss.all_pairs(logits))[0]
+        };
+        let plain = |loss: RatioLoss, rows: &[[usize; 2]]| {
+            let of = |r: &[usize; 2]| loss_and_grad(loss, &[f[r[0]], f[r[1]]]).0;
+            rows.iter().map(of).sum::<f64>() / rows.len() as f64
+        };
+        // The mean over both others of every row.
+        let rows = [[0, 1], [0, 2], [4, 3], [4, 5], [8, 6], [8, 7]];
+        assert!((value(RatioLoss::NreA) - plain(RatioLoss::NreA, &rows)).abs() < 1e-12);
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let own = [0, 4, 8].map(|i| sigmoid(f[i])).iter().sum::<f64>() / 3.0;
+        let others = [1, 2, 3, 5, 6, 7].map(|i| sigmoid(f[i])).iter().sum::<f64>() / 6.0;
+        let want = value(RatioLoss::NreA) + 7.0 * (own + others - 1.0).powi(2);
+        assert!((value(RatioLoss::Balanced { lambda: 7.0 }) - want).abs() < 1e-12);
+        let want: f64 = (0..3).map(|i| lse(&f[3 * i..3 * i + 3]) - f[4 * i]).sum::<f64>() / 3.0;
+        assert!((value(RatioLoss::NreB { atoms: 2 }) - want).abs() < 1e-12);
+        let gamma: f64 = 3.0;
+        // Own and the one before it (cyclically), then both others.
+        let c: f64 = (0..3)
+            .map(|i| {
+                let at = |k: usize| f[3 * i + (i + k) % 3] + gamma.ln();
+                let (none, joint) = (2f64.ln(), at(0) - lse(&[at(0), at(2), 2f64.ln()]));
+                -(gamma * joint + none - lse(&[at(1), at(2), none])) / (1.0 + gamma) / 3.0
+            })
+            .sum();
+        assert!((value(RatioLoss::NreC { classes: 5, gamma }) - c).abs() < 1e-12);
     }
 
     #[test]

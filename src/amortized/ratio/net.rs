@@ -47,6 +47,18 @@ pub enum Architecture {
         /// Hidden widths of c.
         context: Vec<usize>,
     },
+    /// `f = a(theta) + ψ(theta)·Σᵢ φ(xᵢ)/√rank + c(Σᵢ φ(xᵢ))`, with a network of parameters and one of data that meet in
+    /// a product only. A likelihood of the exponential family has this form exactly, others come close with the rank.
+    /// Every parameter of a batch can be compared with every data row at the cost of a matrix product
+    /// ([`super::Contrast::Batch`]), and a posterior runs the network of the data once.
+    Separable {
+        /// Independent parts of the data in a row; 1: no structure is built in.
+        points: usize,
+        /// Hidden widths of both networks.
+        hidden: Vec<usize>,
+        /// Length of ψ and φ.
+        rank: usize,
+    },
 }
 
 /// A network from inputs to a log ratio.
@@ -74,7 +86,7 @@ impl RatioNet {
                 format!("every width must be at least 1, got inputs {inputs:?}, {:?}", net.architecture);
             return Err(Error::invalid("ratio network", why));
         }
-        if let Architecture::Iid { points, .. } = net.architecture {
+        if let Architecture::Iid { points, .. } | Architecture::Separable { points, .. } = net.architecture {
             if points == 0 || inputs[1] % points != 0 {
                 let what = "ratio network: inputs of the data";
                 return Err(Error::mismatch(what, format!("{points} equal parts"), inputs[1]));
@@ -108,6 +120,19 @@ impl RatioNet {
             Architecture::Iid { points, hidden, context } => {
                 let mut layers = chain(a + b / (*points).max(1), hidden);
                 layers.extend(chain(b, context));
+                layers
+            }
+            Architecture::Separable { points, hidden, rank } => {
+                let to = |inputs: usize, outputs: usize| {
+                    let mut layers = chain(inputs, hidden);
+                    if let Some(last) = layers.last_mut() {
+                        last[1] = outputs;
+                    }
+                    layers
+                };
+                let mut layers = to(a, rank + 1);
+                layers.extend(to(b / (*points).max(1), *rank));
+                layers.extend(chain(*rank, hidden.last().map_or(&[], std::slice::from_ref)));
                 layers
             }
         }
@@ -173,8 +198,75 @@ impl RatioNet {
                 let c = ops::embedding(c, &repeated(n, columns));
                 ops::add(ops::reshape(g, (rows, 1usize)), &c.split_tape_off())
             }
+            Architecture::Separable { .. } => {
+                let left = self.of_theta(params, theta);
+                let right: Rows<E, B, M> = self.of_data(params, x);
+                let right = ops::embedding(right, &repeated(n, columns));
+                ops::reshape(ops::sum_axis1(ops::mul(left, &right.split_tape_off())), (rows, 1usize))
+            }
         };
         ops::reshape(f, (n, columns))
+    }
+
+    /// Logits `[n, m]` of all pairs of data `x`, `[n, inputs[1]]`, and `theta`, `[m, inputs[0]]`, which carries the tape.
+    /// Cost: that of `n m` rows of the network; of [`Architecture::Separable`] `n + m` rows and a product.
+    pub fn all_pairs<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        params: &DynParams<E, B>,
+        theta: Rows<E, B, M>,
+        x: &Rows<E, B, NoneTape>,
+    ) -> Rows<E, B, M> {
+        let (n, m) = (dfdx::prelude::HasShape::shape(x).0, dfdx::prelude::HasShape::shape(&theta).0);
+        if matches!(self.architecture, Architecture::Separable { .. }) {
+            let left = ops::transpose(self.of_theta(params, theta));
+            return ops::matmul(self.of_data(params, x), &left.split_tape_off());
+        }
+        let each: Vec<u32> = (0..n).flat_map(|_| 0..m as u32).collect();
+        self.logits(params, ops::embedding(theta, &each), x, m)
+    }
+
+    /// `[ψ/√rank, a, 1]` of every row.
+    fn of_theta<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        params: &DynParams<E, B>,
+        theta: Rows<E, B, M>,
+    ) -> Rows<E, B, M> {
+        let Architecture::Separable { hidden, rank, .. } = &self.architecture else {
+            panic!("asked of separable networks only")
+        };
+        let m = dfdx::prelude::HasShape::shape(&theta).0;
+        let ones = theta.device().filled((m, 1usize), |y| y.fill(E::of(1.0)));
+        let out = self.dense(params, 0, theta, hidden);
+        let psi = ops::scale(ops::columns(out.clone(), 0, *rank), 1.0 / (*rank as f64).sqrt());
+        let a = ops::columns(out, *rank, 1);
+        ops::concat(ops::concat(psi, &a.split_tape_off()), &ones)
+    }
+
+    /// `[φ, 1, c]` of every row, φ summed over the points.
+    fn of_data<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        params: &DynParams<E, B>,
+        x: &Rows<E, B, NoneTape>,
+    ) -> Rows<E, B, M> {
+        let Architecture::Separable { points, hidden, rank } = &self.architecture else {
+            panic!("asked of separable networks only")
+        };
+        let (n, p, first) = (dfdx::prelude::HasShape::shape(x).0, *points, hidden.len() + 1);
+        let ones = x.device().filled((n, 1usize), |y| y.fill(E::of(1.0)));
+        let parts = ops::reshape(x.clone(), (n * p, self.inputs[1] / p)).put_tape(M::default());
+        let phi = self.dense(params, first, parts, hidden);
+        // [n, points, rank] as [points, n rank], summed over rows.
+        let by_point: Vec<u32> = (0..p).flat_map(|i| (0..n).map(move |r| (r * p + i) as u32)).collect();
+        let phi = match p {
+            1 => phi,
+            _ => {
+                let by_point = ops::reshape(ops::embedding(phi, &by_point), (p, n * rank));
+                ops::reshape(ops::sum_axis0(by_point), (n, *rank))
+            }
+        };
+        let last = hidden.last().map_or(&[][..], std::slice::from_ref);
+        let c = self.dense(params, 2 * first, phi.clone(), last);
+        ops::concat(ops::concat(phi, &ones), &c.split_tape_off())
     }
 
     fn linear<E: Float, B: Backend<E>, M: Mode<E, B>>(
@@ -308,8 +400,10 @@ where
 mod tests {
     use super::*;
 
-    fn architectures() -> [Architecture; 3] {
+    fn architectures() -> [Architecture; 5] {
         [
+            Architecture::Separable { points: 1, hidden: vec![6, 5], rank: 3 },
+            Architecture::Separable { points: 2, hidden: vec![6], rank: 4 },
             Architecture::Mlp { hidden: vec![7, 5] },
             Architecture::Residual { width: 6, blocks: 2 },
             Architecture::Iid { points: 2, hidden: vec![6], context: vec![5] },
@@ -344,6 +438,25 @@ mod tests {
                     assert!((grad[i] - slope).abs() < 1e-7 * (1.0 + slope.abs()), "{architecture:?} {act:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn all_pairs_are_the_pairs_one_by_one() {
+        let dev = Cpu::default();
+        let (mut theta, mut x) = (vec![0.0f64; 3 * 3], vec![0.0f64; 2 * 4]);
+        Key::new(1).fill_normal(&mut theta);
+        Key::new(2).fill_normal(&mut x);
+        for architecture in architectures() {
+            let net = RatioNet::new(architecture, Nonlinearity::Silu, [3, 4]).unwrap();
+            let weights: Vec<f64> = net.init(Key::new(3));
+            let params: DynParams<f64, Cpu> = DynTree::new(&dev, Arc::new(net.layout()), &weights);
+            let t = dev.filled((3usize, 3usize), |y| y.copy_from_slice(&theta));
+            let rows = dev.filled((2usize, 4usize), |y| y.copy_from_slice(&x));
+            let all = <Cpu as Backend<f64>>::host(&net.all_pairs(&params, t, &rows)).to_vec();
+            let mut e = NetEvaluator::new(&net, &weights);
+            let each: Vec<f64> = x.chunks(4).flat_map(|x| e.log_ratio(&theta, x)).collect();
+            assert!(all.iter().zip(&each).all(|(a, b)| (a - b).abs() < 1e-12), "{all:?} {each:?}");
         }
     }
 

@@ -8,7 +8,11 @@ use super::{Prior, Simulations};
 use outerloop_core::tensor::{Backend, DynParams, DynTree, Mode, PutTape, Rank0, Tensor};
 use outerloop_core::{BatchKey, Error, Float, Key, Layout, Result, Split, Task};
 use outerloop_tasks::data::Permutation;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+
+/// Simulations that stand in for an invalid one, before it is given up.
+const REDRAWS: u64 = 1000;
 
 /// Where pairs come from.
 #[derive(Clone)]
@@ -22,7 +26,9 @@ pub enum Pairs {
         valid: f64,
     },
     /// Every batch is simulated anew, as in the seed: no pair is met twice, nothing can be memorized.
-    /// `simulations` batches of the training split are `simulations` times the batch size simulator calls.
+    /// `n` batches of the training split are `n` times the batch size simulator calls. A simulation that is not finite
+    /// is replaced by another one, with parameters of its own, and counted ([`RatioTask::redrawn`]): the target is then
+    /// the posterior given that the simulation is valid.
     Fresh(Arc<dyn Simulator>),
 }
 
@@ -33,6 +39,8 @@ pub enum Contrast {
     Prior(Arc<dyn Prior>),
     /// Other rows of the simulations: for those whose prior can not be sampled.
     Shuffle,
+    /// All other parameters of the batch ([`RatioLoss::all_pairs`]): the most contrasts per simulation.
+    Batch,
 }
 
 /// What a [`RatioTask`] is made of.
@@ -48,7 +56,7 @@ pub struct RatioTaskConfig {
     pub pairs: Pairs,
     /// Contrasting parameters.
     pub contrast: Contrast,
-    /// Simulations per batch; each has [`RatioLoss::columns`] rows.
+    /// Simulations per batch; each has [`RatioLoss::columns`] rows, or one under [`Contrast::Batch`].
     pub batch_size: usize,
 }
 
@@ -62,11 +70,14 @@ struct Fixed {
 
 /// A classifier of `(theta, x)` pairs. Parameters: the network's weights. A batch: simulations with
 /// contrasting parameters, a pure function of its key. [`Split::Train`] is trained on; the other splits show
-/// the rows kept for validation, in order (fresh simulations, where there is no fixed set).
+/// the rows kept for validation, in order (fresh simulations, where there is no fixed set). A clone shares the data and
+/// the count of [`Self::redrawn`].
+#[derive(Clone)]
 pub struct RatioTask {
     config: RatioTaskConfig,
     layout: Arc<Layout>,
-    fixed: Option<Fixed>,
+    fixed: Option<Arc<Fixed>>,
+    redrawn: Arc<AtomicU64>,
 }
 
 /// Inputs of a batch.
@@ -122,8 +133,37 @@ impl RatioTask {
             };
             return Err(Error::invalid("ratio task: batch size", why));
         }
+        if matches!(contrast, Contrast::Batch) && *batch_size < 3 {
+            let why = format!("contrasts within a batch need at least 3 simulations, got {batch_size}");
+            return Err(Error::invalid("ratio task: batch size", why));
+        }
         let layout = Arc::new(config.net.layout());
-        Ok(RatioTask { config, layout, fixed })
+        Ok(RatioTask { config, layout, fixed: fixed.map(Arc::new), redrawn: Arc::default() })
+    }
+
+    /// Fresh simulations so far that were not finite, and replaced. A count for reports: it starts anew in every process.
+    pub fn redrawn(&self) -> u64 {
+        self.redrawn.load(Ordering::Relaxed)
+    }
+
+    /// Rows of parameters per data row.
+    fn columns(&self) -> usize {
+        match self.config.contrast {
+            Contrast::Batch => 1,
+            _ => self.config.loss.columns(),
+        }
+    }
+
+    /// Simulation number `i` of a batch, or the first valid one after it.
+    fn fresh(&self, s: &dyn Simulator, key: Key, i: u64, theta: &mut [f64], x: &mut [f64]) {
+        simulate_one(s, key, i, theta, x);
+        for again in 0..REDRAWS {
+            if x.iter().all(|x| (*x as f32).is_finite()) {
+                return;
+            }
+            self.redrawn.fetch_add(1, Ordering::Relaxed);
+            simulate_one(s, key.named("again").fold_in(again), i, theta, x);
+        }
     }
 
     /// The parts.
@@ -156,6 +196,7 @@ impl RatioTask {
         let contrast = match &c.contrast {
             Contrast::Prior(p) => p.describe(),
             Contrast::Shuffle => "shuffled".into(),
+            Contrast::Batch => "batch".into(),
         };
         format!(
             "{:?}; {:?}; {:?}; pairs: {pairs}; contrast: {contrast}; batches of {}",
@@ -164,9 +205,9 @@ impl RatioTask {
     }
 
     /// Writes the inputs of the batch that `at` names.
-    fn fill(&self, at: BatchKey, theta: &mut [f32], x: &mut [f32]) {
-        let RatioTaskConfig { loss, features, batch_size, .. } = &self.config;
-        let (columns, [a, b], [d, p]) = (loss.columns(), features.inputs(), features.dims());
+    pub(super) fn fill(&self, at: BatchKey, theta: &mut [f32], x: &mut [f32]) {
+        let RatioTaskConfig { features, batch_size, .. } = &self.config;
+        let (columns, [a, b], [d, p]) = (self.columns(), features.inputs(), features.dims());
         let key = at.noise();
         let (mut raw, mut raw_x) = (vec![0.0; d], vec![0.0; p]);
         let contrasts = key.named("contrast");
@@ -180,7 +221,7 @@ impl RatioTask {
                     x[i * b..][..b].copy_from_slice(&f.x[r * b..][..b]);
                 }
                 (Pairs::Fresh(s), ..) => {
-                    simulate_one(&**s, key.named("joint"), i as u64, &mut raw, &mut raw_x);
+                    self.fresh(&**s, key.named("joint"), i as u64, &mut raw, &mut raw_x);
                     features.theta_into(raw.iter().copied(), &mut own[..a]);
                     features.x_into(raw_x.iter().copied(), &mut x[i * b..][..b]);
                 }
@@ -200,6 +241,7 @@ impl RatioTask {
                         out.copy_from_slice(&f.theta[r * a..][..a]);
                     }
                     (Contrast::Shuffle, None) => unreachable!("checked by `new`"),
+                    (Contrast::Batch, _) => unreachable!("it has one column"),
                 }
             }
         }
@@ -286,8 +328,8 @@ impl<E: Float, B: Backend<E>> Task<E, B> for RatioTask {
     }
 
     fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
-        let RatioTaskConfig { loss, features, batch_size, .. } = &self.config;
-        let ([a, b], rows) = (features.inputs(), batch_size * loss.columns());
+        let RatioTaskConfig { features, batch_size, .. } = &self.config;
+        let ([a, b], rows) = (features.inputs(), batch_size * self.columns());
         let (mut theta, mut x) = (vec![0.0; rows * a], vec![0.0; batch_size * b]);
         self.fill(at, &mut theta, &mut x);
         let tensor = |v: &[f32], shape: (usize, usize)| {
@@ -302,7 +344,11 @@ impl<E: Float, B: Backend<E>> Task<E, B> for RatioTask {
         batch: &Self::Batch,
         m: M,
     ) -> Tensor<Rank0, E, B, M> {
-        let RatioTaskConfig { net, loss, .. } = &self.config;
-        loss.value(net.logits(params, batch.theta.clone().put_tape(m), &batch.x, loss.columns()))
+        let RatioTaskConfig { net, loss, contrast, .. } = &self.config;
+        let theta = batch.theta.clone().put_tape(m);
+        match contrast {
+            Contrast::Batch => loss.all_pairs(net.all_pairs(params, theta, &batch.x)),
+            _ => loss.value(net.logits(params, theta, &batch.x, loss.columns())),
+        }
     }
 }

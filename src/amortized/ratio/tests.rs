@@ -10,6 +10,33 @@ use outerloop_lopt::hand::{Adam, Cosine};
 use outerloop_outer::Workers;
 use std::sync::Arc;
 
+/// SLCP that fails for a tenth of its draws, or another share.
+pub(super) struct Fails(Slcp, f64);
+
+impl Default for Fails {
+    fn default() -> Self {
+        Fails(Slcp::seed(), 0.1)
+    }
+}
+
+impl Simulator for Fails {
+    fn name(&self) -> String {
+        "fails".into()
+    }
+    fn prior(&self) -> &dyn Prior {
+        self.0.prior()
+    }
+    fn data_dim(&self) -> usize {
+        8
+    }
+    fn simulate(&self, theta: &[f64], key: Key, x: &mut [f64]) {
+        self.0.simulate(theta, key, x);
+        if key.named("fails").uniform() < self.1 {
+            x[3] = f64::NAN;
+        }
+    }
+}
+
 /// Pairs of a linear Gaussian model in two dimensions.
 fn task(loss: RatioLoss, pairs: Pairs, contrast: Contrast, simulations: &Simulations) -> RatioTask {
     let features = Features::fit(simulations, FeatureConfig::default()).unwrap();
@@ -44,6 +71,8 @@ fn every_loss_on_every_kind_of_pairs_is_a_task() {
         (RatioLoss::NreB { atoms: 5 }, fixed(), Contrast::Shuffle),
         (RatioLoss::NreC { classes: 3, gamma: 2.0 }, fixed(), from_prior()),
         (RatioLoss::Balanced { lambda: 10.0 }, fixed(), Contrast::Shuffle),
+        (RatioLoss::NreA, fresh(), Contrast::Batch),
+        (RatioLoss::NreC { classes: 3, gamma: 2.0 }, fixed(), Contrast::Batch),
     ] {
         let t = || Typed::new(task(loss, pairs.clone(), contrast.clone(), &simulations));
         check_task(&t(), &t()).expect("the contract");
@@ -73,6 +102,40 @@ fn parts_that_do_not_fit_are_refused() {
     assert!(text.contains("atoms"), "{text}");
     let text = error(RatioTaskConfig { pairs: Pairs::Fresh(Arc::new(Slcp::seed())), ..config });
     assert!(text.contains("expected [2, 2], got [5, 8]"), "{text}");
+}
+
+/// A tenth of the simulations fails: fresh batches replace them, calibration leaves them out, both count.
+#[test]
+fn failing_simulations_are_replaced_or_left_out_and_counted() {
+    let workers = Workers::new(1).unwrap();
+    let kept = Simulations::draw(&Fails::default(), 300, Key::new(1), Invalid::Drop, &workers).unwrap();
+    let features = Features::fit(&kept, FeatureConfig::default()).unwrap();
+    let architecture = Architecture::Separable { points: 4, hidden: vec![4], rank: 3 };
+    let net = RatioNet::new(architecture, Nonlinearity::Silu, [5, 8]).unwrap();
+    let config = RatioTaskConfig {
+        net: net.clone(),
+        loss: RatioLoss::NreA,
+        features: features.clone(),
+        pairs: Pairs::Fresh(Arc::new(Fails::default())),
+        contrast: Contrast::Batch,
+        batch_size: 200,
+    };
+    let task = Arc::new(RatioTask::new(config).unwrap());
+    let (flat, mut x) = (net.init::<f32>(Key::new(2)), vec![0.0; 1600]);
+    task.fill(outerloop_core::BatchKey::train(0, Key::new(3)), &mut [0.0; 1000], &mut x);
+    assert!(x.iter().all(|x| x.is_finite()));
+    assert!((8..40).contains(&task.redrawn()), "{}", task.redrawn());
+    let estimator = RatioEstimator::new(net, features, vec![flat], true).unwrap();
+    let smc = Smc { particles: 32, populations: 2, moves: 1, final_moves: 1, thinning: 1, ..Smc::default() };
+    let runs = |observations| Runs { observations, draws: 32 };
+    let c = calibrate(&estimator, &Fails::default(), &smc, runs(40), Key::new(4), &workers).unwrap();
+    assert!(c.invalid > 0 && c.credibilities.len() + c.invalid == 40, "{}", c.invalid);
+    let none = Fails(Slcp::seed(), 1.0);
+    let error = calibrate(&estimator, &none, &smc, runs(3), Key::new(4), &workers).unwrap_err().to_string();
+    assert!(error.contains("got none in 3 simulations"), "{error}");
+    // A simulator that never works ends in a refusal, not in a loop.
+    let error = Simulations::draw(&none, 300, Key::new(1), Invalid::Drop, &workers).unwrap_err().to_string();
+    assert!(error.contains("got 0 (and 300 invalid ones)"), "{error}");
 }
 
 #[test]
