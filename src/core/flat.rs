@@ -339,7 +339,8 @@ where
             return (loss, None);
         }
         self.load_params(params);
-        let mut r = record_linear(&params!(self).ids(), |m| {
+        let leading = leading_tensors(&self.layout, grad.len());
+        let mut r = record_linear(&params!(self).ids(), leading, |m| {
             self.task.loss_with_state(params!(self), state, batch!(self, at), m)
         });
         params!(self).read_grads(&self.dev, &mut r.grads, grad);
@@ -373,12 +374,13 @@ impl<E: Float> Linearization<E> for OnTape<E> {
         let entries = self.layout.entries();
         let [have, wanted] = [v.len(), out.len()].map(|len| leading_tensors(&self.layout, len));
         let v: Vec<&[E]> = entries[..have].iter().map(|e| &v[e.range()]).collect();
-        for (e, part) in entries.iter().zip(self.linear.product(&v, wanted, curvature)) {
-            match part {
-                Some(part) => out[e.range()].copy_from_slice(&part),
-                None => out[e.range()].fill(E::of(0.0)),
-            }
-        }
+        let mut rest = out;
+        let parts = entries[..wanted].iter().map(|e| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(e.numel());
+            rest = behind;
+            part
+        });
+        self.linear.product(&v, parts.collect(), curvature);
     }
 }
 
