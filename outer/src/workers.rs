@@ -29,13 +29,29 @@ impl<E: Float> Worker<E> {
     /// This thread's evaluator of a task (made anew if the last one was for another task), and a
     /// gradient buffer of the right length.
     pub fn evaluator(&mut self, task: &Arc<dyn FlatTask<E>>) -> (&mut dyn Evaluator<E>, &mut [E]) {
-        let fits = self.cached.as_ref().is_some_and(|(have, _)| Arc::ptr_eq(have, task));
-        if !fits {
-            self.cached = Some((task.clone(), task.evaluator()));
+        self.fit(task);
+        if self.grad.is_empty() {
             self.grad.resize(task.layout().len(), E::of(0.0));
         }
         let (_, evaluator) = self.cached.as_mut().expect("just filled");
         (evaluator.as_mut(), &mut self.grad)
+    }
+
+    /// [`Self::evaluator`] without the buffer, for those to whom its memory is too much.
+    pub(crate) fn evaluator_alone(&mut self, task: &Arc<dyn FlatTask<E>>) -> &mut dyn Evaluator<E> {
+        self.fit(task);
+        self.grad = Vec::new();
+        let (_, evaluator) = self.cached.as_mut().expect("just filled");
+        evaluator.as_mut()
+    }
+
+    /// Makes the evaluator one of this task.
+    fn fit(&mut self, task: &Arc<dyn FlatTask<E>>) {
+        let fits = self.cached.as_ref().is_some_and(|(have, _)| Arc::ptr_eq(have, task));
+        if !fits {
+            self.cached = Some((task.clone(), task.evaluator()));
+            self.grad.clear();
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use crate::tensor::{
 use crate::{
     BatchKey, Entry, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Split, Task, TaskFamily,
 };
-use std::ops::Deref;
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -328,7 +327,8 @@ where
             return (loss, None);
         }
         self.load_params(params);
-        let mut r = record_linear(&params!(self).ids(), |m| {
+        let leading = leading_tensors(&self.layout, grad.len());
+        let mut r = record_linear(&params!(self).ids(), leading, |m| {
             self.task.loss_with_state(params!(self), state, batch!(self, at), m)
         });
         params!(self).read_grads(&self.dev, &mut r.grads, grad);
@@ -354,7 +354,7 @@ fn cut<'a, E>(entries: &[Entry], x: &'a [E]) -> Vec<&'a [E]> {
 }
 
 /// The leading tensors' `parts` in `out`; none is zero.
-fn write_parts<E: Float, P: Deref<Target = [E]>>(entries: &[Entry], parts: Vec<Option<P>>, out: &mut [E]) {
+fn write_parts<E: Float>(entries: &[Entry], parts: Vec<Option<Vec<E>>>, out: &mut [E]) {
     for (e, part) in entries.iter().zip(parts) {
         match part {
             Some(part) => out[e.range()].copy_from_slice(&part),
@@ -377,7 +377,13 @@ impl<E: Float> Linearization<E> for OnTape<E> {
         let entries = self.layout.entries();
         let [have, wanted] = [v.len(), out.len()].map(|len| leading_tensors(&self.layout, len));
         let v = cut(&entries[..have], v);
-        write_parts(entries, self.linear.product(&v, wanted, curvature), out);
+        let mut rest = out;
+        let parts = entries[..wanted].iter().map(|e| {
+            let (part, behind) = std::mem::take(&mut rest).split_at_mut(e.numel());
+            rest = behind;
+            part
+        });
+        self.linear.product(&v, parts.collect(), curvature);
     }
 }
 

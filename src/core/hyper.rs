@@ -95,7 +95,8 @@ pub trait HyperTask<E: Float, B: Backend<E>>: Send + Sync + 'static {
 
     /// Names, as in the layout of `Hyper`, of the tensors that are logarithms of weight decays
     /// (`½ e^λ w²`, [`crate::ops::weight_decay`]). Training with steps of size η diverges once `η e^λ > 2`, so those
-    /// who tune λ keep these below `ln(1/η)`. Default: none.
+    /// who tune λ keep these below `ln(1/η)`. Such a tensor that is named like one of `w`, and has one element or as
+    /// many, must hold the decays of that tensor. Default: none.
     fn log_decays(&self) -> Vec<String> {
         Vec::new()
     }

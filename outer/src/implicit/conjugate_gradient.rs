@@ -1,9 +1,8 @@
 //! Conjugate gradients.
 
-use super::vector::{begin, dot, norm};
+use super::vector::{begin, dot, norm, sum_by};
 use super::{InverseHessian, LinearOperator, Solution, Status};
 use outerloop_core::{Error, Float, Interval, Key, Result};
-use std::borrow::Cow;
 
 /// Conjugate gradients, preconditioned or not: step n minimizes `½ qᵀA q − bᵀq` over the n-th Krylov space.
 ///
@@ -12,7 +11,7 @@ use std::borrow::Cow;
 /// many steps as `A` has distinct eigenvalues, up to rounding; truncated, it is biased towards large eigenvalues, but
 /// less than a Neumann series of the same cost. Scalar products are summed in f64.
 ///
-/// Cost: a product per step. Memory: 4 vectors, and one for the preconditioner.
+/// Cost: a product per step. Memory: 4 vectors, two of them in f64, and one in f64 for the preconditioner.
 ///
 /// Reference: Hestenes, Stiefel 1952; truncation: Steihaug 1983.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,8 +30,11 @@ pub enum Preconditioner {
     /// The identity.
     #[default]
     None,
-    /// The inverse of this positive diagonal: that of `A` (Jacobi), the decays, or second moments of gradients.
+    /// The inverse of this positive diagonal: that of `A` (Jacobi), or second moments of gradients.
     Diagonal(Vec<f64>),
+    /// The inverse of the part of `A` that is known to be diagonal, [`LinearOperator::diagonal`]: the decays and the
+    /// damping. With r examples times outputs that is enough for r + 1 steps to the solution, whatever the decays.
+    Decay,
     /// The inverse of the diagonal of `A`, estimated without bias as the mean of `z ⊙ A z` over this many random signs
     /// `z` of this key, one product each; elements below a hundredth of the mean are raised to that.
     Jacobi(usize, Key),
@@ -43,13 +45,14 @@ impl Preconditioner {
         match self {
             Preconditioner::None => "",
             Preconditioner::Diagonal(_) => "diagonal-",
+            Preconditioner::Decay => "decay-",
             Preconditioner::Jacobi(..) => "jacobi-",
         }
     }
 
     fn validate(&self, dim: usize) -> Result<()> {
         match self {
-            Preconditioner::None => Ok(()),
+            Preconditioner::None | Preconditioner::Decay => Ok(()),
             Preconditioner::Diagonal(d) if d.len() != dim => {
                 Err(Error::mismatch("preconditioner: elements", dim, d.len()))
             }
@@ -66,6 +69,8 @@ impl Preconditioner {
         match self {
             Preconditioner::None => (None, 0),
             Preconditioner::Diagonal(d) => (Some(invert(d)), 0),
+            // Where nothing is known, nothing is preconditioned.
+            Preconditioner::Decay => (a.diagonal().map(|d| invert(&d)), 0),
             Preconditioner::Jacobi(probes, key) => {
                 (Some(invert(&estimated_diagonal(a, *probes, *key))), *probes)
             }
@@ -73,11 +78,33 @@ impl Preconditioner {
     }
 }
 
-/// `M⁻¹ r`.
-fn precondition<'a>(inverse: Option<&[f64]>, r: &'a [f64]) -> Cow<'a, [f64]> {
+/// `⟨r, M⁻¹ r⟩`, where `square` is `⟨r, r⟩`.
+fn preconditioned_square(inverse: Option<&[f64]>, r: &[f64], square: f64) -> f64 {
+    inverse.map_or(square, |m| sum_by(r, m, |r, m| r * m * r))
+}
+
+/// `q ← q + α p` and `r ← r − α A p` in one pass; returns `⟨r, r⟩`.
+fn advance<E: Float>(q: &mut [f64], r: &mut [f64], (p, ap): (&[E], &[E]), alpha: f64) -> f64 {
+    const N: usize = 8;
+    let mut sums = [0.0; N];
+    let vectors = q.chunks_mut(N).zip(r.chunks_mut(N)).zip(p.chunks(N).zip(ap.chunks(N)));
+    for ((q, r), (p, ap)) in vectors {
+        for (((q, r), (p, ap)), sum) in q.iter_mut().zip(r).zip(p.iter().zip(ap)).zip(&mut sums) {
+            *q += alpha * p.f64();
+            *r -= alpha * ap.f64();
+            *sum += *r * *r;
+        }
+    }
+    sums.iter().sum()
+}
+
+/// `p ← M⁻¹ r + β p`.
+fn turn<E: Float>(p: &mut [E], inverse: Option<&[f64]>, r: &[f64], beta: f64) {
     match inverse {
-        Some(m) => r.iter().zip(m).map(|(r, m)| *r * *m).collect(),
-        None => Cow::Borrowed(r),
+        Some(m) => {
+            p.iter_mut().zip(r.iter().zip(m)).for_each(|(p, (r, m))| *p = E::of(r * m + beta * p.f64()))
+        }
+        None => p.iter_mut().zip(r).for_each(|(p, r)| *p = E::of(r + beta * p.f64())),
     }
 }
 
@@ -114,16 +141,20 @@ impl<E: Float> InverseHessian<E> for ConjugateGradient {
         Interval::NOT_NEGATIVE.check("cg: tolerance", self.tolerance)?;
         self.preconditioner.validate(dim)
     }
-    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<&[E]>) -> Solution<E> {
+    fn needs_diagonal(&self) -> bool {
+        self.preconditioner == Preconditioner::Decay
+    }
+    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<Vec<E>>) -> Solution<E> {
         let (inverse, tuning) = self.preconditioner.inverse(a);
         let (q, r, begun) = begin(a, b, start);
         // In f64: rounding the residual and the iterate to f32 costs CG its conjugacy within ten steps.
-        let [mut q, mut r] = [q, r].map(|x| x.iter().map(|x| x.f64()).collect::<Vec<f64>>());
+        let [mut q, mut r] = [q, r].map(|x| x.into_iter().map(|x| x.f64()).collect::<Vec<f64>>());
+        let inverse = inverse.as_deref();
         let goal = self.tolerance * norm(b);
         let mut history = vec![norm(&r)];
-        let mut z = precondition(inverse.as_deref(), &r).into_owned(); // M⁻¹ r
-        let mut p: Vec<E> = z.iter().map(|z| E::of(*z)).collect();
-        let mut rho = dot(&r, &z);
+        let mut p = vec![E::of(0.0); b.len()];
+        turn(&mut p, inverse, &r, 0.0);
+        let mut rho = preconditioned_square(inverse, &r, dot(&r, &r));
         let mut ap = vec![E::of(0.0); b.len()];
         let mut products = tuning + begun;
         let status = loop {
@@ -147,22 +178,14 @@ impl<E: Float> InverseHessian<E> for ConjugateGradient {
                 break Status::Indefinite(step);
             }
             // The step along p as it was rounded.
-            let alpha = mixed_dot(&r, &p) / curvature;
-            q.iter_mut().zip(&p).for_each(|(q, p)| *q += alpha * p.f64());
-            r.iter_mut().zip(&ap).for_each(|(r, ap)| *r -= alpha * ap.f64());
-            history.push(norm(&r));
-            z = precondition(inverse.as_deref(), &r).into_owned();
-            let next = dot(&r, &z);
-            let beta = next / rho;
-            p.iter_mut().zip(&z).for_each(|(p, z)| *p = E::of(z + beta * p.f64())); // p ← z + β p
+            let alpha = sum_by(&r, &p, |r, p| r * p.f64()) / curvature;
+            let square = advance(&mut q, &mut r, (&p, &ap), alpha);
+            history.push(square.sqrt());
+            let next = preconditioned_square(inverse, &r, square);
+            turn(&mut p, inverse, &r, next / rho);
             rho = next;
         };
         let q = q.into_iter().map(E::of).collect();
         Solution { q, products, history, status }
     }
-}
-
-/// `⟨r, p⟩`.
-fn mixed_dot<E: Float>(r: &[f64], p: &[E]) -> f64 {
-    r.iter().zip(p).map(|(r, p)| r * p.f64()).sum()
 }

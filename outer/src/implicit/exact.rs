@@ -38,7 +38,7 @@ impl<E: Float> InverseHessian<E> for Exact {
             format!("its matrix of {dim} rows is larger than {} rows, see `Exact::max_dim`", self.max_dim);
         Err(Error::invalid("exact solve", why))
     }
-    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], _: Option<&[E]>) -> Solution<E> {
+    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], _: Option<Vec<E>>) -> Solution<E> {
         let n = b.len();
         let (mut unit, mut column) = (vec![E::of(0.0); n], vec![E::of(0.0); n]);
         let mut matrix = vec![0.0; n * n];
@@ -63,7 +63,7 @@ impl<E: Float> InverseHessian<E> for Exact {
 }
 
 /// Solves a symmetric positive definite system in place; `false`, with `x` as it was, if it is neither.
-fn cholesky(mut a: Vec<f64>, x: &mut [f64]) -> bool {
+pub(super) fn cholesky(mut a: Vec<f64>, x: &mut [f64]) -> bool {
     let n = x.len();
     let asymmetry = (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
     let scale = a.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
@@ -100,7 +100,7 @@ fn cholesky(mut a: Vec<f64>, x: &mut [f64]) -> bool {
 }
 
 /// Solves any invertible system in place, by Gauss with row pivots; `false` if it is singular or not finite.
-fn pivoted(mut a: Vec<f64>, x: &mut [f64]) -> bool {
+pub(super) fn pivoted(mut a: Vec<f64>, x: &mut [f64]) -> bool {
     let n = x.len();
     for k in 0..n {
         let pivot = (k..n).max_by(|&i, &j| a[i * n + k].abs().total_cmp(&a[j * n + k].abs()));

@@ -6,6 +6,7 @@ use outerloop_core::tensor::Curvature;
 use outerloop_core::{
     BatchKey, Error, Evaluator, Float, HyperProblem, Interval, Key, Linearization, Result, Split,
 };
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How to differentiate implicitly.
@@ -153,50 +154,62 @@ impl<E: Float> HyperEvaluator<E> {
         joint: &[E],
         start: Option<&[E]>,
     ) -> Result<Hypergradient<E>> {
-        hypergradient(&self.problem, &mut *self.evaluator, implicit, at, (joint, start))
+        let (mut joint, start) = (joint.to_vec(), start.map(<[E]>::to_vec));
+        hypergradient(&self.problem, &mut *self.evaluator, implicit, at, (&mut joint, start))
     }
 }
 
-/// [`HyperEvaluator::hypergradient`] with a thread's evaluator of the joint task.
+/// [`HyperEvaluator::hypergradient`] with a thread's evaluator of the joint task. Frees what it can before it solves:
+/// `start` becomes the solution, and `joint` may lose its λ.
 pub(super) fn hypergradient<E: Float>(
     problem: &HyperProblem<E>,
     evaluator: &mut dyn Evaluator<E>,
     implicit: &Implicit<E>,
     at: &HyperBatches,
-    (joint, start): (&[E], Option<&[E]>),
+    (joint, start): (&mut Vec<E>, Option<Vec<E>>),
 ) -> Result<Hypergradient<E>> {
     problem.check_len(joint)?;
     let n = problem.params.len();
     implicit.validate(n)?;
-    if let Some(start) = start.filter(|s| s.len() != n) {
+    if let Some(start) = start.as_ref().filter(|s| s.len() != n) {
         return Err(Error::mismatch("start of the solve: elements", n, start.len()));
     }
-    let zero = E::of(0.0);
-    let mut g = vec![zero; joint.len()];
-    let valid_loss = evaluator.loss_and_grad(joint, &mut [], at.valid, &mut g).f64();
-    let direct = g.split_off(n);
+    let Implicit { damping, curvature, .. } = *implicit;
+    let diagonal = match implicit.solver.needs_diagonal() {
+        true => Some(known_diagonal(problem, &joint[n..], damping)?),
+        false => None,
+    };
+    let (zero, whole) = (E::of(0.0), joint.len());
     let mut inner = vec![zero; n];
-    let (train_loss, mut products) = Products::new(&mut *evaluator, joint, at.curvature, &mut inner);
+    let (train_loss, kept) = evaluator.linearize(joint, &mut [], at.curvature, &mut inner);
     let (train_loss, inner_grad_norm) = (train_loss.f64(), norm(&inner));
     drop(inner);
+    let mut g = vec![zero; whole];
+    let valid_loss = evaluator.loss_and_grad(joint, &mut [], at.valid, &mut g).f64();
+    let direct = g.split_off(n);
+    g.shrink_to_fit();
+    if kept.is_some() && at.mixed == at.curvature {
+        joint.truncate(n);
+        joint.shrink_to_fit();
+    }
+    let mut products = Products { evaluator, joint, at: at.curvature, kept, scratch: Vec::new() };
     if products.kept.is_none() && implicit.curvature == Curvature::GaussNewton {
         let why = "needs losses made of `outerloop_core::ops` alone";
         return Err(Error::invalid(format!("{}: Gauss-Newton matrix", problem.name()), why));
     }
-    let Implicit { damping, curvature, .. } = *implicit;
     let mut solution = {
-        let mut a = CurvatureOperator { products: &mut products, dim: n, damping, curvature };
+        let mut a = CurvatureOperator { products: &mut products, dim: n, damping, curvature, diagonal };
         implicit.solver.solve(&mut a, &g, start)
     };
     // H (q, 0) = (H q, B(q))
-    let mut product = vec![zero; joint.len()];
+    let mut product = vec![zero; whole];
     let q = &solution.q;
     if at.mixed == at.curvature {
         products.apply(Curvature::Hessian, q, &mut product);
     } else {
-        let (mut padded, mut grad) = (q.clone(), vec![zero; joint.len()]);
-        padded.resize(joint.len(), zero);
-        products.evaluator.loss_grad_hvp(joint, &[], at.mixed, &padded, &mut grad, &mut product);
+        let (mut padded, mut grad) = (q.clone(), vec![zero; whole]);
+        padded.resize(whole, zero);
+        products.evaluator.loss_grad_hvp(products.joint, &[], at.mixed, &padded, &mut grad, &mut product);
     }
     if at.mixed != at.curvature || curvature != Curvature::Hessian {
         products.apply(curvature, q, &mut product[..n]);
@@ -205,7 +218,10 @@ pub(super) fn hypergradient<E: Float>(
     let damping = E::of(damping);
     let misfit = g.iter().zip(&product).zip(q).map(|((g, p), q)| (*g - *p - damping * *q).f64());
     let residual = misfit.map(|x| x * x).sum::<f64>().sqrt() / norm(&g);
-    let grad: Vec<E> = direct.iter().zip(&product[n..]).map(|(d, b)| *d - *b).collect();
+    product.drain(..n);
+    product.shrink_to_fit();
+    let mut grad = product;
+    grad.iter_mut().zip(&direct).for_each(|(b, d)| *b = *d - *b);
     if !residual.is_finite() && solution.status.is_good() && norm(&g) != 0.0 {
         solution.status = Status::NonFinite;
     }
@@ -256,11 +272,43 @@ struct CurvatureOperator<'a, 'b, E: Float> {
     dim: usize,
     damping: f64,
     curvature: Curvature,
+    diagonal: Option<Vec<f64>>,
+}
+
+/// What is known to be diagonal in the curvature: the damping, and the decays of the tensors of `w` that λ has log decays
+/// of the same name for.
+pub(super) fn known_diagonal<E: Float>(
+    problem: &HyperProblem<E>,
+    lambda: &[E],
+    damping: f64,
+) -> Result<Vec<f64>> {
+    let mut diagonal = vec![damping; problem.params.len()];
+    let is_decay = |range: &Range<usize>| problem.log_decays.contains(range);
+    for hyper in problem.hyper.entries().iter().filter(|e| is_decay(&e.range())) {
+        let Ok(params) = problem.params.entry(&hyper.name) else { continue };
+        let (lambda, d) = (&lambda[hyper.range()], &mut diagonal[params.range()]);
+        if lambda.len() == 1 {
+            d.iter_mut().for_each(|d| *d += lambda[0].f64().exp());
+        } else if lambda.len() == d.len() {
+            d.iter_mut().zip(lambda).for_each(|(d, l)| *d += l.f64().exp());
+        }
+    }
+    let unknown = problem.params.entries().iter().find(|e| diagonal[e.range()].contains(&0.0));
+    match unknown {
+        None => Ok(diagonal),
+        Some(e) => {
+            let why = format!("needs a damping, or log decays of the name of tensor `{}`", e.name);
+            Err(Error::invalid(format!("{}: diagonal part of the curvature", problem.name()), why))
+        }
+    }
 }
 
 impl<E: Float> LinearOperator<E> for CurvatureOperator<'_, '_, E> {
     fn dim(&self) -> usize {
         self.dim
+    }
+    fn diagonal(&self) -> Option<Vec<f64>> {
+        self.diagonal.clone()
     }
     fn apply(&mut self, v: &[E], out: &mut [E]) {
         self.products.apply(self.curvature, v, out);

@@ -31,7 +31,7 @@ impl<E: Float> InverseHessian<E> for Identity {
     fn validate(&self, _: usize) -> Result<()> {
         Interval::POSITIVE.check("identity: scale", self.scale)
     }
-    fn solve(&self, _: &mut dyn LinearOperator<E>, b: &[E], _: Option<&[E]>) -> Solution<E> {
+    fn solve(&self, _: &mut dyn LinearOperator<E>, b: &[E], _: Option<Vec<E>>) -> Solution<E> {
         let q = b.iter().map(|b| E::of(self.scale) * *b).collect();
         Solution { q, products: 0, history: Vec::new(), status: Status::Truncated }
     }

@@ -1,7 +1,7 @@
 //! Joint training of weights and hyperparameters, warm-started.
 
 use super::constraint::Constraint;
-use super::hypergradient::{hypergradient, HyperBatches, Implicit};
+use super::hypergradient::{hypergradient, known_diagonal, HyperBatches, Hypergradient, Implicit};
 use super::vector::norm;
 use super::Status;
 use crate::checkpoint::Kind;
@@ -13,6 +13,7 @@ use outerloop_core::{
     BatchKey, Error, HyperProblem, Interval, Key, Layout, OptState, Optimizer, Params, Result, Split,
 };
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,8 +34,8 @@ pub struct HyperLearner {
     hyper: Box<dyn Optimizer>,
     implicit: Implicit,
     config: HyperConfig,
-    /// One per element of λ.
-    constraints: Vec<Constraint>,
+    /// Of elements of λ; the others are free.
+    constraints: Vec<(Range<usize>, Constraint)>,
     /// The largest log decay.
     limit: f32,
     fingerprint: String,
@@ -170,10 +171,13 @@ impl HyperLearner {
         ] {
             Interval::COUNT.check(what, x as f64)?;
         }
-        let mut constraints = vec![Constraint::Free; problem.hyper.len()];
+        let mut constraints: Vec<(Range<usize>, Constraint)> = Vec::new();
         for (name, constraint) in &config.constraints {
             constraint.validate()?;
-            constraints[problem.hyper.entry(name)?.range()].fill(*constraint);
+            let range = problem.hyper.entry(name)?.range();
+            // The last one counts.
+            constraints.retain(|(other, _)| *other != range);
+            constraints.push((range, *constraint));
         }
         for candidate in &config.candidates {
             problem.hyper.check_len("initial hyperparameters", candidate.len())?;
@@ -191,6 +195,9 @@ impl HyperLearner {
                 let why = "the Gauss-Newton matrix needs losses made of `outerloop_core::ops` alone";
                 return Err(Error::invalid(problem.name(), why));
             }
+        }
+        if implicit.solver.needs_diagonal() {
+            known_diagonal(&problem, &problem.init(Key::new(0)).1.data, implicit.damping)?;
         }
         let mut learner = HyperLearner {
             problem,
@@ -257,8 +264,22 @@ impl HyperLearner {
 
     /// A lane's hyperparameters λ.
     pub fn hyper(&self, lane: &HyperLane) -> Vec<f32> {
-        let u = self.hyper.evaluation_params(&lane.hyper);
-        u.iter().zip(&self.constraints).map(|(u, c)| c.apply(*u).0).collect()
+        self.transformed(&self.hyper.evaluation_params(&lane.hyper))
+    }
+
+    /// `T(u)`.
+    fn transformed(&self, u: &[f32]) -> Vec<f32> {
+        let mut lambda = u.to_vec();
+        for (range, constraint) in &self.constraints {
+            lambda[range.clone()].iter_mut().for_each(|l| *l = constraint.apply(*l).0);
+        }
+        lambda
+    }
+
+    /// The constraint of an element of λ.
+    fn constraint(&self, place: usize) -> Constraint {
+        let of_place = self.constraints.iter().find(|(range, _)| range.contains(&place));
+        of_place.map_or(Constraint::Free, |(_, constraint)| *constraint)
     }
 
     /// A lane's `[w, λ]`.
@@ -278,9 +299,11 @@ impl HyperLearner {
                 hyper.data.clone_from(&self.config.candidates[i % self.config.candidates.len()]);
             }
             self.limit_decays(&mut hyper.data);
-            hyper.data.iter_mut().zip(&self.constraints).for_each(|(l, c)| *l = c.invert(*l));
+            for (range, constraint) in &self.constraints {
+                hyper.data[range.clone()].iter_mut().for_each(|l| *l = constraint.invert(*l));
+            }
             if let Some(place) = hyper.data.iter().position(|u| !u.is_finite()) {
-                let why = format!("element {place} is not inside of {:?}", self.constraints[place]);
+                let why = format!("element {place} is not inside of {:?}", self.constraint(place));
                 return Err(Error::invalid("initial hyperparameters", why));
             }
             Ok(HyperLane {
@@ -315,19 +338,19 @@ impl HyperLearner {
 
     fn step_lane(&self, lane: &mut HyperLane, step: u64, key: Key, worker: &mut Worker) -> HyperReport {
         let n = self.problem.params.len();
-        let u = &lane.hyper.params;
-        let (lambda, slope): (Vec<f32>, Vec<f32>) =
-            u.iter().zip(&self.constraints).map(|(u, c)| c.apply(*u)).unzip();
-        let mut joint = [&lane.inner.params[..], &lambda].concat();
-        let (evaluator, grad) = worker.evaluator(&self.problem.joint);
+        let mut joint = [&lane.inner.params[..], &self.transformed(&lane.hyper.params)].concat();
+        // Of all buffers as large as w, only those that are needed live at a time.
+        let evaluator = worker.evaluator_alone(&self.problem.joint);
+        let mut grad = vec![0.0; n];
         let inner_steps = self.config.inner_steps + if step == 0 { self.config.warm_up } else { 0 };
         let [data, inner_key] = [key.named("data"), key.named("inner")];
         for _ in 0..inner_steps {
             let at = BatchKey::train(lane.inner.step, data);
-            let loss = evaluator.loss_and_leading_grad(&joint, &mut [], at, &mut grad[..n]);
-            self.inner.update(&mut lane.inner, &grad[..n], loss, inner_key);
+            let loss = evaluator.loss_and_leading_grad(&joint, &mut [], at, &mut grad);
+            self.inner.update(&mut lane.inner, &grad, loss, inner_key);
             joint[..n].copy_from_slice(&lane.inner.params);
         }
+        drop(grad);
         if !is_finite(&lane.inner.params) {
             let (w, _) = self.problem.init(key.named("init"));
             lane.inner = self.inner.init(&w, Some(self.all_inner_steps()), inner_key);
@@ -336,45 +359,65 @@ impl HyperLearner {
             lane.skipped += 1;
             return HyperReport::lost(inner_steps);
         }
-        joint[..n].copy_from_slice(&self.inner.evaluation_params(&lane.inner));
+        let is_evaluated = match self.inner.evaluation_params(&lane.inner) {
+            Cow::Borrowed(w) => std::ptr::eq(w, &lane.inner.params[..]),
+            Cow::Owned(w) => {
+                joint[..n].copy_from_slice(&w);
+                false
+            }
+        };
+        if is_evaluated {
+            // `joint` begins with the same numbers.
+            lane.inner.params = Vec::new();
+        }
         let curvature = BatchKey::train(step, key.named("curvature"));
         let valid = BatchKey { split: Split::OuterValid, step, key: key.named("valid") };
         let at = HyperBatches { curvature, mixed: curvature, valid };
-        let start = (!lane.q.is_empty()).then_some(&lane.q[..]);
-        let h = hypergradient(&self.problem, evaluator, &self.implicit, &at, (&joint, start))
+        let start = Some(std::mem::take(&mut lane.q)).filter(|q| !q.is_empty());
+        let h = hypergradient(&self.problem, evaluator, &self.implicit, &at, (&mut joint, start))
             .expect("settings and lengths were checked by `new`");
+        joint.truncate(n);
+        if is_evaluated {
+            lane.inner.params = joint;
+        }
+        let Hypergradient { grad, direct, solution, .. } = h;
+        drop(direct);
         let report = HyperReport {
             valid_loss: h.valid_loss,
             train_loss: h.train_loss,
             inner_grad_norm: h.inner_grad_norm,
-            grad_norm: norm(&h.grad),
+            grad_norm: norm(&grad),
             residual: h.residual,
-            products: h.solution.products,
+            products: solution.products,
             inner_steps,
         };
-        lane.indefinite += u64::from(matches!(h.solution.status, Status::Indefinite(_)));
+        lane.indefinite += u64::from(matches!(solution.status, Status::Indefinite(_)));
         let is_usable = report.grad_norm.is_finite()
             && report.valid_loss.is_finite()
-            && !matches!(h.solution.status, Status::Diverged(_) | Status::NonFinite);
-        lane.q.clear();
-        if !is_usable || !self.update_hyper(lane, &h.grad, &slope, report.valid_loss, key) {
+            && !matches!(solution.status, Status::Diverged(_) | Status::NonFinite);
+        if !is_usable || !self.update_hyper(lane, grad, report.valid_loss, key) {
             lane.skipped += 1;
         } else if self.config.solve_from == SolveFrom::LastSolution {
-            lane.q = h.solution.q;
+            lane.q = solution.q;
         }
         report
     }
 
     /// The hyper update; `false` if it would make λ non-finite, and then nothing has changed.
-    fn update_hyper(&self, lane: &mut HyperLane, grad: &[f32], slope: &[f32], loss: f64, key: Key) -> bool {
-        let by_u: Vec<f32> = grad.iter().zip(slope).map(|(g, s)| g * s).collect();
+    fn update_hyper(&self, lane: &mut HyperLane, mut grad: Vec<f32>, loss: f64, key: Key) -> bool {
+        for (range, constraint) in &self.constraints {
+            let us = &lane.hyper.params[range.clone()];
+            grad[range.clone()].iter_mut().zip(us).for_each(|(g, u)| *g *= constraint.apply(*u).1);
+        }
         let before = lane.hyper.clone();
-        self.hyper.update(&mut lane.hyper, &by_u, loss as f32, key.named("hyper"));
+        self.hyper.update(&mut lane.hyper, &grad, loss as f32, key.named("hyper"));
         for range in &self.problem.log_decays {
-            for (u, c) in lane.hyper.params[range.clone()].iter_mut().zip(&self.constraints[range.clone()]) {
+            let constraint = self.constraint(range.start);
+            let highest = constraint.invert(self.limit);
+            for u in &mut lane.hyper.params[range.clone()] {
                 // NaN stays, to be found below.
-                if c.apply(*u).0 > self.limit {
-                    *u = c.invert(self.limit);
+                if constraint.apply(*u).0 > self.limit {
+                    *u = highest;
                 }
             }
         }

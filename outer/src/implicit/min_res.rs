@@ -36,7 +36,7 @@ impl<E: Float> InverseHessian<E> for MinRes {
     fn validate(&self, _: usize) -> Result<()> {
         Interval::NOT_NEGATIVE.check("minres: tolerance", self.tolerance)
     }
-    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<&[E]>) -> Solution<E> {
+    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<Vec<E>>) -> Solution<E> {
         let n = b.len();
         let zero = || vec![E::of(0.0); n];
         let (mut q, mut v, mut products) = begin(a, b, start);

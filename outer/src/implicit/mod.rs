@@ -15,6 +15,7 @@
 //! | [`ConjugateGradient`] | one per step | `H ≻ 0` | fewer steps than Neumann for the same error |
 //! | [`NormalCg`] | two per step | any invertible `H`, not symmetric too | squares the condition number |
 //! | [`MinRes`] | one per step | any symmetric `H` | none that more steps do not cure |
+//! | [`Woodbury`] | the rank | few examples, a decay per weight | none if the rank suffices |
 //! | [`Exact`] | one per weight | up to some thousand weights | none: the oracle |
 //! | [`Identity`] | none | a first guess | `H` taken for a multiple of the identity |
 //! | [`Unrolled`] | one per training step | any training, at any `w` | truncation, if asked for |
@@ -41,6 +42,7 @@ mod normal_cg;
 mod tests;
 mod unrolled;
 mod vector;
+mod woodbury;
 
 pub use conjugate_gradient::{ConjugateGradient, Preconditioner};
 pub use constraint::Constraint;
@@ -53,6 +55,7 @@ pub use min_res::MinRes;
 pub use neumann::{Neumann, Step};
 pub use normal_cg::NormalCg;
 pub use unrolled::{Unrolled, UnrolledHypergradient};
+pub use woodbury::Woodbury;
 
 use outerloop_core::{Float, Result};
 use serde::{Deserialize, Serialize};
@@ -87,6 +90,11 @@ pub trait LinearOperator<E: Float> {
     /// `out = Aᵀ v`; by default `A` is symmetric.
     fn apply_transposed(&mut self, v: &[E], out: &mut [E]) {
         self.apply(v, out);
+    }
+    /// A positive diagonal matrix that `A` is the sum of and of something else, positive semidefinite as a rule; `None`
+    /// (the default) if none is known.
+    fn diagonal(&self) -> Option<Vec<f64>> {
+        None
     }
 }
 
@@ -145,7 +153,12 @@ pub trait InverseHessian<E: Float>: Send + Sync {
     /// The first setting that is not.
     fn validate(&self, dim: usize) -> Result<()>;
 
+    /// Whether it cannot do without [`LinearOperator::diagonal`]; `false` by default.
+    fn needs_diagonal(&self) -> bool {
+        false
+    }
+
     /// Solves `A q = b` approximately. `start`: where to begin, e.g. the last solution of a slowly changing system;
-    /// zero if `None`.
-    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<&[E]>) -> Solution<E>;
+    /// zero if `None`. It becomes the solution: there may be millions of numbers.
+    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<Vec<E>>) -> Solution<E>;
 }

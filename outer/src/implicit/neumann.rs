@@ -90,7 +90,7 @@ impl<E: Float> InverseHessian<E> for Neumann {
             Step::Power(products, _) => Interval::COUNT.check("neumann: power steps", products as f64),
         }
     }
-    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<&[E]>) -> Solution<E> {
+    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<Vec<E>>) -> Solution<E> {
         let (alpha, tuning) = self.step(a);
         // A start is corrected by the series of its residual.
         let (mut q, mut v, begun) = begin(a, b, start);

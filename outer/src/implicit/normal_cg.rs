@@ -34,7 +34,7 @@ impl<E: Float> InverseHessian<E> for NormalCg {
     fn validate(&self, _: usize) -> Result<()> {
         Interval::NOT_NEGATIVE.check("normal cg: tolerance", self.tolerance)
     }
-    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<&[E]>) -> Solution<E> {
+    fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], start: Option<Vec<E>>) -> Solution<E> {
         let (mut q, mut r, begun) = begin(a, b, start);
         let goal = self.tolerance * norm(b);
         let mut history = vec![norm(&r)];

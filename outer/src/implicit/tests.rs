@@ -127,7 +127,7 @@ fn every_method_finds_the_solution_of_a_definite_system() {
         assert!(distance(&solution.q, &want) < 1e-7, "{}: {:?}", method.name(), solution);
         assert_eq!(solution, method.solve(&mut a, &RIGHT, None), "{} is a function", method.name());
         // From the solution nothing is left to do.
-        let again = method.solve(&mut a, &RIGHT, Some(&solution.q));
+        let again = method.solve(&mut a, &RIGHT, Some(solution.q));
         assert!(distance(&again.q, &want) < 1e-7, "{}: {:?}", method.name(), again);
         assert!(again.history.last().is_none_or(|r| *r < 1e-6), "{}: {:?}", method.name(), again);
     }
@@ -215,6 +215,92 @@ fn settings_out_of_range_are_refused() {
     for method in refused {
         assert!(method.validate(5).is_err(), "{}", method.describe());
     }
+}
+
+/// A diagonal plus some directions.
+struct FewDirections {
+    diagonal: Vec<f64>,
+    directions: Vec<Vec<f64>>,
+}
+
+impl FewDirections {
+    fn new(dim: usize, rank: usize) -> Self {
+        let mut diagonal = vec![0.0; dim];
+        Key::new(8).fill_normal(&mut diagonal);
+        diagonal.iter_mut().for_each(|d| *d = (2.0 * *d - 3.0).exp());
+        let direction = |i: usize| {
+            let mut u = vec![0.0; dim];
+            Key::new(9).fold_in(i as u64).fill_normal(&mut u);
+            u
+        };
+        FewDirections { diagonal, directions: (0..rank).map(direction).collect() }
+    }
+}
+
+impl LinearOperator<f64> for FewDirections {
+    fn dim(&self) -> usize {
+        self.diagonal.len()
+    }
+    fn apply(&mut self, v: &[f64], out: &mut [f64]) {
+        out.iter_mut().zip(v.iter().zip(&self.diagonal)).for_each(|(o, (v, d))| *o = v * d);
+        self.directions.iter().for_each(|u| vector::add_scaled(out, vector::dot(u, v), u));
+    }
+    fn diagonal(&self) -> Option<Vec<f64>> {
+        Some(self.diagonal.clone())
+    }
+}
+
+#[test]
+fn few_directions_beside_a_known_diagonal_are_solved_at_once() {
+    let (dim, rank) = (60, 7);
+    let mut a = FewDirections::new(dim, rank);
+    let mut b = vec![0.0; dim];
+    Key::new(10).fill_normal(&mut b);
+    let want = Exact::default().solve(&mut a, &b, None).q;
+    let woodbury = |rank| Woodbury { rank, ..Woodbury::default() };
+    // More directions than there are do no harm, fewer do not suffice.
+    for rank in [rank, rank + 5, dim] {
+        let got = woodbury(rank).solve(&mut a, &b, None);
+        assert_eq!((got.products, got.status), (rank, Status::Converged));
+        assert!(distance(&got.q, &want) < 1e-9, "{rank}: {:e}", distance(&got.q, &want));
+    }
+    assert!(distance(&woodbury(rank - 1).solve(&mut a, &b, None).q, &want) > 1e-3);
+    // Conjugate gradients that know the diagonal are there after one step more; others are not.
+    let cg = |preconditioner| ConjugateGradient { steps: rank + 1, preconditioner, tolerance: 0.0 };
+    let got = cg(Preconditioner::Decay).solve(&mut a, &b, None);
+    assert!(distance(&got.q, &want) < 1e-9, "{got:?}");
+    assert!(distance(&cg(Preconditioner::None).solve(&mut a, &b, None).q, &want) > 1e-3);
+    let only_diagonal = woodbury(3).solve(&mut FewDirections::new(dim, 0), &b, None);
+    assert_eq!(only_diagonal.status, Status::Converged);
+    for rank in [0, dim + 1] {
+        assert!(InverseHessian::<f64>::validate(&woodbury(rank), dim).is_err());
+    }
+}
+
+#[test]
+fn a_problem_knows_the_diagonal_of_its_decays() {
+    let (problem, at) = (problem(), HyperBatches::at(0, Key::new(0)));
+    let mut evaluator = HyperEvaluator::new(problem);
+    let joint = optimum(&mut evaluator, &[-1.0, 0.3, -2.0, -0.5]);
+    let mut of = |implicit: &Implicit<f64>| evaluator.hypergradient(implicit, &at, &joint, None);
+    let woodbury = Implicit::new(Woodbury { rank: DIM, ..Woodbury::default() });
+    let exact = of(&Implicit::new(Exact::default()).damped(0.1)).unwrap();
+    for implicit in [woodbury.clone(), woodbury.clone().gauss_newton()] {
+        let got = of(&implicit.damped(0.1)).unwrap();
+        assert!(distance(&got.grad, &exact.grad) < 1e-9 && got.residual < 1e-9, "{got:?}");
+    }
+    // Without decays a damping is the diagonal; with neither there is none.
+    let wave = Arc::new(HyperProblem::<f64>::new(Wave).unwrap());
+    let (w, hyper) = wave.init(Key::new(1));
+    let joint = [w.data, hyper.data].concat();
+    let mut evaluator = HyperEvaluator::new(wave);
+    let woodbury = Implicit::new(Woodbury { rank: 2, ..Woodbury::default() });
+    let error = evaluator.hypergradient(&woodbury, &at, &joint, None).unwrap_err().to_string();
+    assert!(error.contains("tensor `params`"), "{error}");
+    let exact = Implicit::new(Exact::default()).damped(2.0);
+    let exact = evaluator.hypergradient(&exact, &at, &joint, None).unwrap();
+    let got = evaluator.hypergradient(&woodbury.damped(2.0), &at, &joint, None).unwrap();
+    assert!(distance(&got.solution.q, &exact.solution.q) < 1e-9);
 }
 
 fn problem() -> Arc<HyperProblem<f64>> {

@@ -3,18 +3,25 @@
 use super::LinearOperator;
 use outerloop_core::Float;
 
-/// `⟨a, b⟩`.
-pub fn dot<E: Float>(a: &[E], b: &[E]) -> f64 {
-    // Four sums: the compiler must not reorder one.
-    let mut sums = [0.0f64; 4];
-    let (a4, b4) = (a.chunks_exact(4), b.chunks_exact(4));
-    let rest: f64 = a4.remainder().iter().zip(b4.remainder()).map(|(a, b)| a.f64() * b.f64()).sum();
-    for (a, b) in a4.zip(b4) {
-        for i in 0..4 {
-            sums[i] += a[i].f64() * b[i].f64();
+/// `Σ f(aᵢ, bᵢ)`.
+#[inline(always)]
+pub fn sum_by<A: Copy, B: Copy>(a: &[A], b: &[B], f: impl Fn(A, B) -> f64) -> f64 {
+    // Eight sums: the compiler must not reorder one.
+    const N: usize = 8;
+    let mut sums = [0.0f64; N];
+    let (a_n, b_n) = (a.chunks_exact(N), b.chunks_exact(N));
+    let rest: f64 = a_n.remainder().iter().zip(b_n.remainder()).map(|(a, b)| f(*a, *b)).sum();
+    for (a, b) in a_n.zip(b_n) {
+        for i in 0..N {
+            sums[i] += f(a[i], b[i]);
         }
     }
-    (sums[0] + sums[1]) + (sums[2] + sums[3]) + rest
+    sums.iter().sum::<f64>() + rest
+}
+
+/// `⟨a, b⟩`.
+pub fn dot<E: Float>(a: &[E], b: &[E]) -> f64 {
+    sum_by(a, b, |a, b| a.f64() * b.f64())
 }
 
 /// `‖a‖`.
@@ -38,11 +45,11 @@ pub fn scale_add<E: Float>(y: &mut [E], c: f64, x: &[E]) {
 pub fn begin<E: Float>(
     a: &mut dyn LinearOperator<E>,
     b: &[E],
-    start: Option<&[E]>,
+    start: Option<Vec<E>>,
 ) -> (Vec<E>, Vec<E>, usize) {
-    let Some(start) = start else { return (vec![E::of(0.0); b.len()], b.to_vec(), 0) };
+    let Some(q) = start else { return (vec![E::of(0.0); b.len()], b.to_vec(), 0) };
     let mut r = vec![E::of(0.0); b.len()];
-    a.apply(start, &mut r);
+    a.apply(&q, &mut r);
     r.iter_mut().zip(b).for_each(|(r, b)| *r = *b - *r);
-    (start.to_vec(), r, 1)
+    (q, r, 1)
 }

@@ -2,10 +2,12 @@
 
 use crate::support;
 use outerloop_core::tensor::{Cpu, Host};
-use outerloop_core::{FlatFamily, Float, Key, LearnedOptimizer, Split, Task};
+use outerloop_core::{BatchKey, FlatFamily, Float, HyperProblem, Key, LearnedOptimizer, Split, Task};
+use outerloop_lopt::hand::Sgd;
 use outerloop_lopt::{LearnableAdam, LearnableSgd, LearnableSgdm, MlpLopt};
 use outerloop_outer::adjoint::{Memory, StepWeights, Sweep, SweepConfig};
 use outerloop_outer::estimator::Antithetic;
+use outerloop_outer::implicit::{HyperEvaluator, Unrolled};
 use outerloop_outer::unroll::LaneRun;
 use outerloop_outer::workers::Worker;
 use outerloop_outer::{
@@ -271,4 +273,25 @@ fn pes_and_exact_gradient_agree_on_a_smooth_problem() {
     let (a, b) = (first(&pes), first(&exact));
     // ε²/σ² has mean 1 and variance 2: standard error 7 % of the gradient over 400 lanes.
     assert!((a - b).abs() < 0.3 * b.abs(), "PES {a}, exact {b}");
+}
+
+#[test]
+fn a_sweep_by_a_learned_rate_is_an_unrolled_hypergradient_by_that_rate() {
+    let (log_rate, steps) = (-0.7, 9);
+    let lopt = Arc::new(support::OneTheta { rule: support::Rule::Sgd, init: log_rate });
+    let step = TruncatedStep::new(single(support::Valley), lopt, TruncationSchedule::Constant(20))
+        .unwrap()
+        .with_meta_loss(MetaLoss::Fresh(Split::OuterValid));
+    let config = SweepConfig { weights: StepWeights::Final, ..SweepConfig::default() };
+    let swept = sweep::<f64>(&step, &[log_rate], 0, steps, &config);
+
+    let problem = Arc::new(HyperProblem::<f64>::new(support::Valley).unwrap());
+    let joint = [&support::BOWL_START[..], &[log_rate]].concat();
+    let valid = BatchKey { split: Split::OuterValid, step: 0, key: Key::new(0) };
+    let unrolled = Unrolled::new(Sgd::new(1.0), steps);
+    let unrolled =
+        HyperEvaluator::new(problem).unrolled_hypergradient(&unrolled, Key::new(0), valid, &joint).unwrap();
+    assert!(swept.grad[0].abs() > 1e-3);
+    approx::assert_relative_eq!(unrolled.valid_loss, swept.loss, max_relative = 1e-13);
+    approx::assert_relative_eq!(unrolled.grad[0], swept.grad[0], max_relative = 1e-12);
 }

@@ -1,8 +1,11 @@
-//! In the steady state an inner step allocates nothing.
+//! In the steady state an inner step allocates nothing, and a hyper step few buffers of the size of the weights.
 
-use outerloop_core::{FlatFamily, Key, LearnedOptimizer, SingleTask};
+use crate::support::{Wide, WIDE};
+use outerloop_core::{FlatFamily, HyperProblem, Key, LearnedOptimizer, SingleTask};
+use outerloop_lopt::hand::{RmsProp, Sgd};
 use outerloop_lopt::{LearnableAdam, MlpLopt};
 use outerloop_outer::estimator::Antithetic;
+use outerloop_outer::implicit::{HyperConfig, HyperLearner, Implicit, Neumann};
 use outerloop_outer::{
     GradientEstimator, TruncatedEs, TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
 };
@@ -51,4 +54,25 @@ fn inner_steps_allocate_nothing() {
             }
         }
     }
+}
+
+#[test]
+fn as_many_hyperparameters_as_weights_take_at_most_twelve_buffers_of_their_size() {
+    let problem = Arc::new(HyperProblem::new(Wide).expect("valid"));
+    let workers = Workers::new(1).expect("one thread");
+    let run = || {
+        let config = HyperConfig { hyper_steps: 5, inner_steps: 2, ..HyperConfig::default() };
+        let implicit = Implicit::new(Neumann::new(4, 0.01));
+        let (inner, hyper) = (Box::new(Sgd::new(0.01)), Box::new(RmsProp::default()));
+        let learner = HyperLearner::new(problem.clone(), inner, hyper, implicit, config).expect("valid");
+        let mut state = learner.init(Key::new(1)).expect("valid");
+        for _ in 0..5 {
+            let report = learner.step(&mut state, &workers);
+            assert!(report[0].grad_norm.is_finite());
+        }
+        assert!(state.lanes[0].q.len() == WIDE * WIDE && state.lanes[0].skipped == 0);
+    };
+    // All that the run has at a time: weights, hyperparameters, what their optimizers keep, and scratch.
+    let most = allocation_counter::measure(run).bytes_max as f64 / (size_of::<f32>() * WIDE * WIDE) as f64;
+    assert!((5.0..=12.0).contains(&most), "{most:.2} buffers of the size of w");
 }

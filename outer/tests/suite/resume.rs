@@ -1,11 +1,13 @@
 //! A stopped or killed run continues to the same bytes.
 
-use outerloop_core::{Error, Key, LearnedOptimizer, OptState, Optimizer, Params, Result};
-use outerloop_lopt::hand::{Adam, Sgd};
+use crate::support::Wide;
+use outerloop_core::{Error, HyperProblem, Key, LearnedOptimizer, OptState, Optimizer, Params, Result};
+use outerloop_lopt::hand::{Adam, Momentum, Sgd};
 use outerloop_lopt::{LearnableAdam, MlpLopt};
 use outerloop_outer::adjoint::SweepConfig;
 use outerloop_outer::estimator::{Antithetic, FullLoss};
-use outerloop_outer::run::{meta_train, RunConfig, RunDir};
+use outerloop_outer::implicit::{HyperConfig, HyperLearner, Implicit, Neumann};
+use outerloop_outer::run::{meta_train, train, RunConfig, RunDir};
 use outerloop_outer::{
     FullEs, GradientEstimator, GradientLearner, InitialOffset, MetaLoss, Objective, TruncatedEs,
     TruncatedGrad, TruncatedPes, TruncatedStep, TruncationSchedule, Validation, Workers,
@@ -88,7 +90,18 @@ proptest! {
     }
 }
 
+/// Weights and their decays, trained together.
+fn tune(dir: &RunDir, resume: bool, threads: usize) {
+    let problem = Arc::new(HyperProblem::new(Wide).unwrap());
+    let config = HyperConfig { hyper_steps: STEPS, inner_steps: 2, lanes: 2, ..HyperConfig::default() };
+    let implicit = Implicit::new(Neumann::new(3, 0.01));
+    let (inner, hyper) = (Box::new(Momentum::new(0.01, 0.9)), Box::new(Adam::new(0.1)));
+    let learner = HyperLearner::new(problem, inner, hyper, implicit, config).unwrap();
+    train(&learner, &Workers::new(threads).unwrap(), dir, &self::config(resume)).unwrap();
+}
+
 const CHILD: &str = "OUTERLOOP_RESUME_TEST_DIR";
+const TUNED: &str = "OUTERLOOP_RESUME_TEST_TUNED";
 const STEPS: u64 = 60;
 
 /// Not a test of its own: the process that [`killed_again_and_again_it_ends_with_the_same_bytes`] kills.
@@ -97,20 +110,35 @@ fn child() {
     if let Some(dir) = std::env::var_os(CHILD) {
         let dir = RunDir::new(dir);
         let resume = dir.checkpoint().exists();
-        run(&dir, STEPS, resume, 2);
+        if std::env::var_os(TUNED).is_some() {
+            tune(&dir, resume, 2);
+        } else {
+            run(&dir, STEPS, resume, 2);
+        }
     }
 }
 
 #[test]
 fn killed_again_and_again_it_ends_with_the_same_bytes() {
+    kill_again_and_again("", |dir| run(dir, STEPS, false, 1));
+}
+
+#[test]
+fn killed_again_and_again_tuning_ends_with_the_same_bytes() {
+    kill_again_and_again(TUNED, |dir| tune(dir, false, 1));
+}
+
+/// `tuned`: the variable that tells the child what to run; empty: none.
+fn kill_again_and_again(tuned: &str, straight_run: impl Fn(&RunDir)) {
     let root = tempfile::tempdir().unwrap();
     let straight = RunDir::new(root.path().join("straight"));
-    run(&straight, STEPS, false, 1);
+    straight_run(&straight);
     let killed = RunDir::new(root.path().join("killed"));
     let spawn = || {
         Command::new(std::env::current_exe().unwrap())
             .args(["resume::child", "--exact"])
             .env(CHILD, killed.path())
+            .envs((!tuned.is_empty()).then_some((tuned, "1")))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -1,8 +1,9 @@
 //! Small tasks and learned optimizers whose meta-gradients are known in closed form.
 
-use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Tensor};
+use outerloop_core::ops;
+use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Rank2, Tensor};
 use outerloop_core::{
-    BatchKey, Float, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, SingleTask, Task,
+    BatchKey, Float, HyperTask, Key, Layout, LearnedOptimizer, OptState, Optimizer, Params, SingleTask, Task,
     UpdateAdjoint, UpdateVjp,
 };
 use outerloop_outer::{TruncatedStep, TruncationSchedule};
@@ -44,6 +45,108 @@ impl<E: Float, B: Backend<E>> Task<E, B> for Bowl {
     fn loss<M: Mode<E, B>>(&self, x: &Self::Params, _: &(), m: M) -> Tensor<Rank0, E, B, M> {
         use dfdx::prelude::{PutTape, SumTo};
         x.clone().put_tape(m).square().sum()
+    }
+}
+
+/// `Σ tanh² x` in two dimensions from a fixed start. As a hyper task it is trained on `e^λ` times that: λ is the
+/// logarithm of a learning rate.
+pub struct Valley;
+
+impl<E: Float, B: Backend<E>> Task<E, B> for Valley {
+    type Params = Tensor<Rank1<2>, E, B>;
+    type Batch = ();
+    fn name(&self) -> String {
+        "valley".into()
+    }
+    fn init(&self, dev: &B, _: Key) -> Self::Params {
+        dev.tensor_from_vec(BOWL_START.map(E::of).to_vec(), Default::default())
+    }
+    fn batch(&self, _: &B, _: BatchKey) {}
+    fn loss<M: Mode<E, B>>(&self, x: &Self::Params, _: &(), m: M) -> Tensor<Rank0, E, B, M> {
+        use dfdx::prelude::PutTape;
+        ops::sum(ops::square(ops::tanh(x.clone().put_tape(m))))
+    }
+}
+
+impl<E: Float, B: Backend<E>> HyperTask<E, B> for Valley {
+    type Params = Tensor<Rank1<2>, E, B>;
+    type Hyper = Tensor<Rank0, E, B>;
+    type Batch = ();
+    fn name(&self) -> String {
+        "valley".into()
+    }
+    fn init(&self, dev: &B, key: Key) -> Self::Params {
+        Task::<E, B>::init(self, dev, key)
+    }
+    fn init_hyper(&self, dev: &B, _: Key) -> Self::Hyper {
+        dev.zeros()
+    }
+    fn batch(&self, _: &B, _: BatchKey) {}
+    fn train_loss<M: Mode<E, B>>(
+        &self,
+        x: &Self::Params,
+        lambda: &Self::Hyper,
+        (): &(),
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
+        use dfdx::prelude::PutTape;
+        let rate = ops::exp(lambda.clone().put_tape(m));
+        ops::mul(Task::<E, B>::loss(self, x, &(), m), &rate)
+    }
+    fn valid_loss<M: Mode<E, B>>(
+        &self,
+        x: &Self::Params,
+        _: &Self::Hyper,
+        (): &(),
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
+        Task::<E, B>::loss(self, x, &(), m)
+    }
+}
+
+/// Linear regression with [`WIDE`] squared weights, and as many decays.
+pub struct Wide;
+pub const WIDE: usize = 200;
+
+impl<E: Float, B: Backend<E>> HyperTask<E, B> for Wide {
+    type Params = Tensor<Rank2<WIDE, WIDE>, E, B>;
+    type Hyper = Tensor<Rank2<WIDE, WIDE>, E, B>;
+    type Batch = Tensor<Rank2<4, WIDE>, E, B>;
+    fn name(&self) -> String {
+        "wide".into()
+    }
+    fn init(&self, dev: &B, key: Key) -> Self::Params {
+        dev.normal(key)
+    }
+    fn init_hyper(&self, dev: &B, key: Key) -> Self::Hyper {
+        dev.normal(key)
+    }
+    fn log_decays(&self) -> Vec<String> {
+        vec!["params".into()]
+    }
+    fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
+        dev.normal(at.noise())
+    }
+    fn train_loss<M: Mode<E, B>>(
+        &self,
+        w: &Self::Params,
+        decay: &Self::Hyper,
+        x: &Self::Batch,
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
+        use dfdx::prelude::PutTape;
+        let fit = HyperTask::<E, B>::valid_loss(self, w, decay, x, m);
+        ops::add(fit, &ops::weight_decay(w.clone().put_tape(m), decay))
+    }
+    fn valid_loss<M: Mode<E, B>>(
+        &self,
+        w: &Self::Params,
+        _: &Self::Hyper,
+        x: &Self::Batch,
+        m: M,
+    ) -> Tensor<Rank0, E, B, M> {
+        use dfdx::prelude::PutTape;
+        ops::mse(ops::matmul(x.clone().put_tape(m), w), x)
     }
 }
 

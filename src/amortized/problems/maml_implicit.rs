@@ -132,7 +132,7 @@ impl GradientEstimator for ImplicitMamlGradient {
         format!("implicit-maml({:?}, {})", self.config, self.implicit.describe())
     }
     fn init(&self, _: &[f32], key: Key, _: &Workers) -> EstimatorState {
-        EstimatorState { key, lanes: Vec::new() }
+        EstimatorState::new(key)
     }
     fn estimate(
         &self,

@@ -2,7 +2,7 @@
 
 use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
-use crate::tensor::{Backend, Buffer, Float, Mode, Rank0, Shape, Tensor};
+use crate::tensor::{Backend, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
 
 /// `½ Σᵢ e^(λᵢ) wᵢ²`; a single λ serves all weights.
@@ -16,16 +16,22 @@ fn each<E: Float>(n: usize, lambda: &[E], mut f: impl FnMut(usize, usize, E)) {
         (0..n).for_each(|i| f(i, 0, e));
         return;
     }
-    let mut e = Buffer::copy(lambda);
-    vectorize(
-        #[inline(always)]
-        || {
-            for e in e.iter_mut() {
-                *e = e.fast_exp();
-            }
-        },
-    );
-    e.iter().enumerate().for_each(|(i, e)| f(i, i, *e));
+    // In blocks: a buffer of their size is a lot where there are millions.
+    const BLOCK: usize = 256;
+    let mut block = [E::of(0.0); BLOCK];
+    for (b, lambda) in lambda.chunks(BLOCK).enumerate() {
+        let e = &mut block[..lambda.len()];
+        e.copy_from_slice(lambda);
+        vectorize(
+            #[inline(always)]
+            || {
+                for e in e.iter_mut() {
+                    *e = e.fast_exp();
+                }
+            },
+        );
+        e.iter().enumerate().for_each(|(i, e)| f(b * BLOCK + i, b * BLOCK + i, *e));
+    }
 }
 
 /// Terms of a sum, added in blocks to keep rounding in f32 small.

@@ -91,12 +91,12 @@ impl<E: Float> Jacobian<E> {
         let mut v = vec![z];
         v.extend(theta.iter().zip(&zeros).map(|(t, zero)| t.unwrap_or(zero)));
         let zero = || vec![E::of(0.0); self.lengths[0]];
-        self.linear.jvp(&v, self.out).map_or_else(zero, |t| t.to_vec())
+        self.linear.jvp(&v, self.out).unwrap_or_else(zero)
     }
 
     /// `Jᵀ u`, and `T_θᵀ u` where it is not zero.
     fn vjp(&mut self, u: &[E]) -> (Vec<E>, Vec<Option<Vec<E>>>) {
-        let mut parts = self.linear.vjp(self.out, u).into_iter().map(|p| p.map(|p| p.to_vec()));
+        let mut parts = self.linear.vjp(self.out, u).into_iter();
         let z = parts.next().flatten().unwrap_or_else(|| vec![E::of(0.0); self.lengths[0]]);
         (z, parts.collect())
     }
@@ -184,7 +184,7 @@ impl<S: Shape, E: Float, B: Backend<E>> RawOp<E> for FixedPoint<S, E, B> {
         let mut ids = vec![unique_id(&z)];
         ids.extend(theta.iter().map(unique_id));
         let weights = self.tensors(&u, &[]).0;
-        let recorded = record_linear(&ids, |m| -> Tensor<Rank0, E, B, Rec> {
+        let recorded = record_linear(&ids, ids.len(), |m| -> Tensor<Rank0, E, B, Rec> {
             let theta: Vec<_> = theta.iter().map(|t| t.clone().put_tape(m)).collect();
             super::sum(super::mul((self.map)(z.clone().put_tape(m), &theta), &weights))
         });
@@ -192,14 +192,12 @@ impl<S: Shape, E: Float, B: Backend<E>> RawOp<E> for FixedPoint<S, E, B> {
         let zeros: Vec<Vec<E>> = p.x.iter().map(|x| vec![E::of(0.0); x.len()]).collect();
         let mut v = vec![t.ty];
         v.extend(t.tx.iter().zip(&zeros).map(|(t, zero)| t.unwrap_or(zero)));
-        let mut parts = linear.product(&v, ids.len(), Default::default()).into_iter();
-        let bent = parts.next().flatten();
-        add_parts(parts.map(|p| p.map(|p| p.to_vec())).collect(), ddx);
+        let mut bent: Vec<Vec<E>> = v.iter().map(|v| vec![E::of(0.0); v.len()]).collect();
+        linear.product(&v, bent.iter_mut().map(|b| &mut b[..]).collect(), Default::default());
+        let mut c = bent.remove(0);
+        add_parts(bent.into_iter().map(Some).collect(), ddx);
         // u̇ = ċ + (J̇ᵀ u) + Jᵀ u̇
-        let mut c = t.ddy.to_vec();
-        if let Some(bent) = bent {
-            c.iter_mut().zip(&*bent).for_each(|(c, b)| *c += *b);
-        }
+        c.iter_mut().zip(t.ddy).for_each(|(c, d)| *c += *d);
         let du = self.adjoint(&mut jacobian, &c);
         add_parts(jacobian.vjp(&du).1, ddx);
     }

@@ -1,6 +1,8 @@
-//! Single-threaded matrix products on slices.
+//! Single-threaded matrix products on slices: narrow ones by kernels of ours, the others by the `gemm` crate.
 
+use super::narrow;
 use crate::Float;
+use std::any::TypeId;
 
 /// A matrix view: a slice with row and column strides.
 #[derive(Clone, Copy)]
@@ -29,7 +31,7 @@ pub(crate) fn add_matmul<E: Float>(out: &mut [E], a: Mat<'_, E>, b: Mat<'_, E>) 
     let (m, k, n) = (a.rows, a.cols, b.cols);
     assert_eq!(k, b.rows, "matmul: [{m}, {k}] times [{}, {n}]", b.rows);
     assert_eq!(out.len(), m * n, "matmul: result [{m}, {n}]");
-    if m == 0 || n == 0 || k == 0 {
+    if m == 0 || n == 0 || k == 0 || add_narrow(out, a, b) {
         return;
     }
     // SAFETY: `Mat` guarantees that its strides stay inside its slice, `out` has m*n elements, and
@@ -57,4 +59,31 @@ pub(crate) fn add_matmul<E: Float>(out: &mut [E], a: Mat<'_, E>, b: Mat<'_, E>) 
             gemm::Parallelism::None,
         );
     }
+}
+
+/// [`add_matmul`] of a long f32 matrix with a few columns; `false` if the product is another.
+fn add_narrow<E: Float>(out: &mut [E], a: Mat<'_, E>, b: Mat<'_, E>) -> bool {
+    let is_row_major = |x: Mat<'_, E>| x.cs == 1 && x.rs == x.cols;
+    let (by_rows, by_columns) = (is_row_major(a), is_row_major(a.t()));
+    let (long, short) = if by_rows { (a.cols, a.rows) } else { (a.rows, a.cols) };
+    if b.cols > narrow::WIDEST || long < 64 || short < 8 || !is_row_major(b) || !(by_rows || by_columns) {
+        return false;
+    }
+    let (Some(a_data), Some(b_data)) = (as_f32(a.data), as_f32(b.data)) else { return false };
+    // SAFETY: `E` is f32, as the inputs' type showed.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), out.len()) };
+    let shape = [a.rows, a.cols, b.cols];
+    if by_rows {
+        narrow::add_rows_times(out, a_data, b_data, shape);
+    } else {
+        narrow::add_columns_times(out, a_data, b_data, shape);
+    }
+    true
+}
+
+/// The numbers, if they are f32.
+fn as_f32<E: Float>(x: &[E]) -> Option<&[f32]> {
+    // SAFETY: the types are the same.
+    (TypeId::of::<E>() == TypeId::of::<f32>())
+        .then(|| unsafe { std::slice::from_raw_parts(x.as_ptr().cast::<f32>(), x.len()) })
 }

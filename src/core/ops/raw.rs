@@ -1,7 +1,9 @@
 //! What an operation is, how it is recorded, and two short ways to write one.
 
 use crate::same;
-use crate::tensor::{unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Tangents, Tensor};
+use crate::tensor::{
+    unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Sum, Tangents, Tensor, Value,
+};
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -181,9 +183,10 @@ pub(crate) fn run<E: Float, B: Backend<E>>(
         return y;
     }
     let ids: Vec<UniqueId> = inputs.iter().map(unique_id).collect();
-    let (active, tangents, keep) = with_recording::<E, B, _>(|r| {
+    let (active, swept, tangents, keep) = with_recording::<E, B, _>(|r| {
         let active: Vec<bool> = ids.iter().map(|&id| r.is_active(id)).collect();
-        (active, r.tangents.clone(), r.nodes.is_some())
+        let swept: Vec<bool> = ids.iter().zip(&active).map(|(&id, a)| *a && r.is_swept(id)).collect();
+        (active, swept, r.tangents.clone(), r.nodes.is_some())
     });
     if !active.contains(&true) {
         return y; // data in, data out
@@ -201,7 +204,7 @@ pub(crate) fn run<E: Float, B: Backend<E>>(
         }
         r.push(out, move |grads| {
             let Done { op, inputs, y, active, .. } = &*done;
-            B::with_grads(grads, y, inputs, active, |dy, dx| {
+            B::with_grads(grads, y, inputs, &swept, |dy, dx| {
                 with_host(inputs, |x| op.vjp(x, &B::host(y), dy, dx));
                 if keep || tangents.is_some() {
                     *done.dy.borrow_mut() = Some(Buffer::copy(dy));
@@ -238,27 +241,25 @@ impl<E: Float, B: Backend<E>> Node<E> for Done<E, B> {
     fn inputs(&self) -> (&[UniqueId], &[bool]) {
         (&self.ids, &self.active)
     }
-    fn push(&self, t: &mut Tangents<E>) {
+    fn push(&self, t: &mut Tangents<'_, E>) {
         let y = B::host(&self.y);
         let mut ty = Buffer::zeros(y.len());
         let tx: Vec<Option<&[E]>> = self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
         with_host(&self.inputs, |x| self.op.jvp(x, &y, &tx, &mut ty));
-        t.value.insert(self.out, ty);
+        t.value.insert(self.out, Value::Own(ty));
     }
     fn is_loss(&self) -> bool {
         self.op.is_loss()
     }
-    fn pull(&self, t: &mut Tangents<E>, curved: bool, active: &[bool]) {
+    fn pull(&self, t: &mut Tangents<'_, E>, curved: bool, active: &[bool]) {
         let dy = self.dy.borrow();
         let y = B::host(&self.y);
-        // Nothing moves: an adjoint of zero.
-        let zero = || Buffer::zeros(y.len());
         let moved = t.value.contains_key(&self.out);
         if !moved && !t.adjoint.contains_key(&self.out) {
             return;
         }
         if !moved && curved {
-            t.value.insert(self.out, zero());
+            t.value.insert(self.out, Value::Own(Buffer::zeros(y.len())));
         }
         // Without curvature it is not needed, and there need not have been a sweep back.
         let dy = dy.as_deref().unwrap_or_default();
@@ -270,12 +271,14 @@ impl<E: Float, B: Backend<E>> Node<E> for Done<E, B> {
 
 impl<E: Float, B: Backend<E>> Done<E, B> {
     /// Adds the tangents of the active inputs' adjoints; without the operation's own curvature unless `curved`.
-    fn adjoint_tangents(&self, p: Primal<'_, E>, t: &mut Tangents<E>, active: &[bool], curved: bool) {
-        let ddy = t.adjoint.remove(&self.out).unwrap_or_else(|| Buffer::zeros(p.y.len()));
+    fn adjoint_tangents(&self, p: Primal<'_, E>, t: &mut Tangents<'_, E>, active: &[bool], curved: bool) {
+        // Nothing moves: zero.
+        let zeros = |n: usize| Sum::Own(Buffer::zeros(n));
+        let ddy = t.adjoint.remove(&self.out).unwrap_or_else(|| zeros(p.y.len()));
         // The first occurrence of an input adds in place, further ones (x * x) to their own buffers.
-        let mut ddx: Vec<Option<Buffer<E>>> = Vec::with_capacity(self.ids.len());
+        let mut ddx: Vec<Option<Sum<'_, E>>> = Vec::with_capacity(self.ids.len());
         for (i, id) in self.ids.iter().enumerate() {
-            ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| Buffer::zeros(p.x[i].len()))));
+            ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| zeros(p.x[i].len()))));
         }
         let tx: Vec<Option<&[E]>> = self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
         let ty = t.value.get(&self.out).map_or(&[][..], Deref::deref);

@@ -1,7 +1,7 @@
 //! A recorded loss, kept for many products with its Hessian: each repeats neither the forward pass nor the
 //! gradient, which is about half of the work.
 
-use super::{Buffer, Float, Tangents};
+use super::{Buffer, Float, Sum, Tangents, Value};
 use dfdx::prelude::UniqueId;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -27,12 +27,12 @@ pub(crate) trait Node<E: Float> {
     /// The inputs, and which of them depend on a parameter.
     fn inputs(&self) -> (&[UniqueId], &[bool]);
     /// The tangent of the result from those of the inputs.
-    fn push(&self, t: &mut Tangents<E>);
+    fn push(&self, t: &mut Tangents<'_, E>);
     /// Whether it is a convex loss.
     fn is_loss(&self) -> bool;
     /// Adds the tangents of the adjoints of the `active` inputs; without the operation's own curvature unless
     /// `curved`.
-    fn pull(&self, t: &mut Tangents<E>, curved: bool, active: &[bool]);
+    fn pull(&self, t: &mut Tangents<'_, E>, curved: bool, active: &[bool]);
 }
 
 /// The operations of a loss after the sweep back, in order.
@@ -54,35 +54,39 @@ impl<E: Float> Linear<E> {
     }
 
     /// The matrix times `v`, by parameter: `v` has one buffer for each of the leading parameters and is zero
-    /// behind them; the result is that of the first `wanted` parameters.
-    pub fn product(&mut self, v: &[&[E]], wanted: usize, curvature: Curvature) -> Vec<Option<Buffer<E>>> {
+    /// behind them; `out` has one for each of the leading parameters whose part of the result is asked for, and is
+    /// overwritten. Makes no buffer as large as a parameter.
+    pub fn product(&mut self, v: &[&[E]], out: Vec<&mut [E]>, curvature: Curvature) {
         let mut t = self.seeded(v);
-        self.make_plan(wanted);
+        self.make_plan(out.len());
         self.push(&mut t);
+        for (id, out) in self.params.iter().zip(out) {
+            out.fill(E::of(0.0));
+            t.adjoint.insert(*id, Sum::Lent(out));
+        }
         self.pull(&mut t, |node| curvature == Curvature::Hessian || node.is_loss());
-        self.params[..wanted].iter().map(|id| t.adjoint.remove(id)).collect()
     }
 
     /// The tangent of the tensor `out` along `v` (one buffer per parameter), all operations before it being linear
     /// maps; zero if it does not move.
-    pub fn jvp(&mut self, v: &[&[E]], out: UniqueId) -> Option<Buffer<E>> {
+    pub fn jvp(&mut self, v: &[&[E]], out: UniqueId) -> Option<Vec<E>> {
         let mut t = self.seeded(v);
         self.make_plan(self.params.len());
         self.push(&mut t);
-        t.value.remove(&out)
+        t.value.remove(&out).map(|t| t.to_vec())
     }
 
     /// The adjoints of the parameters from that of the tensor `out`; zero where there is none.
-    pub fn vjp(&mut self, out: UniqueId, u: &[E]) -> Vec<Option<Buffer<E>>> {
+    pub fn vjp(&mut self, out: UniqueId, u: &[E]) -> Vec<Option<Vec<E>>> {
         let mut t = self.seeded(&[]);
         self.make_plan(self.params.len());
-        t.adjoint.insert(out, Buffer::copy(u));
+        t.adjoint.insert(out, Sum::Own(Buffer::copy(u)));
         self.pull(&mut t, |_| false);
-        self.params.iter().map(|id| t.adjoint.remove(id)).collect()
+        self.params.iter().map(|id| t.adjoint.remove(id).map(|t| t.to_vec())).collect()
     }
 
-    fn seeded(&self, v: &[&[E]]) -> Tangents<E> {
-        let value = self.params.iter().copied().zip(v.iter().map(|v| Buffer::copy(v))).collect();
+    fn seeded<'a>(&self, v: &[&'a [E]]) -> Tangents<'a, E> {
+        let value = self.params.iter().copied().zip(v.iter().map(|v| Value::Lent(v))).collect();
         Tangents { value, adjoint: HashMap::new() }
     }
 
@@ -98,7 +102,7 @@ impl<E: Float> Linear<E> {
     }
 
     /// Tangents forwards.
-    fn push(&self, t: &mut Tangents<E>) {
+    fn push(&self, t: &mut Tangents<'_, E>) {
         for (node, _) in self.planned() {
             if node.inputs().0.iter().any(|id| t.value.contains_key(id)) {
                 node.push(t);
@@ -107,7 +111,7 @@ impl<E: Float> Linear<E> {
     }
 
     /// Their adjoints' tangents backwards.
-    fn pull(&self, t: &mut Tangents<E>, curved: impl Fn(&dyn Node<E>) -> bool) {
+    fn pull(&self, t: &mut Tangents<'_, E>, curved: impl Fn(&dyn Node<E>) -> bool) {
         for (node, active) in self.planned().rev() {
             node.pull(t, curved(&**node), active);
             t.value.remove(&node.out());

@@ -21,7 +21,7 @@ pub use linear::Curvature;
 pub(crate) use linear::{Linear, Node};
 pub use params::{DynParams, DynTensors, DynTree, PairTensors, PairTree, ParamTree};
 pub use rec::{record, record_hvp, Mode, Rec, Recorded};
-pub(crate) use rec::{record_linear, record_map, unique_id, with_recording, Tangents};
+pub(crate) use rec::{record_linear, record_map, unique_id, with_recording, Sum, Tangents, Value};
 
 use crate::activation::Activation;
 use crate::ops::{raw, RawOp};

@@ -10,6 +10,7 @@ use std::{
     cell::RefCell,
     collections::{HashMap, HashSet},
     marker::PhantomData,
+    ops::{Deref, DerefMut},
     rc::Rc,
 };
 
@@ -52,11 +53,52 @@ impl<E: Float, B: Backend<E>> Mode<E, B> for NoneTape {}
 impl<E: Float, B: Backend<E>> Mode<E, B> for Rec {}
 
 /// Tangents of tensors and of their adjoints, keyed by tensor: forward-over-reverse state.
-pub(crate) struct Tangents<E: 'static> {
+pub(crate) struct Tangents<'a, E: 'static> {
     /// Tangent of a tensor's value.
-    pub value: HashMap<UniqueId, Buffer<E>>,
+    pub value: HashMap<UniqueId, Value<'a, E>>,
     /// Tangent of a tensor's adjoint.
-    pub adjoint: HashMap<UniqueId, Buffer<E>>,
+    pub adjoint: HashMap<UniqueId, Sum<'a, E>>,
+}
+
+/// Numbers to be read: computed, or the caller's. Those of parameters are lent, since they may be millions.
+pub(crate) enum Value<'a, E: 'static> {
+    Own(Buffer<E>),
+    Lent(&'a [E]),
+}
+
+/// Numbers to be added to, likewise.
+pub(crate) enum Sum<'a, E: 'static> {
+    Own(Buffer<E>),
+    Lent(&'a mut [E]),
+}
+
+impl<E: 'static> Deref for Value<'_, E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        match self {
+            Value::Own(x) => x,
+            Value::Lent(x) => x,
+        }
+    }
+}
+
+impl<E: 'static> Deref for Sum<'_, E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        match self {
+            Sum::Own(x) => x,
+            Sum::Lent(x) => x,
+        }
+    }
+}
+
+impl<E: 'static> DerefMut for Sum<'_, E> {
+    fn deref_mut(&mut self) -> &mut [E] {
+        match self {
+            Sum::Own(x) => x,
+            Sum::Lent(x) => x,
+        }
+    }
 }
 
 /// What is being recorded on this thread.
@@ -64,6 +106,8 @@ pub(crate) struct Recording<E: 'static, D: Storage<E>> {
     tape: OwnedTape<E, D>,
     /// Tensors that depend on a parameter; others are data, and get no gradient.
     active: HashSet<UniqueId>,
+    /// Parameters by which tangents are asked for, but not the gradient.
+    unswept: HashSet<UniqueId>,
     /// An operation of dfdx itself took part: exact tangents are not available.
     pub foreign: bool,
     /// A derivative that is differenced takes part: it needs f64.
@@ -72,28 +116,39 @@ pub(crate) struct Recording<E: 'static, D: Storage<E>> {
     pub holds_gradient: bool,
     /// Elements of the largest result.
     pub largest: usize,
-    pub tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    pub tangents: Option<Rc<RefCell<Tangents<'static, E>>>>,
     /// The operations, where they are kept for products after the sweep back.
     pub nodes: Option<Vec<Rc<dyn Node<E>>>>,
 }
 
 impl<E: 'static, D: Storage<E>> Recording<E, D> {
-    fn new(params: &[UniqueId], tangents: Option<Rc<RefCell<Tangents<E>>>>, keep: bool) -> Self {
+    fn new(params: &[UniqueId], aim: &Aim<E>) -> Self {
         Recording {
             tape: OwnedTape::default(),
             active: params.iter().copied().collect(),
+            unswept: match aim {
+                Aim::Linearization(leading) => params[*leading..].iter().copied().collect(),
+                Aim::Gradient | Aim::Product(_) => HashSet::new(),
+            },
             foreign: false,
             wide: false,
             holds_gradient: false,
             largest: 0,
-            tangents,
-            nodes: keep.then(Vec::new),
+            tangents: match aim {
+                Aim::Product(tangents) => Some(tangents.clone()),
+                Aim::Gradient | Aim::Linearization(_) => None,
+            },
+            nodes: matches!(aim, Aim::Linearization(_)).then(Vec::new),
         }
     }
     /// Whether a tensor may depend on a parameter. The result of a dfdx operation is not tracked,
     /// so after one everything counts as active.
     pub fn is_active(&self, id: UniqueId) -> bool {
         self.foreign || self.active.contains(&id)
+    }
+    /// Whether the gradient by an active tensor is asked for.
+    pub fn is_swept(&self, id: UniqueId) -> bool {
+        !self.unswept.contains(&id)
     }
     /// Adds an operation of ours that produced `out`.
     pub fn push<F>(&mut self, out: UniqueId, op: F)
@@ -153,16 +208,17 @@ pub fn record<E: Float, B: Backend<E>>(
     params: &[UniqueId],
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
-    run(params, None, false, f)
+    run(params, Aim::Gradient, f)
 }
 
-/// [`record`], keeping what exact products with the Hessian need; `linear` is `None` if an operation
-/// without tangent rule took part.
+/// [`record`], keeping what exact products with the Hessian by all `params` need; the gradient is that by the first
+/// `leading` of them alone. `linear` is `None` if an operation without tangent rule took part.
 pub(crate) fn record_linear<E: Float, B: Backend<E>>(
     params: &[UniqueId],
+    leading: usize,
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
-    run(params, None, true, f)
+    run(params, Aim::Linearization(leading), f)
 }
 
 /// [`record`] plus an exact Hessian-vector product in the direction `v` (one buffer per parameter).
@@ -171,9 +227,18 @@ pub fn record_hvp<E: Float, B: Backend<E>>(
     v: &[&[E]],
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
-    let value = params.iter().copied().zip(v.iter().map(|v| Buffer::copy(v))).collect();
+    let value = params.iter().copied().zip(v.iter().map(|v| Value::Own(Buffer::copy(v)))).collect();
     let tangents = Tangents { value, adjoint: HashMap::new() };
-    run(params, Some(Rc::new(RefCell::new(tangents))), false, f)
+    run(params, Aim::Product(Rc::new(RefCell::new(tangents))), f)
+}
+
+/// What a recording is made for.
+enum Aim<E: 'static> {
+    Gradient,
+    /// The gradient by so many leading parameters, and products with the Hessian later.
+    Linearization(usize),
+    /// The gradient and a product with the Hessian.
+    Product(Rc<RefCell<Tangents<'static, E>>>),
 }
 
 /// Runs `f` on a fresh tape and keeps its operations, without a sweep back: for Jacobian products of any tensor.
@@ -182,30 +247,32 @@ pub(crate) fn record_map<S: Shape, E: Float, B: Backend<E>>(
     params: &[UniqueId],
     f: impl FnOnce(Rec) -> Tensor<S, E, B, Rec>,
 ) -> (Tensor<S, E, B>, Option<Linear<E>>) {
-    let (value, recording) = on_a_fresh_tape(params, None, true, f);
+    let (value, recording) = on_a_fresh_tape(params, &Aim::Linearization(params.len()), f);
     let nodes = recording.nodes.filter(|_| !recording.foreign);
     (value, nodes.map(|nodes| Linear::new(nodes, params.to_vec())))
 }
 
 fn run<E: Float, B: Backend<E>>(
     params: &[UniqueId],
-    tangents: Option<Rc<RefCell<Tangents<E>>>>,
-    keep: bool,
+    aim: Aim<E>,
     f: impl FnOnce(Rec) -> Tensor<Rank0, E, B, Rec>,
 ) -> Recorded<E, B> {
-    let (value, recording) = on_a_fresh_tape(params, tangents.clone(), keep, f);
-    differentiated(params, tangents, value, recording)
+    let (value, recording) = on_a_fresh_tape(params, &aim, f);
+    differentiated(params, aim, value, recording)
 }
 
 /// The sweep back from `value`.
 fn differentiated<E: Float, B: Backend<E>>(
     params: &[UniqueId],
-    tangents: Option<Rc<RefCell<Tangents<E>>>>,
+    aim: Aim<E>,
     value: Tensor<Rank0, E, B>,
     recording: Recording<E, B>,
 ) -> Recorded<E, B> {
     let grads = value.clone().put_tape(recording.tape).backward();
-    let tangents = tangents.filter(|_| !recording.foreign);
+    let tangents = match aim {
+        Aim::Product(tangents) if !recording.foreign => Some(tangents),
+        _ => None,
+    };
     let slope = tangents.as_ref().map(|t| {
         let t = t.borrow();
         t.value.get(&unique_id(&value)).map_or(E::of(0.0), |t| t[0])
@@ -232,11 +299,10 @@ fn differentiated<E: Float, B: Backend<E>>(
 /// Runs `f` while what it does on the tape is recorded.
 fn on_a_fresh_tape<S: Shape, E: Float, B: Backend<E>>(
     params: &[UniqueId],
-    tangents: Option<Rc<RefCell<Tangents<E>>>>,
-    keep: bool,
+    aim: &Aim<E>,
     f: impl FnOnce(Rec) -> Tensor<S, E, B, Rec>,
 ) -> (Tensor<S, E, B>, Recording<E, B>) {
-    let begun = Begun::new(Recording::<E, B>::new(params, tangents, keep));
+    let begun = Begun::new(Recording::<E, B>::new(params, aim));
     let (value, _) = f(Rec::default()).split_tape();
     (value, begun.end())
 }

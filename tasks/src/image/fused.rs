@@ -2,8 +2,9 @@
 
 use super::Nonlinearity;
 use crate::data::Splits;
-use outerloop_core::ops::{scalar, Activation, DenseNet, Elementwise, Head, Rows};
-use outerloop_core::{BatchKey, Evaluator};
+use outerloop_core::ops::{scalar, Activation, DenseLinear, DenseNet, Elementwise, Head, Rows};
+use outerloop_core::tensor::Curvature;
+use outerloop_core::{BatchKey, Evaluator, Linearization};
 
 /// A [`DenseNet`] on batches of images, which it reads where they lie.
 pub(super) struct FusedNet {
@@ -60,6 +61,56 @@ impl Evaluator for FusedNet {
     ) -> f32 {
         let (net, rows) = self.load(at);
         net.loss_grad_hvp(params, rows, v, grad, hvp)
+    }
+    fn linearize(
+        &mut self,
+        params: &[f32],
+        _: &mut [f32],
+        at: BatchKey,
+        grad: &mut [f32],
+    ) -> (f32, Option<Box<dyn Linearization>>) {
+        let (net, rows) = self.load(at);
+        let mut whole = Vec::new();
+        let all = match grad.len() == params.len() {
+            true => &mut *grad,
+            false => {
+                whole.resize(params.len(), 0.0);
+                &mut whole[..]
+            }
+        };
+        let (loss, linear) = net.linearize(params, rows, all);
+        if !whole.is_empty() {
+            grad.copy_from_slice(&whole[..grad.len()]);
+        }
+        let kept =
+            FusedLinear { data: self.data.clone(), index: self.index.clone(), linear, len: params.len() };
+        (loss, Some(Box::new(kept)))
+    }
+}
+
+/// A [`FusedNet`] at one point and batch.
+struct FusedLinear {
+    data: Splits,
+    index: Vec<u32>,
+    linear: DenseLinear,
+    /// Of all parameters.
+    len: usize,
+}
+
+impl Linearization for FusedLinear {
+    fn product(&mut self, curvature: Curvature, v: &[f32], out: &mut [f32]) {
+        let data = self.data.data();
+        let rows = Rows { inputs: &data.images, labels: &data.labels, index: &self.index };
+        if v.len() == self.len && out.len() == self.len {
+            return self.linear.product(rows, curvature, v, out);
+        }
+        let (mut all, mut product) = (v.to_vec(), vec![0.0; self.len]);
+        all.resize(self.len, 0.0);
+        self.linear.product(rows, curvature, &all, &mut product);
+        out.copy_from_slice(&product[..out.len()]);
+    }
+    fn bytes(&self) -> usize {
+        self.linear.bytes() + self.index.len() * size_of::<u32>()
     }
 }
 

@@ -29,6 +29,16 @@ pub(super) struct Loss<'a> {
     pub(super) z: &'a mut [f32],
     /// `[rows, width]`, or empty.
     pub(super) tz: &'a mut [f32],
+    /// What [`SlopeTangent`] needs, `[rows, width]`, or empty.
+    pub(super) keep: Keep<'a>,
+}
+
+/// The curvature of the loss of some rows, `[rows, width]`. Of a cross entropy the probabilities; else the second
+/// derivative by each `z`.
+pub(super) struct Keep<'a> {
+    pub(super) hessian: &'a mut [f32],
+    /// Without the curvature of what lies before the squares; empty if that is the same.
+    pub(super) gauss_newton: &'a mut [f32],
 }
 
 impl WithSimd for Loss<'_> {
@@ -78,6 +88,7 @@ impl Loss<'_> {
         }
         let mut sums = [0.0; BLOCK];
         let mut tangents = self.tz.chunks_exact_mut(self.width);
+        let mut kept = self.keep.hessian.chunks_exact_mut(self.width);
         for (p, total) in self.z.chunks_exact_mut(self.width).zip(&mut sums) {
             let dz = S::as_mut_simd_f32s(p).0;
             let Some(last) = dz.last_mut() else { break };
@@ -108,6 +119,11 @@ impl Loss<'_> {
                     *t = s.mul_f32s(wp, s.sub_f32s(*t, dot));
                 }
             }
+            if let Some(kept) = kept.next() {
+                for (kept, p) in S::as_mut_simd_f32s(kept).0.iter_mut().zip(&*dz) {
+                    *kept = s.mul_f32s(*p, inverse);
+                }
+            }
             // dz = w (p − onehot)
             for p in dz {
                 *p = s.mul_f32s(w, s.mul_f32s(*p, inverse));
@@ -130,6 +146,8 @@ impl Loss<'_> {
         for (row, z) in self.z.chunks_exact_mut(self.width).enumerate() {
             let mut sum = 0.0;
             let mut t = self.tz.chunks_exact_mut(self.width).nth(row);
+            let mut hessian = self.keep.hessian.chunks_exact_mut(self.width).nth(row);
+            let mut gauss_newton = self.keep.gauss_newton.chunks_exact_mut(self.width).nth(row);
             for (o, z) in z[..self.outputs].iter_mut().enumerate() {
                 let [y, d1, d2] = f(*z);
                 let e = y - target(row, o);
@@ -139,10 +157,56 @@ impl Loss<'_> {
                 if let Some(t) = &mut t {
                     t[o] *= 2.0 * w * (d1 * d1 + e * d2);
                 }
+                if let Some(h) = &mut hessian {
+                    h[o] = 2.0 * w * (d1 * d1 + e * d2);
+                }
+                if let Some(g) = &mut gauss_newton {
+                    g[o] = 2.0 * w * (d1 * d1);
+                }
             }
             z[self.outputs..].fill(0.0);
             loss += f64::from(sum);
         }
         loss * f64::from(w)
+    }
+}
+
+/// Overwrites the tangents of the outputs of some rows with those of the slope.
+pub(super) struct SlopeTangent<'a> {
+    pub(super) head: Head,
+    /// Numbers per row.
+    pub(super) width: usize,
+    /// `1 / rows of the batch`.
+    pub(super) weight: f32,
+    /// See [`Keep`].
+    pub(super) kept: &'a [f32],
+    /// `[rows, width]`
+    pub(super) tz: &'a mut [f32],
+}
+
+impl WithSimd for SlopeTangent<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) {
+        if self.head != Head::CrossEntropy {
+            self.tz.iter_mut().zip(self.kept).for_each(|(t, h)| *t *= h);
+            return;
+        }
+        let [w, zero] = [self.weight, 0.0].map(|x| s.splat_f32s(x));
+        let rows = self.tz.chunks_exact_mut(self.width).zip(self.kept.chunks_exact(self.width));
+        for (t, p) in rows {
+            // d(dz) = w p ⊙ (ż − p·ż)
+            let (t, p) = (S::as_mut_simd_f32s(t).0, S::as_simd_f32s(p).0);
+            let mut dot = [zero; MAX_PARTS];
+            for v in (0..t.len()).step_by(parts::<S>()) {
+                for part in 0..parts::<S>().min(t.len() - v) {
+                    dot[part] = s.mul_add_e_f32s(t[v + part], p[v + part], dot[part]);
+                }
+            }
+            let dot = s.splat_f32s(simd::total(s, &dot));
+            for (t, p) in t.iter_mut().zip(p) {
+                *t = s.mul_f32s(s.mul_f32s(w, *p), s.sub_f32s(*t, dot));
+            }
+        }
     }
 }

@@ -5,13 +5,18 @@
 mod aligned;
 mod head;
 mod layer;
+mod linear;
 mod rows;
 mod tile;
 
 use crate::simd::Path;
-use head::{Loss, Target};
-use layer::{Layer, Units};
+pub use linear::DenseLinear;
+
+use head::{Keep, Loss, Target};
+use layer::{Back, Layer, Units};
+use linear::{Kept, Pool};
 use pulp::{Simd, WithSimd};
+use std::sync::{Arc, Mutex};
 use tile::Matrix;
 
 /// Rows that go through all layers, forwards and backwards, before the next ones do: few enough for
@@ -51,7 +56,9 @@ trait Map: Send + Sync {
     fn value(&self, path: Path, y: &mut [f32]);
     /// `y ← f(y)`, `d1 ← f'`.
     fn slope(&self, path: Path, y: &mut [f32], d1: &mut [f32]);
-    /// The same; also `d2 ← f'' t` and `t ← f' t` for the tangent `t` of the argument.
+    /// `y ← f(y)`, `d1 ← f'`, `d2 ← f''`.
+    fn curve(&self, path: Path, y: &mut [f32], d1: &mut [f32], d2: &mut [f32]);
+    /// `y ← f(y)`, `d1 ← f'`; also `d2 ← f'' t` and `t ← f' t` for the tangent `t` of the argument.
     fn tangent(&self, path: Path, y: &mut [f32], d1: &mut [f32], d2: &mut [f32], t: &mut [f32]);
 }
 
@@ -73,6 +80,17 @@ impl<F: Fn(f32) -> [f32; 3] + Copy + Send + Sync> Map for F {
                 for (y, d1) in y.iter_mut().zip(d1) {
                     let [value, first, _] = self(*y);
                     (*y, *d1) = (value + 0.0, first);
+                }
+            },
+        ));
+    }
+    fn curve(&self, path: Path, y: &mut [f32], d1: &mut [f32], d2: &mut [f32]) {
+        path.run(Plain(
+            #[inline(always)]
+            || {
+                for ((y, d1), d2) in y.iter_mut().zip(d1).zip(d2) {
+                    let [value, first, second] = self(*y);
+                    (*y, *d1, *d2) = (value + 0.0, first, second);
                 }
             },
         ));
@@ -133,6 +151,8 @@ pub struct DenseNet {
     map: Elementwise,
     head: Head,
     path: Path,
+    /// What linearizations share, and leave behind for the next ones.
+    pool: Arc<Mutex<Pool>>,
 }
 
 impl DenseNet {
@@ -158,24 +178,34 @@ impl DenseNet {
             layer
         };
         let layers: Vec<Layer> = widths.windows(2).map(layer).collect();
-        DenseNet { layers, map, head, path }
+        DenseNet { layers, map, head, path, pool: Arc::default() }
     }
 
     /// Length of the flat buffer.
     pub fn num_params(&self) -> usize {
-        self.layers.iter().map(|l| (l.inputs + 1) * l.outputs).sum()
+        self.layers.iter().map(|l| (l.place.inputs + 1) * l.place.outputs).sum()
     }
 
     /// The mean loss of the rows.
     pub fn loss(&mut self, params: &[f32], rows: Rows<'_>) -> f32 {
-        self.run(params, None, rows, Order::Value)
+        self.run(params, rows, Order::Value)
     }
 
     /// The same; overwrites `grad`, of the length of `params`, with its gradient.
     pub fn loss_and_grad(&mut self, params: &[f32], rows: Rows<'_>, grad: &mut [f32]) -> f32 {
-        let loss = self.run(params, None, rows, Order::Gradient);
-        self.layers.iter().for_each(|l| l.write_grad(&l.params, grad));
+        let loss = self.run(params, rows, Order::Gradient);
+        self.layers.iter().for_each(|l| l.place.write_grad(&l.params, grad));
         loss
+    }
+
+    /// [`Self::loss_and_grad`], to the same bits, with what many products with second derivatives there need.
+    pub fn linearize(&mut self, params: &[f32], rows: Rows<'_>, grad: &mut [f32]) -> (f32, DenseLinear) {
+        let places = self.layers.iter().map(|l| l.place).collect();
+        let mut kept = Kept::new(&self.pool, places, self.head, rows.index.len());
+        let loss = self.run(params, rows, Order::Linear(&mut kept));
+        self.layers.iter().for_each(|l| l.place.write_grad(&l.params, grad));
+        kept.copy_weights(self.layers.iter().map(|l| &l.params));
+        (loss, DenseLinear::new(kept, self.pool.clone()))
     }
 
     /// The same; also overwrites `hvp` with the Hessian times `v`, both of the length of `params`.
@@ -187,28 +217,32 @@ impl DenseNet {
         grad: &mut [f32],
         hvp: &mut [f32],
     ) -> f32 {
-        let loss = self.run(params, Some(v), rows, Order::Hessian);
+        let loss = self.run(params, rows, Order::Hessian(v));
         for l in &self.layers {
-            l.write_grad(&l.params, grad);
-            l.write_grad(&l.tangent, hvp);
+            l.place.write_grad(&l.params, grad);
+            l.place.write_grad(&l.tangent, hvp);
         }
         loss
     }
 
     /// The mean loss; leaves the gradients in the layers.
-    fn run(&mut self, params: &[f32], v: Option<&[f32]>, rows: Rows<'_>, order: Order) -> f32 {
-        let DenseNet { layers, map, head, path } = self;
+    fn run(&mut self, params: &[f32], rows: Rows<'_>, mut order: Order<'_>) -> f32 {
+        let DenseNet { layers, map, head, path, .. } = self;
+        let v = match order {
+            Order::Hessian(v) => Some(v),
+            _ => None,
+        };
         let last = layers.len() - 1;
         for (i, l) in layers.iter_mut().enumerate() {
             // What a softmax must not see.
             let is_masked = i == last && *head == Head::CrossEntropy;
             l.load(params, v, if is_masked { f32::NEG_INFINITY } else { 0.0 });
         }
-        let inputs = layers[0].inputs;
-        let with_tangent = order == Order::Hessian;
+        let inputs = layers[0].place.inputs;
+        let with_tangent = v.is_some();
         let (mut x, mut labels) = ([&[][..]; BLOCK], [0; BLOCK]);
         let mut loss = 0.0;
-        for index in rows.index.chunks(BLOCK) {
+        for (block, index) in rows.index.chunks(BLOCK).enumerate() {
             let n = index.len();
             for (r, &i) in index.iter().enumerate() {
                 let i = i as usize;
@@ -223,11 +257,17 @@ impl DenseNet {
                 layer.forward(a, with_tangent.then_some(ta), n, l == last);
                 if l < last {
                     let Units { y, d1, d2, t, .. } = &mut layer.units;
-                    let len = n * layer.strides[1];
-                    match order {
+                    let len = n * layer.place.strides[1];
+                    match &mut order {
                         Order::Value => map.0.value(*path, &mut y[..len]),
                         Order::Gradient => map.0.slope(*path, &mut y[..len], &mut d1[..len]),
-                        Order::Hessian => {
+                        Order::Linear(kept) => {
+                            let [kept_y, kept_d1, kept_d2] = kept.units(l, block, len);
+                            map.0.curve(*path, &mut y[..len], &mut d1[..len], kept_d2);
+                            kept_y.copy_from_slice(&y[..len]);
+                            kept_d1.copy_from_slice(&d1[..len]);
+                        }
+                        Order::Hessian(_) => {
                             map.0.tangent(
                                 *path,
                                 &mut y[..len],
@@ -240,11 +280,11 @@ impl DenseNet {
                 }
             }
             let end = &mut layers[last];
-            let len = n * end.strides[1];
+            let len = n * end.place.strides[1];
             loss += path.run(Loss {
                 head: *head,
-                outputs: end.outputs,
-                width: end.strides[1],
+                outputs: end.place.outputs,
+                width: end.place.strides[1],
                 weight: 1.0 / rows.index.len() as f32,
                 target: match head {
                     Head::Reconstruction => Target::Rows(x),
@@ -252,15 +292,28 @@ impl DenseNet {
                 },
                 z: &mut end.units.d[..len],
                 tz: if with_tangent { &mut end.units.td[..len] } else { &mut [] },
+                keep: match &mut order {
+                    Order::Linear(kept) => kept.curvature(block, len),
+                    _ => Keep { hessian: &mut [], gauss_newton: &mut [] },
+                },
             });
-            if order == Order::Value {
-                continue;
+            match &mut order {
+                Order::Value => continue,
+                Order::Linear(kept) => kept.slope(last, block, len).copy_from_slice(&end.units.d[..len]),
+                Order::Gradient | Order::Hessian(_) => {}
             }
             for l in (0..=last).rev() {
                 let (layer, a, ta) = around(layers, l, x);
                 layer.add_grad(a, with_tangent.then_some(ta), n);
                 if let (before @ [.., _], [layer, ..]) = layers.split_at_mut(l) {
-                    layer.backward(&mut before[l - 1].units, n, with_tangent);
+                    let back = match &mut order {
+                        Order::Linear(kept) => {
+                            Back::Kept(kept.slope(l - 1, block, n * layer.place.strides[0]))
+                        }
+                        Order::Hessian(_) => Back::Tangent,
+                        Order::Value | Order::Gradient => Back::Slope,
+                    };
+                    layer.backward(&mut before[l - 1].units, n, back);
                 }
             }
         }
@@ -269,11 +322,13 @@ impl DenseNet {
 }
 
 /// How many derivatives are wanted.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Order {
+enum Order<'a> {
     Value,
     Gradient,
-    Hessian,
+    /// And what products with second derivatives need.
+    Linear(&'a mut Kept),
+    /// And the second one along this direction.
+    Hessian(&'a [f32]),
 }
 
 /// Layer `l` with its inputs and their tangent; the data `x` has none.
@@ -286,7 +341,7 @@ fn around<'a>(
     let (a, ta) = match before.last() {
         None => (Matrix::Listed(x), None),
         Some(b) => {
-            let matrix = |units| Matrix::Strided(units, b.strides[1]);
+            let matrix = |units| Matrix::Strided(units, b.place.strides[1]);
             (matrix(&b.units.y), Some(matrix(&b.units.t)))
         }
     };
@@ -296,9 +351,13 @@ fn around<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::Activation;
+    use crate::tensor::{
+        record_linear, Cpu, Curvature, DynParams, DynTree, ParamTree, PutTape, TensorFromVec,
+    };
     use crate::Key;
 
-    /// Loss, gradient and `H v` on the given path.
+    /// Loss, gradient and `H v` on the given path, which are those of a linearization, too.
     fn all(path: Path, widths: &[usize], head: Head, rows: usize) -> Vec<f32> {
         let mut net = DenseNet::with_path(widths, Elementwise::new(crate::ops::scalar::tanh), head, path);
         let n = net.num_params();
@@ -314,8 +373,82 @@ mod tests {
         let mut out = vec![0.0; 1 + 2 * n];
         let (loss, rest) = out.split_at_mut(1);
         let (grad, hvp) = rest.split_at_mut(n);
-        loss[0] = net.loss_grad_hvp(&draw(n, "params"), rows, &draw(n, "v"), grad, hvp);
+        let params = draw(n, "params");
+        // The second one takes the first one's buffers.
+        for v in ["other", "v"] {
+            let v = draw(n, v);
+            loss[0] = net.loss_grad_hvp(&params, rows, &v, grad, hvp);
+            let (mut again, mut product) = (vec![0.0; n], vec![0.0; n]);
+            let (value, mut linear) = net.linearize(&params, rows, &mut again);
+            assert!(value.to_bits() == loss[0].to_bits() && again == *grad);
+            for _ in 0..2 {
+                linear.product(rows, Curvature::Hessian, &v, &mut product);
+                assert_eq!(product, *hvp, "{widths:?} {}", path.name());
+            }
+        }
         out
+    }
+
+    /// `G v` of the same network made of operations.
+    fn on_tape(widths: [usize; 3], params: &[f32], x: &[f32], labels: &[u32], v: &[f32]) -> Vec<f32> {
+        let [i, h, o] = widths;
+        let dev = Cpu::default();
+        let shapes = [vec![i, h], vec![h], vec![h, o], vec![o]];
+        let names = ["w0", "b0", "w1", "b1"].map(String::from);
+        let layout = Arc::new(crate::Layout::new(names.into_iter().zip(shapes)));
+        let w: DynParams<f32, Cpu> = DynTree::new(&dev, layout.clone(), params);
+        let x = dev.tensor_from_vec(x.to_vec(), (labels.len(), i));
+        let r = record_linear(&w.ids(), 4, |m| {
+            let y = super::super::linear(x.put_tape(m), &w.get(0, (i, h)), &w.get(1, (h,)), Activation::Tanh);
+            let z = super::super::linear(y, &w.get(2, (h, o)), &w.get(3, (o,)), Activation::Identity);
+            super::super::softmax_cross_entropy(z, labels)
+        });
+        let mut out: Vec<Vec<f32>> = layout.entries().iter().map(|e| vec![0.0; e.numel()]).collect();
+        let v: Vec<&[f32]> = layout.entries().iter().map(|e| &v[e.range()]).collect();
+        let parts = out.iter_mut().map(|part| &mut part[..]).collect();
+        r.linear.unwrap().product(&v, parts, Curvature::GaussNewton);
+        out.concat()
+    }
+
+    #[test]
+    fn the_gauss_newton_matrix_is_that_of_the_operations() {
+        let (widths, rows) = ([5, 9, 4], 45);
+        let map = Elementwise::new(crate::ops::scalar::tanh);
+        let mut net = DenseNet::new(&widths, map, Head::CrossEntropy);
+        let n = net.num_params();
+        let draw = |n: usize, name: &str| {
+            let mut x = vec![0.0; n];
+            Key::new(3).named(name).fill_normal(&mut x);
+            x
+        };
+        let (params, x, v) = (draw(n, "params"), draw(rows * 5, "inputs"), draw(n, "v"));
+        let labels: Vec<u32> = (0..rows as u32).map(|i| i % 4).collect();
+        let index: Vec<u32> = (0..rows as u32).collect();
+        let rows = Rows { inputs: &x, labels: &labels, index: &index };
+        let want = on_tape(widths, &params, &x, &labels, &v);
+        let (mut grad, mut got, mut hvp) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+        let (_, mut linear) = net.linearize(&params, rows, &mut grad);
+        linear.product(rows, Curvature::GaussNewton, &v, &mut got);
+        linear.product(rows, Curvature::Hessian, &v, &mut hvp);
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        let gap = |other: &[f32]| norm(&mut got.iter().zip(other).map(|(a, b)| a - b));
+        let size = norm(&mut want.iter().copied());
+        assert!(gap(&want) < 1e-5 * size && gap(&hvp) > 1e-2 * size, "{} {size}", gap(&want));
+        // Of a network with squares of a sigmoid, the curvature of the sigmoid is left out, too: no negative slope.
+        let mut net =
+            DenseNet::new(&[5, 5], Elementwise::new(crate::ops::scalar::tanh), Head::Reconstruction);
+        let n = net.num_params();
+        let (_, mut linear) = net.linearize(&params[..n], rows, &mut grad[..n]);
+        for curvature in [Curvature::GaussNewton, Curvature::Hessian] {
+            let along = |i: usize, linear: &mut DenseLinear| {
+                let (mut e, mut out) = (vec![0.0; n], vec![0.0; n]);
+                e[i] = 1.0;
+                linear.product(rows, curvature, &e, &mut out);
+                out[i]
+            };
+            let lowest = (0..n).map(|i| along(i, &mut linear)).fold(f32::INFINITY, f32::min);
+            assert_eq!(lowest >= 0.0, curvature == Curvature::GaussNewton, "{lowest}");
+        }
     }
 
     #[test]
