@@ -92,10 +92,11 @@ fn fit(
     loss: RatioLoss,
     key: Key,
 ) -> Result<RatioEstimator> {
-    if o.symmetries && !o.simulator.starts_with("slcp") {
-        return Err(Error::mismatch("--symmetries: simulator", "slcp or slcp_sbibm", &o.simulator));
+    let is_symmetric = o.symmetries || o.net == "iid";
+    if is_symmetric && !o.simulator.starts_with("slcp") {
+        return Err(Error::mismatch("--symmetries, --net iid: simulator", "slcp or slcp_sbibm", &o.simulator));
     }
-    let even = if o.symmetries { vec![2, 3] } else { Vec::new() };
+    let even = if is_symmetric { vec![2, 3] } else { Vec::new() };
     let features = Features::fit(&data, FeatureConfig { even, data: DataScale::Both })?;
     let net = RatioNet::new(architecture(o)?, nonlinearity(o)?, features.inputs())?;
     let pairs = match o.fresh {
@@ -167,7 +168,7 @@ fn architecture(o: &Options) -> Result<Architecture> {
         "residual" => {
             Ok(Architecture::Residual { width: hidden.first().copied().unwrap_or(0), blocks: hidden.len() })
         }
-        "iid" if o.symmetries => {
+        "iid" => {
             let context = vec![hidden.first().copied().unwrap_or(0); 2];
             Ok(Architecture::Iid { points: 4, hidden, context })
         }
@@ -175,7 +176,7 @@ fn architecture(o: &Options) -> Result<Architecture> {
             Ok(Architecture::Separable { points: if o.symmetries { 4 } else { 1 }, hidden, rank: o.rank })
         }
         _ => Err(Error::Unknown {
-            what: "network (iid takes --symmetries)",
+            what: "network",
             got: o.net.clone(),
             allowed: ["separable", "mlp", "residual", "iid"].map(String::from).to_vec(),
         }),

@@ -34,20 +34,21 @@ pub struct Options {
     /// a (the paper's), b, c or balanced.
     #[arg(long, default_value = "a")]
     pub loss: String,
-    /// What each simulation is contrasted with: batch (all others of the batch), prior (new draws), or shuffle.
-    #[arg(long, default_value = "batch")]
+    /// What each simulation is contrasted with: prior (new draws), shuffle, or batch (all others of the batch: cheap with
+    /// --net separable).
+    #[arg(long, default_value = "prior")]
     pub contrast: String,
-    /// separable, mlp (the paper's), residual, or iid (with --symmetries).
-    #[arg(long, default_value = "separable")]
+    /// mlp (the paper's), residual, separable, or iid (with the symmetries built in).
+    #[arg(long, default_value = "mlp")]
     pub net: String,
-    /// Widths of the hidden layers; the seed has mlp with 256,256,256.
-    #[arg(long, default_value = "128,128", value_delimiter = ',')]
+    /// Widths of the hidden layers.
+    #[arg(long, default_value = "256,256,256", value_delimiter = ',')]
     pub hidden: Vec<usize>,
     /// Length of the vectors whose product separable is.
     #[arg(long, default_value_t = 64)]
     pub rank: usize,
     /// selu (the paper's), relu or silu.
-    #[arg(long, default_value = "silu")]
+    #[arg(long, default_value = "selu")]
     pub activation: String,
     /// Build in what is known of SLCP: its four points are independent, and two signs leave no trace.
     #[arg(long)]
@@ -65,7 +66,7 @@ pub struct Options {
     #[arg(long, default_value_t = 60)]
     pub passes: u64,
     /// Evaluations without a better validation loss before training stops; of fresh simulations it never does.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 40)]
     pub patience: u64,
     /// Weight decay of the default optimizer, decoupled, per step and unit of the learning rate.
     #[arg(long, default_value_t = 1e-4)]
