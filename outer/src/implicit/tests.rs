@@ -225,7 +225,7 @@ struct FewDirections {
 
 impl FewDirections {
     fn new(dim: usize, rank: usize) -> Self {
-        let mut diagonal = vec![0.0; dim];
+        let mut diagonal = vec![0.0f64; dim];
         Key::new(8).fill_normal(&mut diagonal);
         diagonal.iter_mut().for_each(|d| *d = (2.0 * *d - 3.0).exp());
         let direction = |i: usize| {
