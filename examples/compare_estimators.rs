@@ -1,5 +1,8 @@
-//! Meta-gradient estimators at equal compute: truncated ES, PES, unrolled gradients, and PES with an
+//! Meta-gradient estimators at equal compute: truncated ES, PES, unrolled gradients, their mix, and PES with an
 //! analytic control variate meta-train the same learned optimizer on the same tasks.
+//!
+//! Before that the lab measures them at the first theta: bias and cosine against a long measurement of noise-reuse ES,
+//! variance, and signal to noise per inner step and per second; and how variance grows with the length of runs.
 //!
 //! Compute is counted in gradient equivalents, the cost of one loss and gradient of the task: an inner
 //! step of an ES-type estimator is one; a step of an unrolled window is one forward and, by the timing of
@@ -9,7 +12,8 @@
 //! `cargo run --release --example compare_estimators` takes a few minutes on 2 cores.
 
 use clap::Parser;
-use outerloop::outer::{Emphasis, LossScale, Objective, PesAnalytic};
+use outerloop::outer::lab::{Comparison, Experiment, Truth};
+use outerloop::outer::{Emphasis, LossScale, Mixed, Objective, PesAnalytic};
 use outerloop::prelude::*;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +44,9 @@ struct Options {
     /// Learning rate of the outer Adam.
     #[arg(long, default_value_t = 3e-3)]
     outer_lr: f64,
+    /// Samples of the lab per estimator, each a run long; 0: no lab.
+    #[arg(long, default_value_t = 16)]
+    lab_samples: u64,
     /// Worker threads; 0: one per core. Results do not depend on it.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -61,6 +68,8 @@ struct Entry {
     /// Gradient equivalents per task and step of a window.
     cost: f64,
     learner: GradientLearner,
+    /// The same once more, for the lab.
+    estimator: Box<dyn GradientEstimator>,
 }
 
 /// What one run of an entry gave at each look: objective on fresh starts, and final training loss.
@@ -97,6 +106,9 @@ impl Options {
             self.entry("unrolled gradient", UNROLLED, |s| {
                 Ok(Box::new(TruncatedGrad::new(s, n, k, sweep.clone())?))
             })?,
+            self.entry("mixed", 2.0 * UNROLLED, |s| {
+                Ok(Box::new(Mixed::new(s, common.clone(), sweep.clone())?))
+            })?,
             self.entry("PES + analytic", 2.0 + UNROLLED, |s| {
                 Ok(Box::new(PesAnalytic::new(s, common.clone(), Memory::All)?))
             })?,
@@ -109,11 +121,8 @@ impl Options {
         cost: f64,
         make: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
     ) -> Result<Entry> {
-        let schedule = TruncationSchedule::Constant(self.length);
-        let step = TruncatedStep::new(family(), lopt(), schedule)?
-            .with_objective(self.objective())?
-            .with_offset(InitialOffset::BurnIn(self.length));
-        let estimator = make(step)?;
+        let step = self.runs(self.length)?.with_offset(InitialOffset::BurnIn(self.length));
+        let (estimator, again) = (make(step.clone())?, make(step)?);
         let outer_steps = (self.budget as f64 / self.per_step(cost)) as u64;
         if outer_steps == 0 {
             let why = format!("one outer step of {name} costs {}", self.per_step(cost));
@@ -121,7 +130,93 @@ impl Options {
         }
         let outer = Clip::new(ClipRule::Value(3.0), Box::new(Adam::new(self.outer_lr)));
         let learner = GradientLearner::new(lopt(), vec![estimator], Box::new(outer), outer_steps)?;
-        Ok(Entry { name, cost, learner })
+        Ok(Entry { name, cost, learner, estimator: again })
+    }
+
+    /// Runs of this length.
+    fn runs(&self, length: u64) -> Result<TruncatedStep> {
+        TruncatedStep::new(family(), lopt(), TruncationSchedule::Constant(length))?
+            .with_objective(self.objective())
+    }
+
+    /// Measures all entries at the first theta, and variances over the length of runs.
+    fn lab(&self, entries: &[Entry], workers: &Workers) -> Result<()> {
+        let theta = lopt().init(Key::new(0));
+        let estimates = self.length.div_ceil(self.trunc_length as u64);
+        let (samples, key) = (self.lab_samples, Key::new(0).named("lab"));
+        let at = Experiment { theta: &theta, key, samples, warmup: 0, estimates, workers };
+        let base = Antithetic {
+            num_tasks: self.num_tasks,
+            trunc_length: self.trunc_length,
+            std: self.std,
+            ..Antithetic::default()
+        };
+        let long = NoiseReuseEs::new(self.runs(self.length)?, base.clone())?;
+        let long = Experiment { key: key.named("truth"), samples: 4 * samples, ..at }.measure(&long)?;
+        let truth = Truth::from(&long);
+        println!("at the first theta, {samples} samples of {estimates} estimates; error: one standard error");
+        println!(
+            "{:<18} {:>16} {:>16} {:>10} {:>13} {:>10}",
+            "estimator", "bias along truth", "cosine", "variance", "S/N per 10^6", "S/N per s"
+        );
+        let mut csv = String::from(
+            "estimator,bias,bias_error,cosine,cosine_error,across,variance,per_inner_step,per_second\n",
+        );
+        for entry in entries {
+            let c = at.measure(&*entry.estimator)?.against(&truth)?;
+            println!(
+                "{:<18} {:>9.3} ±{:>5.3} {:>9.3} ±{:>5.3} {:>10.3} {:>13.3} {:>10.3}",
+                entry.name,
+                c.bias.value,
+                c.bias.error,
+                c.cosine.value,
+                c.cosine.error,
+                c.variance,
+                1e6 * c.per_inner_step,
+                c.per_second
+            );
+            let Comparison { bias, cosine, across, variance, per_inner_step, per_second, .. } = c;
+            csv += &format!(
+                "{},{},{},{},{},{across},{variance},{per_inner_step},{per_second}\n",
+                entry.name, bias.value, bias.error, cosine.value, cosine.error
+            );
+        }
+        write_atomic(self.out.join("lab.csv"), csv.as_bytes())?;
+        self.variances(&at, &base)
+    }
+
+    /// Variances of one sample over the length of runs.
+    fn variances(&self, at: &Experiment<'_>, base: &Antithetic) -> Result<()> {
+        type Make = fn(TruncatedStep, Antithetic) -> Result<Box<dyn GradientEstimator>>;
+        let kinds: [(&str, Make); 3] = [
+            ("PES", |s, c| Ok(Box::new(TruncatedPes::new(s, c)?))),
+            ("new perturbation every 4 windows", |s, c| Ok(Box::new(GeneralizedPes::new(s, c, 4)?))),
+            ("noise-reuse ES", |s, c| Ok(Box::new(NoiseReuseEs::new(s, c)?))),
+        ];
+        let window = self.trunc_length as u64;
+        let lengths = [8, 4, 2, 1].map(|part| (self.length / part).max(window));
+        let mut series = Vec::new();
+        for (name, make) in kinds {
+            let mut line = Series::line(name, Vec::new()).with_band(Vec::new());
+            for length in lengths {
+                let estimator = make(self.runs(length)?, base.clone())?;
+                let at = Experiment { estimates: length.div_ceil(window), ..*at };
+                let v = at.measure(&*estimator)?.total_variance();
+                line.points.push((length as f64, v.value));
+                line.band.get_or_insert_default().push((length as f64, v.interval()[0], v.interval()[1]));
+            }
+            series.push(line);
+        }
+        let plot = Plot {
+            title: "Variance of the mean estimate over one run".into(),
+            x_label: "length of runs, inner steps".into(),
+            y_label: "sum over meta-parameters, 95 % intervals".into(),
+            series,
+            ..Plot::default()
+        };
+        plot.save(self.out.join("variance.svg"))?;
+        println!("written: lab.csv, variance.svg in {}\n", self.out.display());
+        Ok(())
     }
 
     /// Gradient equivalents of an outer step.
@@ -180,12 +275,18 @@ fn run(options: &Options) -> Result<()> {
     if !(1..=10_000).contains(&options.seeds) {
         return Err(Error::invalid(format!("--seeds {}", options.seeds), "expected 1 to 10000"));
     }
+    if options.lab_samples == 1 {
+        return Err(Error::invalid("--lab-samples 1", "expected at least 2, or 0 for no lab"));
+    }
     if !(options.outer_lr > 0.0 && options.outer_lr.is_finite()) {
         return Err(Error::invalid(format!("--outer-lr {}", options.outer_lr), "expected a positive number"));
     }
     let entries = options.entries()?;
     let workers = Workers::new(options.threads)?;
     std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
+    if options.lab_samples > 0 {
+        options.lab(&entries, &workers)?;
+    }
     println!(
         "{} gradient equivalents each, {} seeds, {} tasks x {} of {} steps:\n",
         options.budget, options.seeds, options.num_tasks, options.trunc_length, options.length

@@ -1,5 +1,5 @@
-//! What every optimizer costs: weights of theta, state per parameter, time per parameter and step, on
-//! the 64-32-10 digits MLP. Prints a table and writes it as markdown.
+//! What every optimizer costs: weights of theta, state per parameter, time per parameter and step, and of the step's
+//! derivative, on the 64-32-10 digits MLP. Prints a table and writes it as markdown.
 //!
 //! `cargo run --release --example optimizer_table -- --out lopt/OPTIMIZERS.md` makes the table in lopt's docs.
 
@@ -68,8 +68,8 @@ fn run(options: &Options) -> Result<()> {
     let mut table = format!(
         "# What the optimizers cost\n\nMeasured on one thread of {machine} ({} kernels, {build}) with the {} parameters of the \
          64-{}-10 digits MLP; the fastest of {REPEATS} measurements. Bytes are of f32 slots.\n\n\
-         | optimizer | weights of theta | state, bytes per parameter | ns per parameter and step |\n\
-         |---|---:|---:|---:|\n",
+         | optimizer | weights of theta | state, bytes per parameter | ns per parameter and step | of its derivative |\n\
+         |---|---:|---:|---:|---:|\n",
         kernel::path(),
         params.data.len(),
         options.hidden.iter().map(usize::to_string).collect::<Vec<_>>().join("-"),
@@ -83,11 +83,13 @@ fn run(options: &Options) -> Result<()> {
         }
         let bytes = opt.init(&params, Some(1000), Key::new(0)).slot_bytes() as f64 / n;
         let nanos = nanos_per_step(opt, &params, &grad, loss, options.millis) / n;
-        println!("{name:<22} {weights:>8} {bytes:>8.1} {nanos:>10.2}");
-        let written = writeln!(table, "| `{name}` | {weights} | {bytes:.1} | {nanos:.2} |");
+        let of_vjp = nanos_per_vjp(opt, &params, &grad, (loss, weights), options.millis);
+        let of_vjp = of_vjp.map_or("-".into(), |nanos| format!("{:.2}", nanos / n));
+        println!("{name:<22} {weights:>8} {bytes:>8.1} {nanos:>10.2} {of_vjp:>10}");
+        let written = writeln!(table, "| `{name}` | {weights} | {bytes:.1} | {nanos:.2} | {of_vjp} |");
         written.expect("a string takes everything");
     };
-    println!("{:<22} {:>8} {:>8} {:>10}", "optimizer", "weights", "bytes", "ns");
+    println!("{:<22} {:>8} {:>8} {:>10} {:>10}", "optimizer", "weights", "bytes", "ns", "vjp ns");
     for class in registry::HAND_DESIGNED {
         row(class, 0, &*registry::hand_designed(class, &registry::example_hyperparameters(class))?);
     }
@@ -114,18 +116,47 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The fastest of [`REPEATS`] measurements of about `millis` each. Every measurement starts from a
-/// fresh state, whose step and values do not matter for the time.
+/// Every measurement starts from a fresh state, whose step and values do not matter for the time.
 fn nanos_per_step(opt: &dyn Optimizer, params: &Params, grad: &[f32], loss: f32, millis: u64) -> f64 {
-    let measure = || {
+    let fresh = || {
         let mut state = opt.init(params, Some(1_000_000), Key::new(0));
         opt.update(&mut state, grad, loss, Key::new(0));
-        let (start, mut steps) = (Instant::now(), 0u32);
-        while steps == 0 || start.elapsed().as_millis() < u128::from(millis) {
-            opt.update(&mut state, grad, loss, Key::new(0));
-            steps += 1;
+        state
+    };
+    fastest(millis, fresh, |state| opt.update(state, grad, loss, Key::new(0)))
+}
+
+/// The same of the update's derivative, if it has one; `weights`: the length of theta.
+fn nanos_per_vjp(
+    opt: &dyn Optimizer,
+    params: &Params,
+    grad: &[f32],
+    (loss, weights): (f32, usize),
+    millis: u64,
+) -> Option<f64> {
+    let vjp = opt.update_vjp()?;
+    let fresh = || {
+        let mut state = opt.init(params, Some(1_000_000), Key::new(0));
+        opt.update(&mut state, grad, loss, Key::new(0));
+        let mut after: OptState = state.zeros_like();
+        Key::new(1).fill_normal(&mut after.params);
+        (state, after, vec![0.0; weights])
+    };
+    Some(fastest(millis, fresh, |(state, after, theta)| {
+        std::hint::black_box(vjp.vjp(state, grad, loss, Key::new(0), after, theta));
+    }))
+}
+
+/// Nanoseconds of a call: the fastest of [`REPEATS`] measurements of about `millis` each.
+fn fastest<T>(millis: u64, fresh: impl Fn() -> T, mut call: impl FnMut(&mut T)) -> f64 {
+    let mut measure = || {
+        let mut state = fresh();
+        let (start, mut calls) = (Instant::now(), 0u32);
+        while calls == 0 || start.elapsed().as_millis() < u128::from(millis) {
+            call(&mut state);
+            calls += 1;
         }
-        start.elapsed().as_nanos() as f64 / f64::from(steps)
+        start.elapsed().as_nanos() as f64 / f64::from(calls)
     };
     (0..REPEATS).map(|_| measure()).fold(f64::INFINITY, f64::min)
 }

@@ -5,7 +5,8 @@ use crate::start::started;
 use clap::{Args, ValueEnum};
 use outerloop::lopt::learned::Horizon;
 use outerloop::lopt::{AdafacMlp, Celo, CeloAdam, ControlledAdam};
-use outerloop::outer::{Emphasis, LossScale, Objective, ToldLength, Validation};
+use outerloop::outer::lab::{self, Choice, Experiment, Kind};
+use outerloop::outer::{Emphasis, LossScale, Mixed, Objective, ToldLength, Validation};
 use outerloop::prelude::*;
 use outerloop::tasks::image::ResplitFamily;
 use outerloop::tasks::suite;
@@ -17,6 +18,11 @@ use std::sync::Arc;
 /// it, of its start), and the end of a run counts double: the mean of raw losses is all about its first steps.
 const OBJECTIVE: Objective =
     Objective { scale: LossScale::FittedLog { floor: 1e-3, ceiling: 3.0 }, emphasis: Emphasis::Power(1.0) };
+
+/// Samples per candidate of the estimator `auto`.
+const CHOICE_SAMPLES: u64 = 8;
+/// Estimates in a row whose mean is a sample; each row begins at other places of other runs.
+const CHOICE_ESTIMATES: u64 = 2;
 
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -211,12 +217,17 @@ enum Estimator {
     NoiseReuse,
     /// Truncated evolution strategies.
     Es,
+    /// Truncated evolution strategies and unrolled gradients, mixed by their variances.
+    Mixed,
     /// Evolution strategies over whole runs.
     FullEs,
     /// Backpropagation through truncated unrolls.
     Grad,
     /// Backpropagation through whole runs.
     FullGrad,
+    /// That of the best signal to noise per second at the first theta, with its standard deviation, window and number of
+    /// tasks, measured before the run begins.
+    Auto,
 }
 
 impl Config {
@@ -383,20 +394,52 @@ impl Config {
         })
     }
 
-    pub fn learner(&self, parts: &Parts) -> Result<GradientLearner> {
-        let (family, lopt) = (&parts.family, &parts.lopt);
+    /// The runs that estimators see.
+    fn step(&self, parts: &Parts) -> Result<TruncatedStep> {
         let lengths = TruncationSchedule::LogUniform { min: self.min_length, max: self.max_length };
         let schedule = self.horizon.clone().unwrap_or(lengths);
-        let step = TruncatedStep::new(family.clone(), lopt.clone(), schedule)?
+        TruncatedStep::new(parts.family.clone(), parts.lopt.clone(), schedule)?
             .with_told(self.told)?
             .with_meta_loss(self.meta_loss.meta_loss())
-            .with_objective(self.objective)?;
-        let common = Antithetic {
+            .with_objective(self.objective)
+    }
+
+    fn antithetic(&self) -> Antithetic {
+        Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,
             std: self.std,
             ..Antithetic::default()
+        }
+    }
+
+    /// For the estimator `auto`: measures candidates at the first theta and puts the best in its place.
+    pub fn choose(&mut self, parts: &Parts, workers: &Workers) -> Result<Option<Choice>> {
+        if self.estimator != Estimator::Auto {
+            return Ok(None);
+        }
+        let key = Key::new(self.seed);
+        let theta = parts.lopt.init(key.named("choice, theta"));
+        let step = self.step(parts)?.with_offset(InitialOffset::BurnIn(self.max_length));
+        let candidates = lab::candidates(&step, &self.antithetic())?;
+        let (samples, estimates) = (CHOICE_SAMPLES, CHOICE_ESTIMATES);
+        let at = Experiment { theta: &theta, key: key.named("choice"), samples, warmup: 0, estimates, workers };
+        let choice = lab::choose(&candidates, &at)?;
+        let lab::Settings { kind, std, trunc_length, num_tasks } = choice.settings();
+        self.estimator = match kind {
+            Kind::Pes => Estimator::Pes,
+            Kind::NoiseReuse => Estimator::NoiseReuse,
+            Kind::Es => Estimator::Es,
+            Kind::Mixed => Estimator::Mixed,
+            Kind::Grad => Estimator::Grad,
         };
+        (self.std, self.trunc_length, self.num_tasks) = (std, trunc_length, num_tasks);
+        Ok(Some(choice))
+    }
+
+    pub fn learner(&self, parts: &Parts) -> Result<GradientLearner> {
+        let (family, lopt) = (&parts.family, &parts.lopt);
+        let (step, common) = (self.step(parts)?, self.antithetic());
         let sweep = SweepConfig::default();
         let estimator: Box<dyn GradientEstimator> = match self.estimator {
             // Lanes start at random points of their runs, so that every outer step sees all ages.
@@ -409,9 +452,16 @@ impl Config {
             Estimator::Es => {
                 Box::new(TruncatedEs::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
             }
+            Estimator::Mixed => {
+                let step = step.with_offset(InitialOffset::BurnIn(self.max_length));
+                Box::new(Mixed::new(step, common, sweep)?)
+            }
             Estimator::FullEs => Box::new(FullEs::new(step, common, FullLoss::Mean)?),
             Estimator::Grad => Box::new(TruncatedGrad::new(step, self.num_tasks, self.trunc_length, sweep)?),
             Estimator::FullGrad => Box::new(FullGrad::new(step, self.num_tasks, sweep)?),
+            Estimator::Auto => {
+                return Err(Error::invalid("estimator = auto", "expected one that was chosen before the run"))
+            }
         };
         let lr = Cosine {
             peak: self.outer_lr,

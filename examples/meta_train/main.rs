@@ -44,6 +44,9 @@ fn run(options: Options) -> Result<()> {
     let config = &settings.config;
     println!("{}", config.summary(&**lopt, workers.threads()));
     println!("run directory: {}", dir.path().display());
+    if let Some(choice) = &plan.choice {
+        println!("chosen: {} (all candidates: {})", choice.settings(), dir.file(plan::CHOICE).display());
+    }
     settings.overrides.iter().for_each(|change| println!("{change}"));
 
     let file = dir.file("theta.safetensors");

@@ -3,7 +3,11 @@
 use crate::contest::contest;
 use crate::options::Options;
 use crate::settings::{At, Parts, Settings, FILE};
+use outerloop::outer::lab::Choice;
 use outerloop::prelude::*;
+
+/// The file of what the estimator `auto` was chosen by.
+pub const CHOICE: &str = "choice.csv";
 
 /// A run that can begin, or go on.
 pub struct Plan {
@@ -12,6 +16,8 @@ pub struct Plan {
     pub parts: Parts,
     pub learner: GradientLearner,
     pub resume: bool,
+    /// How the estimator was chosen, if it was measured.
+    pub choice: Option<Choice>,
     /// Saved states that the settings were changed for, with their directories.
     adopted: Vec<(RunDir, LearnerState)>,
 }
@@ -28,12 +34,13 @@ impl Plan {
     }
 
     fn fresh(options: &Options, dir: RunDir) -> Result<Self> {
-        dir.check_free(&[FILE])?;
-        let settings = Settings { config: options.config.clone(), overrides: Vec::new() };
+        dir.check_free(&[FILE, CHOICE])?;
+        let mut settings = Settings { config: options.config.clone(), overrides: Vec::new() };
         settings.config.check()?;
         let parts = settings.config.parts()?;
+        let choice = settings.config.choose(&parts, &Workers::new(options.threads)?)?;
         let learner = settings.learner(&parts)?;
-        Ok(Plan { dir, settings, parts, learner, resume: false, adopted: Vec::new() })
+        Ok(Plan { dir, settings, parts, learner, resume: false, choice, adopted: Vec::new() })
     }
 
     fn resume(options: &Options, dir: RunDir) -> Result<Self> {
@@ -57,13 +64,16 @@ impl Plan {
             let state = if settings == saved { state } else { learner.adopt(&before, state)? };
             adopted.push((own, state));
         }
-        Ok(Plan { dir, settings, parts, learner, resume: true, adopted })
+        Ok(Plan { dir, settings, parts, learner, resume: true, choice: None, adopted })
     }
 
     /// The first to write: the run directory, its settings, and states that go on under changed ones.
     pub fn begin(&self) -> Result<()> {
         if !self.resume {
             self.dir.create()?;
+        }
+        if let Some(choice) = &self.choice {
+            write_atomic(self.dir.file(CHOICE), choice.csv().as_bytes())?;
         }
         write_atomic(self.dir.file(FILE), self.settings.to_toml()?.as_bytes())?;
         // Killed here, the next resume finds the change in the settings and makes up for it: `state_under`.

@@ -115,6 +115,26 @@ fn settings_out_of_range_are_refused_before_anything_is_written() {
 }
 
 #[test]
+fn the_estimator_auto_is_chosen_once_and_kept_with_its_evidence() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("run");
+    stopped(&dir, &format!("{SMALL} --estimator auto --outer-steps 3"), 2);
+    let settings = std::fs::read_to_string(dir.join(FILE)).unwrap();
+    let table: toml::Table = toml::from_str(&settings).unwrap();
+    let chosen = table["estimator"].as_str().unwrap();
+    let evidence = std::fs::read_to_string(dir.join("choice.csv")).unwrap();
+    let best = evidence.lines().find(|l| l.starts_with("true,")).unwrap();
+    let fields: Vec<&str> = best.split(',').collect();
+    assert_eq!(fields[1].to_lowercase(), chosen.replace('-', ""));
+    assert_eq!(fields[3].parse::<i64>().unwrap(), table["trunc_length"].as_integer().unwrap());
+    assert_eq!(fields[4].parse::<i64>().unwrap(), table["num_tasks"].as_integer().unwrap());
+    // What was chosen stays, and nothing is measured again.
+    run(options(&dir, "--resume")).unwrap();
+    assert_eq!(std::fs::read_to_string(dir.join(FILE)).unwrap(), settings);
+    assert_eq!(std::fs::read_to_string(dir.join("choice.csv")).unwrap(), evidence);
+}
+
+#[test]
 fn a_directory_is_free_until_a_run_or_something_foreign_is_in_it() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("run");
