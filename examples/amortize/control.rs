@@ -7,7 +7,8 @@ use outerloop::amortized::matrix::Matrix;
 use outerloop::amortized::model::{Full, Model, Semi};
 use outerloop::amortized::problem::Problem;
 use outerloop::amortized::problems::lqr::{Lqr, LqrPolicy};
-use outerloop::amortized::problems::pendulum::{rollout, Pendulum};
+use outerloop::amortized::problems::lqr_policies::{Shooting, SoftPolicy};
+use outerloop::amortized::problems::pendulum::{rollout, Pendulum, MAX_TORQUE};
 use outerloop::amortized::solve::CrossEntropy;
 use outerloop::amortized::task::{AmortizedTask, Pool, Training};
 use outerloop::core::{BatchKey, Key, Result, Split, Typed};
@@ -38,16 +39,68 @@ fn lqr(o: &Options) -> Result<()> {
         let theta = o.train(&format!("lqr-{name}"), Arc::new(Typed::new(task.clone())), 2e-2, 1500)?;
         rows.push((format!("linear policy by {name}"), excess(&problem, &task, &theta, o.seed)));
     }
-    table("LQR: cost of one action and the optimal policy, over the Riccati cost, 1000 unseen states", &rows);
+    rows.extend(further_policies(o, &problem.0)?);
+    table(
+        "LQR: cost of the action and then the optimal policy, over the Riccati cost, 1000 unseen states",
+        &rows,
+    );
     Ok(())
+}
+
+/// Stochastic policies, and three actions at once.
+fn further_policies(o: &Options, lqr: &Lqr) -> Result<Vec<(String, String)>> {
+    let linear = Full { hidden: Vec::new(), ..Full::default() };
+    let soft = SoftPolicy { lqr: lqr.clone(), temperature: 0.1 };
+    let task = AmortizedTask::new(soft.clone(), linear.clone(), Training::default())?;
+    let theta = o.train("lqr-soft", Arc::new(Typed::new(task.clone())), 2e-2, 1500)?;
+    let x = states(&soft, o.seed);
+    let y = task.predict::<f64>(&wide(&theta), &x, Key::new(0)).pop().unwrap_or_default();
+    let m = soft.lqr.b.cols;
+    let (mut cost, mut best, mut off) = (0.0, 0.0, 0.0f64);
+    for (x, y) in x.chunks(4).zip(y.chunks(2 * m)) {
+        let want = soft.optimum(x).map_or_else(Vec::new, |o| o.y);
+        cost += lqr.q_value(x, &y[..m]).0;
+        best += lqr.optimal_cost(x);
+        let ratio = |i: usize| (y[i] - want[i]).exp().max((want[i] - y[i]).exp()) - 1.0;
+        off = (m..2 * m).map(ratio).fold(off, f64::max);
+    }
+    let stochastic = format!(
+        "+{:.4} % at its mean, standard deviations within {:.2} % of the best",
+        100.0 * (cost / best - 1.0),
+        100.0 * off
+    );
+    let shooting = Shooting { lqr: lqr.clone(), horizon: 3 };
+    let task = AmortizedTask::new(shooting.clone(), linear, Training::default())?;
+    let theta = o.train("lqr-shooting", Arc::new(Typed::new(task.clone())), 2e-2, 1500)?;
+    let x = states(&shooting, o.seed);
+    let y = task.predict::<f64>(&wide(&theta), &x, Key::new(0)).pop().unwrap_or_default();
+    let (mut cost, mut best) = (0.0, 0.0);
+    for (x, y) in x.chunks(4).zip(y.chunks(3 * m)) {
+        let actions: Vec<Vec<f64>> = y.chunks(m).map(<[f64]>::to_vec).collect();
+        cost += lqr.shooting(x, &actions, &lqr.p).0;
+        best += lqr.optimal_cost(x);
+    }
+    Ok(vec![
+        ("stochastic policy (KL to exp(-Q/0.1))".into(), stochastic),
+        ("three actions at once, through the model".into(), format!("+{:.4} %", 100.0 * (cost / best - 1.0))),
+    ])
+}
+
+/// 1000 unseen states.
+fn states<P: Problem>(problem: &P, seed: u64) -> Vec<f64> {
+    let mut x = vec![0.0; 1000 * problem.context_dim()];
+    problem.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + seed) }, &mut x);
+    x
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// How far a policy's cost-to-go is above the optimal policy's, in percent.
 fn excess<M: Model>(p: &LqrPolicy, task: &AmortizedTask<LqrPolicy, M>, theta: &[f32], seed: u64) -> String {
-    let mut x = vec![0.0; 4000];
-    p.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + seed) }, &mut x);
-    let actions =
-        task.predict::<f64>(&theta.iter().map(|t| f64::from(*t)).collect::<Vec<_>>(), &x, Key::new(0));
+    let x = states(p, seed);
+    let actions = task.predict::<f64>(&wide(theta), &x, Key::new(0));
     let rows = x.chunks(4).zip(actions[actions.len() - 1].chunks(2));
     let (cost, best) =
         rows.fold((0.0, 0.0), |(c, b), (x, u)| (c + p.0.q_value(x, u).0, b + p.0.optimal_cost(x)));
@@ -62,6 +115,18 @@ fn pendulum(o: &Options) -> Result<()> {
     let semi = AmortizedTask::new(problem.clone(), semi, Training::default())?;
     let theta = o.train("pendulum-full", Arc::new(Typed::new(full.clone())), 1e-3, 1500)?;
     let theta_semi = o.train("pendulum-semi", Arc::new(Typed::new(semi.clone())), 1e-3, 500)?;
+    let search = |x: &[f64], i: usize| -> Vec<f64> {
+        let f = |u: &[f64]| rollout([x[0], x[1]], u).total();
+        CrossEntropy::default().minimize(problem.horizon, f, Key::new(9).fold_in(i as u64))
+    };
+    // The expert: torques of the cross-entropy method for 300 states, in units of 2.
+    eprintln!("asking the cross-entropy method for 300 states");
+    let expert = Pool::solved(&problem, 300, Key::new(o.seed).named("expert"), |x| {
+        search(x, 0).iter().map(|u| u / MAX_TORQUE).collect()
+    });
+    let cloning = Training { loss: Loss::Regression, pool: Some(Arc::new(expert)), ..Training::default() };
+    let clone = AmortizedTask::new(problem.clone(), Full::default(), cloning)?;
+    let theta_clone = o.train("pendulum-cloning", Arc::new(Typed::new(clone.clone())), 1e-3, 1500)?;
     let n = 100;
     let mut x = vec![0.0; 2 * n];
     problem.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + o.seed) }, &mut x);
@@ -81,12 +146,11 @@ fn pendulum(o: &Options) -> Result<()> {
     rows.push(("iterative policy, 0 and 5 gradient encodings".into(), {
         format!("{:.4}, {:.4}", cost(&refined[0]), cost(&refined[5]))
     }));
-    let searched = x.chunks(2).take(20).enumerate().map(|(i, x)| {
-        let f = |u: &[f64]| rollout([x[0], x[1]], u).total();
-        f(&CrossEntropy::default().minimize(problem.horizon, f, Key::new(9).fold_in(i as u64)))
-    });
+    let cloned = clone.predict::<f32>(&theta_clone, &x, Key::new(0)).pop().unwrap_or_default();
+    rows.push(("cloned from the cross-entropy method".into(), format!("{:.4}", cost(&cloned))));
+    let searched = x.chunks(2).enumerate().map(|(i, x)| rollout([x[0], x[1]], &search(x, i)).total());
     rows.push((
-        "cross-entropy method, first 20 states".into(),
+        "cross-entropy method for every state".into(),
         format!("{:.4}", mean(&searched.collect::<Vec<_>>()).0),
     ));
     table(&format!("pendulum, {} torques at once, {n} unseen states", problem.horizon), &rows);

@@ -6,17 +6,18 @@
 
 mod control;
 mod figures;
+mod fixed_point;
 mod maml;
+mod qp;
 mod rank;
 mod sparse;
 mod sphere;
+mod transport;
 
 use clap::{Parser, Subcommand};
-use outerloop::amortized::train::task_learner;
+use outerloop::amortized::report::{mean, median, table};
+use outerloop::amortized::train::TrainRun;
 use outerloop::core::{FlatTask, Result};
-use outerloop::lopt::hand::Adam;
-use outerloop::outer::run::{meta_train, RunConfig, RunDir};
-use outerloop::outer::Workers;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -50,8 +51,14 @@ enum What {
     Sphere(Options),
     /// Sparse coding: ISTA, FISTA and learned ISTA.
     Sparse(Options),
-    /// Sinusoids by MAML: first order, second order, Reptile.
+    /// Fixed points: a learned start and learned mixing against Anderson's.
+    FixedPoint(Options),
+    /// Sinusoids by MAML: first order, second order, Reptile, implicit.
     Maml(Options),
+    /// Optimal transport between digits: predicted potentials that Sinkhorn finishes.
+    Transport(Options),
+    /// Quadratic programs by ADMM, its step parameter chosen by a policy from evolution strategies.
+    Qp(Options),
     /// LQR and the pendulum: policies by objective and by cloning an expert.
     Control(Options),
     /// Learning to rank through a perturbed ranking and its Fenchel-Young loss.
@@ -64,7 +71,10 @@ fn main() -> std::process::ExitCode {
     let outcome = match Cli::parse().what {
         What::Sphere(o) => sphere::run(&o),
         What::Sparse(o) => sparse::run(&o),
+        What::FixedPoint(o) => fixed_point::run(&o),
         What::Maml(o) => maml::run(&o),
+        What::Transport(o) => transport::run(&o),
+        What::Qp(o) => qp::run(&o),
         What::Control(o) => control::run(&o),
         What::Rank(o) => rank::run(&o),
         What::Figures(o) => figures::run(&o),
@@ -79,33 +89,16 @@ fn main() -> std::process::ExitCode {
 }
 
 impl Options {
+    /// Training steps, where the user names none.
+    fn steps_or(&self, steps: u64) -> u64 {
+        self.steps.unwrap_or(steps)
+    }
+    /// Where training runs go.
+    fn runs(&self) -> TrainRun {
+        TrainRun { dir: self.dir.clone(), seed: self.seed, resume: self.resume }
+    }
     /// Trains a task's parameters with Adam in `dir/name` and returns them.
     fn train(&self, name: &str, task: Arc<dyn FlatTask>, rate: f64, steps: u64) -> Result<Vec<f32>> {
-        let steps = self.steps.unwrap_or(steps);
-        eprintln!("training {name}: {} parameters, {steps} steps", task.layout().len());
-        let opt = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
-        let learner = task_learner(task, Box::new(opt), steps, 1)?;
-        let dir = RunDir::new(self.dir.join(name));
-        let resume = self.resume && dir.checkpoint().exists();
-        let config = RunConfig { seed: self.seed, resume, checkpoint_every: 1000, ..RunConfig::default() };
-        let state = meta_train(&learner, &Workers::new(1)?, &dir, &config)?;
-        Ok(learner.chosen_theta(&state).into_owned())
+        self.runs().fit(name, task, rate, self.steps_or(steps))
     }
-}
-
-/// Prints rows of a table.
-fn table(title: &str, rows: &[(String, String)]) {
-    let width = rows.iter().map(|r| r.0.chars().count()).max().unwrap_or(0);
-    println!("\n{title}");
-    for (name, value) in rows {
-        println!("  {name:<width$}  {value}");
-    }
-}
-
-/// Mean and standard error.
-fn mean(x: &[f64]) -> (f64, f64) {
-    let n = x.len() as f64;
-    let mean = x.iter().sum::<f64>() / n;
-    let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    (mean, (var / n).sqrt())
 }

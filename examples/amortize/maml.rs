@@ -1,16 +1,33 @@
-//! Sinusoids: query losses before and after adaptation, by the order of the meta-gradient.
+//! Sinusoids: query losses before and after adaptation, by the kind of meta-gradient.
 
 use crate::{mean, table, Options};
 use outerloop::amortized::problems::maml::{Order, SinusoidMaml};
+use outerloop::amortized::problems::maml_implicit::{ImplicitMaml, ImplicitMamlGradient};
+use outerloop::amortized::train::parameter_learner;
 use outerloop::core::ops::Through;
 use outerloop::core::tensor::{host_data, Backend, Cpu, NoneTape, Tensor};
 use outerloop::core::{Key, Result, Typed};
+use outerloop::lopt::hand::Adam;
 use outerloop::outer::plot::{Plot, Series};
 use std::sync::Arc;
+
+/// Gradient steps on an unseen sine.
+const STEPS: usize = 10;
 
 pub fn run(o: &Options) -> Result<()> {
     let mut rows = Vec::new();
     let mut series = Vec::new();
+    let mut report = |name: &str, task: &SinusoidMaml, theta: &[f32]| {
+        let curve = adapted(task, theta, o.seed);
+        let losses = |t: usize| mean(&curve.iter().map(|c| c[t]).collect::<Vec<f64>>());
+        let show = |t: usize| {
+            let (m, e) = losses(t);
+            format!("{m:.3} +- {e:.3}")
+        };
+        let value = format!("before {}   1 step {}   10 steps {}", show(0), show(1), show(STEPS));
+        rows.push((name.to_string(), value));
+        series.push(Series::line(name, (0..=STEPS).map(|t| (t as f64, losses(t).0)).collect()));
+    };
     for order in [Order::Second, Order::First, Order::Reptile] {
         // Reptile needs several inner steps: one step's direction is the plain gradient.
         let inner_steps = if order == Order::Reptile { 5 } else { 1 };
@@ -18,15 +35,15 @@ pub fn run(o: &Options) -> Result<()> {
         let name = format!("maml-{order:?}").to_lowercase();
         // Reptile's direction is as long as the inner steps: Adam does not mind.
         let theta = o.train(&name, Arc::new(Typed::new(task.clone())), 1e-3, 3000)?;
-        let curve = adapted(&task, &theta, o.seed);
-        let losses = |t: usize| mean(&curve.iter().map(|c| c[t]).collect::<Vec<f64>>());
-        let show = |t: usize| {
-            let (m, e) = losses(t);
-            format!("{m:.3} +- {e:.3}")
-        };
-        rows.push((name.clone(), format!("before {}   1 step {}   10 steps {}", show(0), show(1), show(10))));
-        series.push(Series::line(name, (0..=10).map(|t| (t as f64, losses(t).0)).collect()));
+        report(&name, &task, &theta);
     }
+    let implicit = ImplicitMaml::default();
+    let weights = Arc::new(Typed::new(implicit.maml.clone()));
+    let estimator = ImplicitMamlGradient::new(implicit.clone())?;
+    let learner =
+        parameter_learner(weights, Box::new(estimator), Box::new(Adam::new(1e-3)), o.steps_or(1500))?;
+    let theta = o.runs().train("maml-implicit", &learner)?;
+    report("maml-implicit", &implicit.maml, &theta);
     table("query loss on 200 unseen sines, 10 points each", &rows);
     Plot {
         title: "adaptation to unseen sines".into(),
@@ -38,7 +55,7 @@ pub fn run(o: &Options) -> Result<()> {
     .save(o.dir.join("maml.svg"))
 }
 
-/// Query losses of 200 sines after 0 to 10 steps.
+/// Query losses of 200 sines after every number of steps.
 fn adapted(task: &SinusoidMaml, theta: &[f32], seed: u64) -> Vec<Vec<f64>> {
     let dev = Cpu::default();
     let one = SinusoidMaml { inner_steps: 1, ..task.clone() };
@@ -46,7 +63,7 @@ fn adapted(task: &SinusoidMaml, theta: &[f32], seed: u64) -> Vec<Vec<f64>> {
         let [support, query] = one.episode::<f32, Cpu>(&dev, Key::new(1 + seed).named("test").fold_in(i));
         let mut w: Tensor<(usize,), f32, Cpu> = dev.filled((theta.len(),), |w| w.copy_from_slice(theta));
         let mut losses = Vec::new();
-        for _ in 0..=10 {
+        for _ in 0..=STEPS {
             losses.push(f64::from(host_data(&one.net.mse(&w, &query))[0]));
             w = one.adapt::<f32, Cpu, NoneTape>(w, &support, Through::Stopped);
         }

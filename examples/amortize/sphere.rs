@@ -1,84 +1,86 @@
 //! Functions on the sphere: regret on unseen ones.
 
-use crate::{mean, table, Options};
-use outerloop::amortized::model::{Full, Semi};
+use crate::{mean, median, table, Options};
+use outerloop::amortized::loss::Iterates;
+use outerloop::amortized::model::{Full, Rule, Semi, Weights};
 use outerloop::amortized::problem::{Optimum, Problem};
-use outerloop::amortized::problems::sphere::{project, Sphere};
+use outerloop::amortized::problems::sphere::{project, SoftMin, Sphere};
+use outerloop::amortized::problems::sphere_tutorial::tutorial;
 use outerloop::amortized::task::{AmortizedTask, Training};
-use outerloop::core::{BatchKey, Key, Result, Split, Typed};
+use outerloop::amortized::train::{task_learner, train_task};
+use outerloop::core::{BatchKey, FlatTask, Key, Result, Split, Typed};
+use outerloop::lopt::hand::Adam;
 use outerloop::outer::plot::{Plot, Scale, Series};
+use outerloop::outer::Workers;
 use std::sync::Arc;
 
 /// Unseen functions.
 const UNSEEN: usize = 1000;
+/// Training steps.
+const STEPS: u64 = 6000;
+/// Seeds of the tutorial's experiment.
+const SEEDS: u64 = 20;
 
 pub fn run(o: &Options) -> Result<()> {
     let problem = Sphere::default();
     let training = Training::default();
     let full = AmortizedTask::new(problem.clone(), Full::default(), training.clone())?;
-    let semi = AmortizedTask::new(problem.clone(), Semi::refined(Full::default(), 0.3, 5), training)?;
-    let theta_full = o.train("sphere-full", Arc::new(Typed::new(full.clone())), 5e-4, 6000)?;
-    let theta_semi = o.train("sphere-semi", Arc::new(Typed::new(semi.clone())), 5e-4, 3000)?;
+    let theta_full = o.train("sphere-full", Arc::new(Typed::new(full.clone())), 5e-4, STEPS)?;
+    // A prediction, then steps of learned rates: 1 is Newton's where one component alone counts.
+    let gradient = Semi { weights: Weights::PerStep, ..Semi::refined(Full::default(), 1.0, 5) };
+    let momentum = Semi { rule: Rule::Momentum { rate: 0.6 }, ..gradient.clone() };
+    let all = Training { iterates: Iterates::Mean, ..training.clone() };
+    let mut learned = Vec::new();
+    for (name, model, training) in
+        [("last", gradient.clone(), training), ("mean", gradient, all.clone()), ("momentum", momentum, all)]
+    {
+        let semi = AmortizedTask::new(problem.clone(), model, training)?;
+        let run = format!("sphere-semi-{name}");
+        let theta = o.train(&run, Arc::new(Typed::new(semi.clone())), 5e-4, STEPS)?;
+        learned.push((name, semi, theta));
+    }
 
     let c = problem.context_dim();
     let mut x = vec![0.0; UNSEEN * c];
     problem.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + o.seed) }, &mut x);
     eprintln!("solving {UNSEEN} unseen functions");
-    let best: Vec<Optimum> = x.chunks(c).filter_map(|x| problem.optimum(x)).collect();
-    let regret = |y: &[f32]| -> Vec<f64> {
-        let rows = x.chunks(c).zip(y.chunks(3)).zip(&best);
-        rows.map(|((x, y), b)| {
-            let y: Vec<f64> = y.iter().map(|y| f64::from(*y)).collect();
-            problem.function(x).value(&y) - b.value
-        })
-        .collect()
-    };
-    let by_component = |least_alpha: bool| -> Vec<f64> {
-        let rows = x.chunks(c).zip(&best);
-        rows.map(|(x, b)| {
-            let (z, alpha) = x.split_at(12);
-            let f = problem.function(x);
-            let values: Vec<f64> = z.chunks(3).map(|z| f.value(z)).collect();
-            let pick = (0..4).min_by(|i, j| match least_alpha {
-                true => alpha[*i].total_cmp(&alpha[*j]),
-                false => values[*i].total_cmp(&values[*j]),
-            });
-            values[pick.unwrap_or(0)] - b.value
-        })
-        .collect()
-    };
+    let unseen = Functions::new(&problem, &x);
     let start = full.predict::<f32>(&theta_full, &x, Key::new(0)).pop().unwrap_or_default();
-    let descended = |steps: usize| -> Vec<f64> {
-        let rows = x.chunks(c).zip(start.chunks(3)).zip(&best);
-        rows.map(|((x, y), b)| {
-            let f = problem.function(x);
-            let y = project(&y.iter().map(|y| f64::from(*y)).collect::<Vec<f64>>());
-            f.value(&f.descend(y, steps)) - b.value
-        })
-        .collect()
-    };
-    let iterates = semi.predict::<f32>(&theta_semi, &x, Key::new(0));
     let mut rows = vec![
-        ("component of least offset".to_string(), by_component(true)),
-        ("best of the 4 components".into(), by_component(false)),
-        ("full model".into(), regret(&start)),
-        ("full model + 5 Riemannian steps (line search)".into(), descended(5)),
-        ("full model + 50 Riemannian steps (line search)".into(), descended(50)),
+        ("component of least offset".to_string(), unseen.by_component(true)),
+        ("best of the 4 components".into(), unseen.by_component(false)),
+        ("full model".into(), unseen.regret(&start)),
     ];
-    for (t, y) in iterates.iter().enumerate() {
-        rows.push((format!("semi-amortized after {t} learned steps"), regret(y)));
+    for steps in [5, 10, 50] {
+        let name = format!("full model + {steps} Riemannian steps (line search)");
+        rows.push((name, unseen.descended(&start, steps)));
+    }
+    let mut paths = Vec::new();
+    for (name, semi, theta) in &learned {
+        let iterates = semi.predict::<f32>(theta, &x, Key::new(0));
+        let title = match *name {
+            "last" => "semi-amortized, loss of the last iterate",
+            "mean" => "semi-amortized, loss of all iterates",
+            _ => "the same with momentum",
+        };
+        for t in [0, iterates.len() - 1] {
+            rows.push((format!("{title}: {t} learned steps"), unseen.regret(&iterates[t])));
+        }
+        paths.push(iterates);
     }
     let nan = rows.iter().flat_map(|r| &r.1).filter(|r| !r.is_finite()).count();
-    let shown: Vec<(String, String)> = rows
+    let mut shown: Vec<(String, String)> = rows
         .iter()
         .map(|(name, r)| {
             let (m, e) = mean(r);
-            let mut sorted = r.clone();
-            sorted.sort_by(f64::total_cmp);
-            (name.clone(), format!("{m:.4} +- {e:.4}   median {:.4}", sorted[UNSEEN / 2]))
+            (name.clone(), format!("{m:.4} +- {e:.4}   median {:.4}", median(r)))
         })
         .collect();
-    table(&format!("regret on {UNSEEN} unseen functions ({nan} not finite)"), &shown);
+    shown.push(("the tutorial's 8 functions, 100 steps".into(), tutorial_regret(o.seed)?));
+    table(
+        &format!("regret on {UNSEEN} unseen functions, {} steps ({nan} not finite)", o.steps_or(STEPS)),
+        &shown,
+    );
 
     let series = rows.iter().filter(|r| !r.0.starts_with("component")).map(|(name, r)| {
         let mut sorted = r.clone();
@@ -95,7 +97,75 @@ pub fn run(o: &Options) -> Result<()> {
         ..Plot::default()
     };
     plot.save(o.dir.join("sphere_regret.svg"))?;
-    map(&problem, &x[..c], &iterates, &best[0]).save(o.dir.join("sphere_path.svg"))
+    map(&problem, &x[..c], &paths[0], &unseen.best[0]).save(o.dir.join("sphere_path.svg"))
+}
+
+/// Functions with their optima.
+struct Functions<'a> {
+    problem: &'a Sphere,
+    x: &'a [f64],
+    best: Vec<Optimum>,
+}
+
+impl<'a> Functions<'a> {
+    fn new(problem: &'a Sphere, x: &'a [f64]) -> Self {
+        let best = x.chunks(problem.context_dim()).filter_map(|x| problem.optimum(x)).collect();
+        Functions { problem, x, best }
+    }
+    /// What every function, given with its number and context, is above its optimum.
+    fn each(&self, value: impl Fn(usize, &SoftMin, &[f64]) -> f64) -> Vec<f64> {
+        let rows = self.x.chunks(self.problem.context_dim()).zip(&self.best).enumerate();
+        rows.map(|(i, (x, b))| value(i, &self.problem.function(x), x) - b.value).collect()
+    }
+    /// Of points in space.
+    fn regret(&self, y: &[f32]) -> Vec<f64> {
+        self.each(|i, f, _| f.value(&wide(&y[3 * i..][..3])))
+    }
+    /// Of the component that has the least offset, or value.
+    fn by_component(&self, least_alpha: bool) -> Vec<f64> {
+        self.each(|_, f, x| {
+            let (z, alpha) = x.split_at(12);
+            let values: Vec<f64> = z.chunks(3).map(|z| f.value(z)).collect();
+            let pick = (0..4).min_by(|i, j| match least_alpha {
+                true => alpha[*i].total_cmp(&alpha[*j]),
+                false => values[*i].total_cmp(&values[*j]),
+            });
+            values[pick.unwrap_or(0)]
+        })
+    }
+    /// Of Riemannian descent with line search from points in space.
+    fn descended(&self, y: &[f32], steps: usize) -> Vec<f64> {
+        self.each(|i, f, _| f.value(&f.descend(project(&wide(&y[3 * i..][..3])), steps)))
+    }
+}
+
+fn wide(y: &[f32]) -> Vec<f64> {
+    y.iter().map(|y| f64::from(*y)).collect()
+}
+
+/// Mean regret after 100 steps on the tutorial's functions, over seeds.
+fn tutorial_regret(seed: u64) -> Result<String> {
+    let problem = tutorial();
+    let x = problem.fixed.concat();
+    let functions = Functions::new(&problem, &x);
+    let training = Training { batch_size: problem.fixed.len(), ..Training::default() };
+    let task = AmortizedTask::new(problem.clone(), Full::default(), training)?;
+    let flat: Arc<dyn FlatTask> = Arc::new(Typed::new(task.clone()));
+    let (workers, mut means) = (Workers::new(1)?, Vec::new());
+    for i in 0..SEEDS {
+        let opt = Adam { epsilon_root: 0.0, ..Adam::new(5e-4) };
+        let learner = task_learner(flat.clone(), Box::new(opt), 100, 1)?;
+        let state = train_task(&learner, Key::new(seed + i), &workers, |_, _| {})?;
+        let y = task.predict::<f32>(&state.theta.params, &x, Key::new(0)).pop().unwrap_or_default();
+        means.push(mean(&functions.regret(&y)).0);
+    }
+    let (m, error) = mean(&means);
+    let nan = means.iter().filter(|m| !m.is_finite()).count();
+    let std = error * (SEEDS as f64).sqrt();
+    Ok(format!(
+        "{m:.4} +- {std:.4} (std over {SEEDS} seeds, {nan} not finite)   median {:.4}",
+        median(&means)
+    ))
 }
 
 /// Mollweide's projection of a point on the sphere.
