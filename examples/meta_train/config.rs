@@ -423,7 +423,8 @@ impl Config {
         let step = self.step(parts)?.with_offset(InitialOffset::BurnIn(self.max_length));
         let candidates = lab::candidates(&step, &self.antithetic())?;
         let (samples, estimates) = (CHOICE_SAMPLES, CHOICE_ESTIMATES);
-        let at = Experiment { theta: &theta, key: key.named("choice"), samples, warmup: 0, estimates, workers };
+        let at =
+            Experiment { theta: &theta, key: key.named("choice"), samples, warmup: 0, estimates, workers };
         let choice = lab::choose(&candidates, &at)?;
         let lab::Settings { kind, std, trunc_length, num_tasks } = choice.settings();
         self.estimator = match kind {

@@ -94,7 +94,11 @@ fn fit(
 ) -> Result<RatioEstimator> {
     let is_symmetric = o.symmetries || o.net == "iid";
     if is_symmetric && !o.simulator.starts_with("slcp") {
-        return Err(Error::mismatch("--symmetries, --net iid: simulator", "slcp or slcp_sbibm", &o.simulator));
+        return Err(Error::mismatch(
+            "--symmetries, --net iid: simulator",
+            "slcp or slcp_sbibm",
+            &o.simulator,
+        ));
     }
     let even = if is_symmetric { vec![2, 3] } else { Vec::new() };
     let features = Features::fit(&data, FeatureConfig { even, data: DataScale::Both })?;
