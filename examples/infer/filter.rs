@@ -1,11 +1,12 @@
 //! Amortized filters in a linear-Gaussian model.
 
-use crate::{mean, table, Options};
+use crate::Options;
 use outerloop::amortized::inference::filter::FilterStep;
 use outerloop::amortized::inference::kalman::LinearGaussian;
 use outerloop::amortized::matrix::Matrix;
 use outerloop::amortized::model::{Full, Model, Rule, Semi, Shown, Start};
 use outerloop::amortized::problem::Problem;
+use outerloop::amortized::report::{mean, table};
 use outerloop::amortized::task::{AmortizedTask, Training};
 use outerloop::core::{Key, Result, Typed};
 use outerloop::outer::plot::{Plot, Series};

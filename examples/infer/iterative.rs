@@ -1,6 +1,6 @@
 //! Direct encoder, iterative inference in many forms, and SVI on binarized digits, at equal epochs.
 
-use crate::{adam, mean, show, table, Options};
+use crate::{adam, show, Options};
 use outerloop::amortized::evaluate::{amortization_gap, GapConfig};
 use outerloop::amortized::inference::hierarchical::HierarchicalVae;
 use outerloop::amortized::inference::iterative::{Encoding, Flow, Iterative, Share};
@@ -9,6 +9,7 @@ use outerloop::amortized::inference::vae::{DecoderBounds, IterativeTask, Pixels,
 use outerloop::amortized::model::{self, Full, Model, Semi, Shown, Start};
 use outerloop::amortized::net::{Act, Init, Mlp};
 use outerloop::amortized::problem::{ContextTask, Problem};
+use outerloop::amortized::report::{mean, table};
 use outerloop::amortized::task::{AmortizedTask, Training};
 use outerloop::core::{Error, Key, Optimizer, Result, Typed};
 use outerloop::lopt::hand::{Adam, Cosine};

@@ -7,11 +7,10 @@ mod iterative;
 mod vae;
 
 use clap::{Parser, Subcommand};
-use outerloop::amortized::train::task_learner;
+use outerloop::amortized::report::mean;
+use outerloop::amortized::train::{task_learner, TrainRun};
 use outerloop::core::{FlatTask, Optimizer, Result};
 use outerloop::lopt::hand::Adam;
-use outerloop::outer::run::{meta_train, RunConfig, RunDir};
-use outerloop::outer::Workers;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -82,31 +81,9 @@ impl Options {
         steps: u64,
         seed: u64,
     ) -> Result<Vec<f32>> {
-        eprintln!("training {name}: {} parameters, {steps} steps", task.layout().len());
-        let learner = task_learner(task, opt, steps, 1)?;
-        let dir = RunDir::new(self.dir.join(name));
-        let resume = self.resume && dir.checkpoint().exists();
-        let config = RunConfig { seed, resume, checkpoint_every: 1000, ..RunConfig::default() };
-        let state = meta_train(&learner, &Workers::new(1)?, &dir, &config)?;
-        Ok(learner.chosen_theta(&state).into_owned())
+        let run = TrainRun { dir: self.dir.clone(), seed, resume: self.resume };
+        run.train(name, &task_learner(task, opt, steps, 1)?)
     }
-}
-
-/// Prints rows of a table.
-fn table(title: &str, rows: &[(String, String)]) {
-    let width = rows.iter().map(|r| r.0.chars().count()).max().unwrap_or(0);
-    println!("\n{title}");
-    for (name, value) in rows {
-        println!("  {name:<width$}  {value}");
-    }
-}
-
-/// Mean and standard error (NaN for one value).
-fn mean(x: &[f64]) -> (f64, f64) {
-    let n = x.len() as f64;
-    let mean = x.iter().sum::<f64>() / n;
-    let var = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);
-    (mean, (var / n).sqrt())
 }
 
 /// Mean over runs and its standard error, where there is one.

@@ -1,10 +1,11 @@
 //! A VAE on grey digits: encoder against Adam.
 
-use crate::{table, Options};
+use crate::Options;
 use outerloop::amortized::evaluate::{amortization_gap, GapConfig};
 use outerloop::amortized::inference::vae::{importance_weighted, Vae};
 use outerloop::amortized::model::Full;
 use outerloop::amortized::net::Mlp;
+use outerloop::amortized::report::table;
 use outerloop::amortized::task::{AmortizedTask, Training};
 use outerloop::core::{Key, Result, Typed};
 use outerloop::lopt::hand::Adam;

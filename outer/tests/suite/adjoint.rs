@@ -277,7 +277,7 @@ fn pes_and_exact_gradient_agree_on_a_smooth_problem() {
 
 #[test]
 fn a_sweep_by_a_learned_rate_is_an_unrolled_hypergradient_by_that_rate() {
-    let (log_rate, steps) = (-0.7, 9);
+    let (log_rate, steps) = (-3.0, 9);
     let lopt = Arc::new(support::OneTheta { rule: support::Rule::Sgd, init: log_rate });
     let step = TruncatedStep::new(single(support::Valley), lopt, TruncationSchedule::Constant(20))
         .unwrap()

@@ -66,7 +66,12 @@ fn add_narrow<E: Float>(out: &mut [E], a: Mat<'_, E>, b: Mat<'_, E>) -> bool {
     let is_row_major = |x: Mat<'_, E>| x.cs == 1 && x.rs == x.cols;
     let (by_rows, by_columns) = (is_row_major(a), is_row_major(a.t()));
     let (long, short) = if by_rows { (a.cols, a.rows) } else { (a.rows, a.cols) };
-    if b.cols > narrow::WIDEST || long < 64 || short < 8 || !is_row_major(b) || !(by_rows || by_columns) {
+    if b.cols > narrow::WIDEST
+        || long < narrow::SHORTEST
+        || short < 8
+        || !is_row_major(b)
+        || !(by_rows || by_columns)
+    {
         return false;
     }
     let (Some(a_data), Some(b_data)) = (as_f32(a.data), as_f32(b.data)) else { return false };

@@ -8,6 +8,8 @@ use pulp::{Simd, WithSimd};
 
 /// The most columns that this is faster for.
 pub(super) const WIDEST: usize = 12;
+/// The shortest long side that it is used for.
+pub(super) const SHORTEST: usize = 512;
 /// Rows that stay in the first-level cache while all columns pass over them.
 const BLOCK: usize = 32;
 

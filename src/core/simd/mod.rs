@@ -21,8 +21,8 @@
 //!
 //! Two things are outside of it. Matrix products of tasks that are written with tensor operations
 //! ([`crate::ops`], dfdx) are made by the `gemm` crate, which chooses instructions by the CPU and not by the
-//! path: they differ between CPUs for a single row or column, for more than 512 terms, and where there is no
-//! fused multiply-add. [`crate::ops::DenseNet`] and whatever has a closed form do not use it. And `exp`, `ln`,
+//! path: they differ between CPUs for a single row or column, for more than 512 terms (unless the product is in f32 and
+//! has at most 12 columns), and where there is no fused multiply-add. [`crate::ops::DenseNet`] and whatever has a closed form do not use it. And `exp`, `ln`,
 //! `powf` of single numbers are the C library's, which may differ between systems, not between paths.
 
 mod math;
