@@ -187,7 +187,9 @@ fn accuracy(group: &mut Group<'_>, joint: &[f32], at: &HyperBatches) -> Result<(
     let mut evaluator = HyperEvaluator::new(Arc::new(HyperProblem::<f32>::new(Net(vec![784, 10]))?));
     let cg =
         |steps, preconditioner| Implicit::new(ConjugateGradient { steps, tolerance: 0.0, preconditioner });
-    let methods: [(&str, Box<dyn Fn(usize) -> Implicit>); 4] = [
+    /// By its number of steps.
+    type Method<'a> = Box<dyn Fn(usize) -> Implicit + 'a>;
+    let methods: [(&str, Method<'_>); 4] = [
         ("neumann", Box::new(|terms| Implicit::new(Neumann { terms, ..Neumann::default() }))),
         ("cg", Box::new(|steps| cg(steps, Preconditioner::None))),
         ("cg, jacobi by 2 probes", Box::new(|steps| cg(steps, Preconditioner::Jacobi(2, Key::new(0))))),

@@ -41,7 +41,9 @@ pub fn run(o: &Options) -> Result<()> {
         average.iter_mut().zip(&f).for_each(|(a, f)| *a += (f - level) / UNSEEN as f64);
     }
     let best: Vec<f64> = x.chunks(c).filter_map(|x| problem.optimum(x)).map(|best| -best.value).collect();
-    let starts: [(&str, Box<dyn Fn(usize) -> Vec<f64>>); 3] = [
+    /// Potentials to begin a pair from.
+    type From<'a> = Box<dyn Fn(usize) -> Vec<f64> + 'a>;
+    let starts: [(&str, From<'_>); 3] = [
         ("zero", Box::new(|_| vec![0.0; d])),
         ("mean solution of training pairs", Box::new(|_| average.clone())),
         ("prediction (Meta OT)", Box::new(|i| predicted[i * d..][..d].to_vec())),

@@ -124,7 +124,7 @@ impl GradientEstimator for GuidedEs {
         workers: &Workers,
     ) -> Estimate {
         let basis = orthonormal(&self.guesses(theta, state, outer_step, workers));
-        let guide = (!basis.is_empty() && self.alpha < 1.0).then(|| Subspace { basis, alpha: self.alpha });
+        let guide = (!basis.is_empty() && self.alpha < 1.0).then_some(Subspace { basis, alpha: self.alpha });
         let mut estimate = self.es.estimate_guided(theta, state, outer_step, workers, guide.as_ref());
         if let Some(Guide::Unrolled { count, steps }) = self.guesses.as_ref().map(|_| &self.guide) {
             estimate.inner_steps += *count as u64 * *steps;

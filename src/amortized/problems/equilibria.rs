@@ -162,7 +162,7 @@ impl Model for Mixing {
         };
         let map = self.maps.drive(at.x);
         let mut iterates = vec![start];
-        let mut last: Option<(Rows<E, B, M>, Rows<E, B, M>)> = None;
+        let mut last = None::<(Rows<E, B, M>, Rows<E, B, M>)>;
         for t in 0..self.steps {
             let y = iterates[t].clone();
             let r = residuals(&map, y.clone());
