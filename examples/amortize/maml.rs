@@ -41,7 +41,7 @@ pub fn run(o: &Options) -> Result<()> {
     let weights = Arc::new(Typed::new(implicit.maml.clone()));
     let estimator = ImplicitMamlGradient::new(implicit.clone())?;
     let learner =
-        parameter_learner(weights, Box::new(estimator), Box::new(Adam::new(1e-3)), o.steps_or(1500))?;
+        parameter_learner(weights, Box::new(estimator), Box::new(Adam::new(1e-3)), o.steps_or(600))?;
     let theta = o.runs().train("maml-implicit", &learner)?;
     report("maml-implicit", &implicit.maml, &theta);
     table("query loss on 200 unseen sines, 10 points each", &rows);

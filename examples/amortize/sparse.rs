@@ -13,7 +13,7 @@ pub fn run(o: &Options) -> Result<()> {
     let layers = 16;
     let model = Lista { layers, dictionary: problem.dictionary.clone() };
     let task = AmortizedTask::new(problem.clone(), model, Training::default())?;
-    let theta = o.train("sparse-lista", Arc::new(Typed::new(task.clone())), 1e-3, 4000)?;
+    let theta = o.train("sparse-lista", Arc::new(Typed::new(task.clone())), 3e-3, 15_000)?;
     let (c, n) = (problem.context_dim(), 200);
     let mut x = vec![0.0; n * c];
     problem.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + o.seed) }, &mut x);
