@@ -4,7 +4,9 @@ use crate::{mean, table, Options};
 use outerloop::amortized::problem::Problem;
 use outerloop::amortized::problems::sparse::{Lista, SparseCoding};
 use outerloop::amortized::task::{AmortizedTask, Training};
+use outerloop::amortized::train::task_learner;
 use outerloop::core::{BatchKey, Key, Result, Split, Typed};
+use outerloop::lopt::hand::{Adam, Cosine};
 use outerloop::outer::plot::{Plot, Scale, Series};
 use std::sync::Arc;
 
@@ -13,7 +15,10 @@ pub fn run(o: &Options) -> Result<()> {
     let layers = 16;
     let model = Lista { layers, dictionary: problem.dictionary.clone() };
     let task = AmortizedTask::new(problem.clone(), model, Training::default())?;
-    let theta = o.train("sparse-lista", Arc::new(Typed::new(task.clone())), 3e-3, 15_000)?;
+    let rate = Cosine { peak: 1e-3, ..Cosine::default() };
+    let opt = Box::new(Adam { epsilon_root: 0.0, ..Adam::new(rate) });
+    let learner = task_learner(Arc::new(Typed::new(task.clone())), opt, o.steps_or(15_000), 1)?;
+    let theta = o.runs().train("sparse-lista", &learner)?;
     let (c, n) = (problem.context_dim(), 200);
     let mut x = vec![0.0; n * c];
     problem.contexts(BatchKey { split: Split::Test, step: 0, key: Key::new(1 + o.seed) }, &mut x);

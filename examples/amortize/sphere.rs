@@ -28,8 +28,7 @@ pub fn run(o: &Options) -> Result<()> {
     let theta_full = o.train("sphere-full", Arc::new(Typed::new(full.clone())), 5e-4, STEPS)?;
     // A prediction, then steps of learned rates: 1 is Newton's where one component alone counts.
     let gradient = Semi { weights: Weights::PerStep, ..Semi::refined(Full::default(), 1.0, 5) };
-    let longer = Semi { weights: Weights::PerStep, ..Semi::refined(Full::default(), 1.0, 10) };
-    let momentum = Semi { rule: Rule::Momentum { rate: 0.6 }, ..longer };
+    let momentum = Semi { rule: Rule::Momentum { rate: 0.6 }, ..gradient.clone() };
     let all = Training { iterates: Iterates::Mean, ..training.clone() };
     let mut learned = Vec::new();
     for (name, model, training) in
@@ -62,7 +61,7 @@ pub fn run(o: &Options) -> Result<()> {
         let title = match *name {
             "last" => "semi-amortized, loss of the last iterate",
             "mean" => "semi-amortized, loss of all iterates",
-            _ => "the same with momentum, 10 steps",
+            _ => "the same with momentum",
         };
         for t in [0, iterates.len() - 1] {
             rows.push((format!("{title}: {t} learned steps"), unseen.regret(&iterates[t])));

@@ -2,7 +2,7 @@
 //! from [`outerloop_outer::run`]. Theta is the task's parameters, the estimate their gradient on a batch.
 
 use outerloop_core::{BatchKey, FlatTask, Key, Layout, LearnedOptimizer, Optimizer, Result};
-use outerloop_lopt::hand::{Adam, Cosine, Sgd};
+use outerloop_lopt::hand::{Adam, Sgd};
 use outerloop_outer::health::Saturated;
 use outerloop_outer::run::{meta_train, RunConfig, RunDir};
 use outerloop_outer::{Estimate, EstimatorState, GradientEstimator, GradientLearner, LearnerState, Workers};
@@ -154,13 +154,11 @@ impl TrainRun {
         Ok(learner.chosen_theta(&state).into_owned())
     }
 
-    /// [`Self::train`] of a task's parameters by torch's Adam, at a learning rate for half of the run, which then falls
-    /// along a cosine to 0.
+    /// [`Self::train`] of a task's parameters by torch's Adam at a learning rate.
     ///
     /// # Errors
     /// As there.
     pub fn fit(&self, name: &str, task: Arc<dyn FlatTask>, rate: f64, steps: u64) -> Result<Vec<f32>> {
-        let rate = Cosine { peak: rate, ..Cosine::default() };
         let opt = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
         self.train(name, &task_learner(task, Box::new(opt), steps, 1)?)
     }
