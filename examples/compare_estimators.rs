@@ -144,7 +144,9 @@ impl Options {
         let theta = lopt().init(Key::new(0));
         let estimates = self.length.div_ceil(self.trunc_length as u64);
         let (samples, key) = (self.lab_samples, Key::new(0).named("lab"));
-        let at = Experiment { theta: &theta, key, samples, warmup: 0, estimates, workers };
+        // Lanes begin within a run, whose earlier steps nothing perturbed: the first run is left out.
+        let warmup = estimates;
+        let at = Experiment { theta: &theta, key, samples, warmup, estimates, workers };
         let base = Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,
