@@ -150,7 +150,8 @@ pub fn choose(candidates: &[Candidate], at: &Experiment<'_>) -> Result<Choice> {
     let reference = reference(candidates, &measured)?;
     let mut evidence = Vec::new();
     for (candidate, m) in candidates.iter().zip(&measured) {
-        let c = m.against(&reference)?;
+        // A reference that is not longer than its noise still ranks them.
+        let c = m.against(&reference).or_else(|_| m.against(&Truth::exact(reference.grad.clone())))?;
         evidence.push(Evidence {
             settings: candidate.settings,
             is_eligible: m.masked < 0.5

@@ -199,20 +199,25 @@ impl Measurement {
         mean_of(&self.samples.iter().map(square).collect::<Vec<_>>())
     }
 
-    /// This estimator beside the truth. Errors if that has another length or is zero.
+    /// This estimator beside the truth, whose squared length is taken without what its own noise adds to it. Errors
+    /// if the truth has another length, or no length beyond its noise.
     pub fn against(&self, truth: &Truth) -> Result<Comparison> {
         let (mean, t) = (self.mean(), &truth.grad);
         if mean.len() != t.len() {
             return Err(Error::mismatch("length of the true gradient", mean.len(), t.len()));
         }
-        let (n, square) = (self.samples.len() as f64, dot(t, t));
+        let (n, noise) = (self.samples.len() as f64, truth.variance.iter().sum::<f64>());
+        let square = dot(t, t) - noise;
         if !(square > 0.0 && square.is_finite()) {
-            return Err(Error::invalid("true gradient", format!("expected a direction, got norm² {square}")));
+            let got =
+                format!("expected a direction beyond its noise, got norm² {} with noise {noise}", dot(t, t));
+            return Err(Error::invalid("true gradient", got));
         }
         let along: Vec<f64> = self.samples.iter().map(|s| dot(s, t) / square).collect();
         let along = mean_of(&along);
-        // How far the truth's own noise moves its length along itself.
-        let own: f64 = t.iter().zip(&truth.variance).map(|(t, v)| t * t * v).sum::<f64>() / (square * square);
+        // How far the truth's own noise moves that: linearly, and by its square.
+        let own = |(t, v): (&f64, &f64)| (t * t * v + 2.0 * v * v) / (square * square);
+        let own: f64 = t.iter().zip(&truth.variance).map(own).sum();
         let bias = Uncertain { value: along.value - 1.0, error: (along.error.powi(2) + own).sqrt() };
         let cosines: Vec<f64> = self
             .samples
@@ -223,10 +228,9 @@ impl Measurement {
             })
             .collect();
         let total = self.total_variance().value;
-        let of_truth = truth.variance.iter().sum::<f64>();
         let signal = along.value.powi(2) * square;
         let along_noise = along.error.powi(2) * square;
-        let across = dot(&mean, &mean) - signal - (total / n - along_noise) - of_truth * along.value.powi(2);
+        let across = dot(&mean, &mean) - signal - (total / n - along_noise) - noise * along.value.powi(2);
         let signal = (signal - along_noise).max(0.0);
         let ratio = |x: f64| if x > 0.0 { signal / x } else { f64::INFINITY };
         Ok(Comparison {

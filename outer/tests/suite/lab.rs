@@ -6,7 +6,7 @@ use outerloop_core::{BatchKey, Float, Key, LearnedOptimizer, SingleTask, Task};
 use outerloop_lopt::LearnableSgdm;
 use outerloop_outer::estimator::Antithetic;
 use outerloop_outer::lab::{
-    candidates, choose, Candidate, Experiment, Kind, Lorenz, LorenzRule, Settings, Truth,
+    candidates, choose, Candidate, Experiment, Kind, Lorenz, LorenzRule, Measurement, Settings, Truth,
 };
 use outerloop_outer::{
     GeneralizedPes, GradientEstimator, InitialOffset, NoiseReuseEs, TruncatedEs, TruncatedPes, TruncatedStep,
@@ -87,6 +87,30 @@ fn the_lab_sees_no_bias_where_there_is_none_and_the_short_sight_of_truncated_es(
         .is_err());
     assert!(reuse.against(&Truth::exact(vec![0.0])).is_err());
     assert!(reuse.against(&Truth::exact(vec![1.0, 1.0])).is_err());
+}
+
+/// A truth that is measured is longer than what it measures, by its noise: here as much again.
+#[test]
+fn noise_of_the_truth_is_no_bias_of_the_estimator() {
+    let sample = |key: Key| {
+        let mut noise = vec![0.0; 400];
+        key.fill_normal(&mut noise);
+        noise.iter().map(|z: &f64| 0.1 + 0.4 * z).collect()
+    };
+    let measure = |key: Key, n: u64| Measurement {
+        name: "unbiased".into(),
+        samples: (0..n).map(|i| sample(key.fold_in(i))).collect(),
+        inner_steps: 1.0,
+        seconds: 1.0,
+        masked: 0.0,
+    };
+    let [estimator, truth] = Key::new(8).split();
+    let truth = Truth::from(&measure(truth, 16));
+    let c = measure(estimator, 200).against(&truth).unwrap();
+    assert!(c.bias.allows(0.0, 4.0) && c.bias.error < 0.12, "{c:?}");
+    assert!(!c.bias.allows(-0.5, 4.0), "{c:?}");
+    let noise = Truth { grad: vec![1.0; 400], variance: vec![1.0; 400] };
+    assert!(measure(estimator, 2).against(&noise).is_err());
 }
 
 fn lorenz(length: u64) -> TruncatedStep {
