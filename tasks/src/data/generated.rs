@@ -1,5 +1,5 @@
-//! Data made from keys, with known noise: tables whose labels a teacher gives, spirals, and the next
-//! characters of a text. They are images of one row for the image models, `[1, 1, features]`.
+//! Data made from keys, with known noise: tables whose labels a teacher gives, spirals, the next symbols of a
+//! Markov chain, and the next characters of a text. They are images of one row for the image models, `[1, 1, features]`.
 
 use super::{ImageData, Splits};
 use outerloop_core::{Error, Key, Result, Split};
@@ -27,11 +27,28 @@ pub struct Table {
     pub condition: f64,
     /// Standard deviation of the teacher's logits, positive.
     pub sharpness: f64,
+    /// Standard deviation of the inputs of a teacher's hidden units, positive: from about 5 on its classes have many
+    /// sharp borders. Default 1.5.
+    #[serde(default = "smooth")]
+    pub roughness: f64,
+}
+
+/// Of the teachers from before there was a choice.
+fn smooth() -> f64 {
+    1.5
 }
 
 impl Default for Table {
     fn default() -> Self {
-        Table { features: 16, classes: 4, rows: 256, teacher: 16, condition: 1.0, sharpness: 4.0 }
+        Table {
+            features: 16,
+            classes: 4,
+            rows: 256,
+            teacher: 16,
+            condition: 1.0,
+            sharpness: 4.0,
+            roughness: smooth(),
+        }
     }
 }
 
@@ -59,15 +76,16 @@ impl Table {
     /// # Errors
     /// Sizes and numbers out of range.
     pub fn splits(&self, key: Key) -> Result<Splits> {
-        let Table { features, classes, rows, teacher, condition, sharpness } = *self;
+        let Table { features, classes, rows, teacher, condition, sharpness, roughness } = *self;
         let positive = |x: f64| x > 0.0 && x.is_finite();
         if features == 0
             || classes < 2
             || rows == 0
             || !positive(sharpness)
+            || !positive(roughness)
             || !(positive(condition) && condition >= 1.0)
         {
-            let why = "expected features, rows >= 1, classes >= 2, condition >= 1 and sharpness > 0, finite";
+            let why = "expected features, rows >= 1, classes >= 2, condition >= 1, sharpness and roughness > 0, finite";
             return Err(Error::invalid(format!("{self:?}"), why));
         }
         let n = rows + 3 * HELD_OUT_ROWS;
@@ -75,7 +93,7 @@ impl Table {
         let hidden = match teacher {
             0 => z.clone(),
             width => {
-                let scale = 1.5 / (features as f32).sqrt();
+                let scale = roughness as f32 / (features as f32).sqrt();
                 let w: Vec<f32> =
                     normals(features * width, key.named("hidden")).iter().map(|w| scale * w).collect();
                 product(&z, &w, features).into_iter().map(f32::tanh).collect()
@@ -178,15 +196,58 @@ pub fn next_letter(text: &str, context: usize) -> Result<Splits> {
         );
         return Err(Error::invalid(format!("next letter after {context}"), why));
     }
+    let rows = (letters.len() - context) * 7 / 10;
+    next_symbol("letters", &letters, context, ALPHABET, rows)
+}
+
+/// Which of `symbols` follows `context` of them, each one-hot; the first `rows` for training, the rest in thirds.
+fn next_symbol(name: &str, text: &[u32], context: usize, symbols: usize, rows: usize) -> Result<Splits> {
     let (mut x, mut labels) = (Vec::new(), Vec::new());
-    for window in letters.windows(context + 1) {
-        for letter in &window[..context] {
-            x.extend((0..ALPHABET as u32).map(|l| f32::from(u8::from(l == *letter))));
+    for window in text.windows(context + 1) {
+        for symbol in &window[..context] {
+            x.extend((0..symbols as u32).map(|s| f32::from(u8::from(s == *symbol))));
         }
         labels.push(window[context]);
     }
-    let rows = labels.len() * 7 / 10;
-    in_order(ImageData::new("letters", x, labels, [1, context, ALPHABET], ALPHABET)?, rows)
+    in_order(ImageData::new(name, x, labels, [1, context, symbols], symbols)?, rows)
+}
+
+/// A text of a Markov chain: after each `order` symbols the next is drawn from the softmax of their logits, normal
+/// with standard deviation `sharpness`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chain {
+    /// Different symbols, at least 2.
+    pub symbols: usize,
+    /// How many symbols the next depends on, at least 1.
+    pub order: usize,
+    /// Standard deviation of the logits, not negative: the larger, the more predictable.
+    pub sharpness: f64,
+    /// Training rows, at least 1; every other part has 512.
+    pub rows: usize,
+}
+
+impl Chain {
+    /// The next symbol after `context` of them, of the text that `key` names: `symbols · context` features.
+    ///
+    /// # Errors
+    /// Sizes and numbers out of range.
+    pub fn splits(&self, context: usize, key: Key) -> Result<Splits> {
+        let Chain { symbols, order, sharpness, rows } = *self;
+        let is_sharp = sharpness >= 0.0 && sharpness.is_finite();
+        if symbols < 2 || order == 0 || rows == 0 || context == 0 || !is_sharp {
+            let why = "expected symbols >= 2, order, rows, context >= 1, and a finite sharpness >= 0";
+            return Err(Error::invalid(format!("{self:?} seen through {context} symbols"), why));
+        }
+        let [logits, draws] = key.split();
+        let mut text: Vec<u32> = vec![0; order];
+        for i in 0..rows + 3 * HELD_OUT_ROWS + context {
+            let past = text[text.len() - order..].iter().fold(logits, |key, s| key.fold_in(u64::from(*s)));
+            let mut row = normals(symbols, past);
+            row.iter_mut().for_each(|x| *x *= sharpness as f32);
+            text.push(drawn(&row, draws.fold_in(i as u64)));
+        }
+        next_symbol("chain", &text[order..], context, symbols, rows)
+    }
 }
 
 /// Splits with other labels for a part of the training rows: each is replaced, with this probability, by a
@@ -244,6 +305,7 @@ mod tests {
             Table { rows: 0, ..table },
             Table { condition: 0.5, ..table },
             Table { sharpness: f64::NAN, ..table },
+            Table { roughness: 0.0, ..table },
         ] {
             assert!(bad.splits(Key::new(0)).is_err(), "{bad:?}");
         }
@@ -266,6 +328,32 @@ mod tests {
         let batch = t.indices(BatchKey { split: Split::Test, step: 0, key: Key::new(0) }, 5);
         assert!(batch.iter().all(|i| *i as usize >= data.len() * 8 / 10));
         assert!(next_letter("short", 3).is_err() && next_letter(&text, 0).is_err());
+    }
+
+    #[test]
+    fn a_chain_is_as_predictable_as_said() {
+        let chain = Chain { symbols: 5, order: 2, sharpness: 3.0, rows: 2000 };
+        let splits = chain.splits(3, Key::new(1)).unwrap();
+        assert_eq!(Split::ALL.map(|s| splits.len(s)), [2000, 512, 512, 512]);
+        assert_eq!(splits.data().images, chain.splits(3, Key::new(1)).unwrap().data().images);
+        // The best guess from the last two symbols, counted; a chain without logits is a die.
+        let guessed = |chain: Chain| {
+            let data = chain.splits(2, Key::new(2)).unwrap();
+            let data = data.data();
+            let mut counts = [[0u32; 5]; 25];
+            for (x, y) in data.images.chunks_exact(10).zip(data.labels.iter()) {
+                let hot: Vec<usize> = (0..10).filter(|j| x[*j] == 1.0).collect();
+                counts[5 * hot[0] + hot[1] - 5][*y as usize] += 1;
+            }
+            let right: u32 = counts.iter().map(|c| c.iter().max().copied().unwrap_or(0)).sum();
+            f64::from(right) / data.len() as f64
+        };
+        let (sharp, die) = (guessed(chain), guessed(Chain { sharpness: 0.0, ..chain }));
+        assert!(sharp > 0.65 && die < 0.3, "{sharp} {die}");
+        assert!(
+            Chain { order: 0, ..chain }.splits(1, Key::new(0)).is_err()
+                && chain.splits(0, Key::new(0)).is_err()
+        );
     }
 
     #[test]

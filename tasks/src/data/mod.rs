@@ -23,7 +23,7 @@ mod splits;
 pub use batch::ImageBatch;
 pub use digits::digits;
 pub use files::{read_idx_folder, Cifar100Labels, EmnistSplit, ImageFiles, DATA_VARIABLE};
-pub use generated::{next_letter, spirals, with_label_noise, Table};
+pub use generated::{next_letter, spirals, with_label_noise, Chain, Table};
 pub use permutation::Permutation;
 pub use splits::Splits;
 

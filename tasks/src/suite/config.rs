@@ -1,7 +1,7 @@
 //! A task of the suite as plain data.
 
 use crate::augment::{Augmentation, ModifyGradient, NoisyGradient, ReparamLevel, ReparamWeights};
-use crate::data::{next_letter, spirals, with_label_noise, Splits, Table};
+use crate::data::{next_letter, spirals, with_label_noise, Chain, Splits, Table};
 use crate::image::{
     AutoencoderConfig, AutoencoderTask, ConvConfig, ConvTask, MlpConfig, MlpTask, Nonlinearity,
 };
@@ -42,6 +42,15 @@ pub enum Problem {
         rows: usize,
         /// Standard deviation around the arms.
         noise: f64,
+        /// The MLP.
+        model: MlpConfig,
+    },
+    /// The next symbol of a Markov chain by an MLP.
+    Chain {
+        /// The chain.
+        chain: Chain,
+        /// Symbols that the MLP sees.
+        context: usize,
         /// The MLP.
         model: MlpConfig,
     },
@@ -155,6 +164,9 @@ impl TaskConfig {
             Problem::Spirals { rows, noise, model } => {
                 flat(MlpTask::new(spirals(*rows, *noise, key.named("spirals"))?, model.clone())?)
             }
+            Problem::Chain { chain, context, model } => {
+                flat(MlpTask::new(chain.splits(*context, key.named("chain"))?, model.clone())?)
+            }
             Problem::Letters { context, model } => {
                 flat(MlpTask::new(next_letter(TEXT, *context)?, model.clone())?)
             }
@@ -177,6 +189,7 @@ impl TaskConfig {
             Problem::Conv(c) => Some((&c.channels, c.nonlinearity)),
             Problem::Table { model, .. }
             | Problem::Spirals { model, .. }
+            | Problem::Chain { model, .. }
             | Problem::Letters { model, .. } => Some((&model.hidden, model.nonlinearity)),
             Problem::Regression(c) => Some((&c.hidden, c.nonlinearity)),
             Problem::Quadratic(_) => None,

@@ -43,7 +43,7 @@ pub fn is_held_out(config: &TaskConfig) -> bool {
         Problem::Conv(_) => true,
         Problem::Quadratic(c) => HELD_OUT_DIMENSIONS.contains(&c.dim),
         Problem::Regression(c) => c.truth == Truth::Friedman,
-        Problem::Table { .. } => false,
+        Problem::Table { .. } | Problem::Chain { .. } => false,
         Problem::Spirals { .. } | Problem::Letters { .. } => true,
     };
     let net = config.hidden().is_some_and(|(widths, nonlinearity)| {

@@ -163,10 +163,12 @@ fn a_sampled_task_is_a_pure_function_of_its_key() {
 #[test]
 fn tables_regressions_and_scarce_tasks_come_as_often_as_said_and_run() {
     let mixture = Training {
-        mlp_weight: 0.4,
+        mlp_weight: 0.3,
         autoencoder_weight: 0.0,
         quadratic_weight: 0.0,
-        table_weight: 0.4,
+        chain_weight: 0.1,
+        table_weight: 0.3,
+        border_weight: 0.1,
         regression_weight: 0.2,
         scarce_fraction: 0.5,
         resplit_fraction: 1.0,
@@ -180,7 +182,8 @@ fn tables_regressions_and_scarce_tasks_come_as_often_as_said_and_run() {
     let regressions = count(&|c| matches!(c.problem, Problem::Regression(_)));
     let scarce = count(&|c| c.scarce.is_some());
     assert!((338..462).contains(&tables) && (149..251).contains(&regressions), "{tables} {regressions}");
-    assert!((149..251).contains(&scarce), "{scarce}");
+    let chains = count(&|c| matches!(c.problem, Problem::Chain { .. }));
+    assert!((105..196).contains(&scarce) && (62..138).contains(&chains), "{scarce} {chains}");
     assert!(all.iter().all(|c| c.resplit == matches!(c.problem, Problem::Mlp(_))));
     for (i, config) in all.iter().take(12).enumerate() {
         let task = config.task::<f32>(Key::new(i as u64)).unwrap();
@@ -193,6 +196,7 @@ fn tables_regressions_and_scarce_tasks_come_as_often_as_said_and_run() {
         Training { label_noise: 1.5, ..training() },
         Training { scarce_fraction: -0.1, ..training() },
         Training { rows: [0, 4], ..training() },
+        Training { border_weight: -0.1, ..training() },
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }

@@ -2,7 +2,7 @@
 
 use super::{is_held_out, Problem, QuadraticConfig, Reparam, Scarce, TaskConfig};
 use crate::augment::ReparamLevel;
-use crate::data::Table;
+use crate::data::{Chain, Table};
 use crate::image::{log_uniform, one_of, AutoencoderConfig, ImageLoss, MlpConfig, Nonlinearity};
 use crate::regression::{RegressionConfig, Truth};
 use outerloop_core::{Error, FlatFamily, FlatTask, Float, Key, Result};
@@ -31,6 +31,12 @@ pub struct Training {
     pub table_weight: f64,
     /// Relative frequency of regressions on generated tables, of which a third are linear; default 0.
     pub regression_weight: f64,
+    /// Relative frequency of MLPs that predict the next symbol of a generated chain, small language models of which
+    /// a third have no hidden layer; default 0.
+    pub chain_weight: f64,
+    /// Relative frequency of MLPs that learn curved borders of classes in the plane or a little more, without noise:
+    /// what takes large steps and no decay; default 0.
+    pub border_weight: f64,
     /// Fraction of the digits MLPs with few images and wrong labels, which they overfit; default 0.
     pub scarce_fraction: f64,
     /// Training rows of scarce tasks and of tables; default 64 to 512.
@@ -81,6 +87,8 @@ impl Default for Training {
             quadratic_weight: 0.1,
             table_weight: 0.0,
             regression_weight: 0.0,
+            chain_weight: 0.0,
+            border_weight: 0.0,
             scarce_fraction: 0.0,
             rows: [64, 512],
             label_noise: 0.3,
@@ -116,6 +124,8 @@ enum Kind {
     Quadratic,
     Table,
     Regression,
+    Chain,
+    Border,
 }
 
 impl Training {
@@ -172,13 +182,15 @@ impl Training {
         Ok(())
     }
 
-    fn weights(&self) -> [(Kind, f64); 5] {
+    fn weights(&self) -> [(Kind, f64); 7] {
         [
             (Kind::Mlp, self.mlp_weight),
             (Kind::Autoencoder, self.autoencoder_weight),
             (Kind::Quadratic, self.quadratic_weight),
             (Kind::Table, self.table_weight),
             (Kind::Regression, self.regression_weight),
+            (Kind::Chain, self.chain_weight),
+            (Kind::Border, self.border_weight),
         ]
     }
 
@@ -215,6 +227,8 @@ impl Training {
                 Problem::Quadratic(QuadraticConfig { dim, condition, noise })
             }
             Kind::Table | Kind::Regression => self.tabular(kind, key),
+            Kind::Chain => self.chain(key),
+            Kind::Border => self.border(key),
             Kind::Mlp | Kind::Autoencoder => {
                 let autoencodes = matches!(kind, Kind::Autoencoder);
                 let [low, high] = if autoencodes { self.autoencoder_layers } else { self.layers };
@@ -263,7 +277,13 @@ const TEACHER: [usize; 2] = [4, 32];
 const SHARPNESS: [f64; 2] = [1.0, 10.0];
 /// Noise of the targets of regressions.
 const TARGET_NOISE: [f64; 2] = [0.03, 1.0];
-/// The part of tables and regressions that are fitted without hidden layers.
+/// Symbols of chains, how many of them the next depends on, and how predictable it is.
+const SYMBOLS: [usize; 2] = [4, 32];
+const ORDERS: [usize; 2] = [1, 3];
+const PREDICTABLE: [f64; 2] = [0.5, 4.0];
+/// Symbols of a chain that a net sees.
+const CONTEXTS: [usize; 2] = [1, 6];
+/// The part of tables, regressions, and chains that are fitted without hidden layers.
 const LINEAR: f64 = 1.0 / 3.0;
 
 impl Training {
@@ -293,7 +313,43 @@ impl Training {
         let (classes, sharpness) = (count(rng, CLASSES), ratio(rng, SHARPNESS));
         let init_scale = ratio(rng, self.init_scale);
         let model = MlpConfig { hidden, nonlinearity, init_scale, batch_size, ..MlpConfig::default() };
-        Problem::Table { table: Table { features, classes, rows, teacher, condition, sharpness }, model }
+        let table = Table { features, classes, rows, teacher, condition, sharpness, ..Table::default() };
+        Problem::Table { table, model }
+    }
+
+    /// A table of few columns whose classes have curved borders, and an MLP with hidden layers.
+    fn border(&self, key: Key) -> Problem {
+        let rng = &mut key.named("border").rng();
+        let table = Table {
+            features: count(rng, [2, 4]),
+            classes: count(rng, [2, 4]),
+            rows: count(rng, self.rows),
+            teacher: count(rng, [8, 32]),
+            condition: 1.0,
+            sharpness: 100.0,
+            roughness: ratio(rng, [2.0, 8.0]),
+        };
+        let hidden =
+            vec![count(rng, self.width); rng.gen_range(self.layers[0].max(1)..=self.layers[1].max(1))];
+        let (nonlinearity, init_scale) = (one_of(rng, &self.nonlinearities), ratio(rng, self.init_scale));
+        let batch_size = count(rng, self.batch_size);
+        Problem::Table {
+            table,
+            model: MlpConfig { hidden, nonlinearity, init_scale, batch_size, ..MlpConfig::default() },
+        }
+    }
+
+    /// A small language model of a generated chain.
+    fn chain(&self, key: Key) -> Problem {
+        let rng = &mut key.named("chain").rng();
+        let (symbols, order) = (count(rng, SYMBOLS), rng.gen_range(ORDERS[0]..=ORDERS[1]));
+        let chain = Chain { symbols, order, sharpness: ratio(rng, PREDICTABLE), rows: count(rng, self.rows) };
+        let (width, depth) = (count(rng, self.width), rng.gen_range(self.layers[0]..=self.layers[1]));
+        let hidden = if rng.gen_bool(LINEAR) { Vec::new() } else { vec![width; depth] };
+        let (nonlinearity, init_scale) = (one_of(rng, &self.nonlinearities), ratio(rng, self.init_scale));
+        let batch_size = count(rng, self.batch_size);
+        let model = MlpConfig { hidden, nonlinearity, init_scale, batch_size, ..MlpConfig::default() };
+        Problem::Chain { chain, context: rng.gen_range(CONTEXTS[0]..=CONTEXTS[1]), model }
     }
 }
 
