@@ -1,6 +1,7 @@
 //! Gradients that rules square. One of 1e20, whose square leaves the range of f32, would make an average of squares
 //! infinite for good, and a mean over the tensor with it.
 
+use outerloop_core::simd::{load, Path, Simd, WithSimd};
 use outerloop_core::{nan, Float};
 use std::borrow::Cow;
 
@@ -20,11 +21,28 @@ pub(crate) fn limited<E: Float>(x: E) -> E {
 
 /// All elements [`limited`]; no copy if they are.
 pub(crate) fn limit(grad: &[f32]) -> Cow<'_, [f32]> {
-    let is_beyond = |g: &f32| (limited(*g) < *g) | (limited(*g) > *g);
-    if grad.iter().fold(false, |any, g| any | is_beyond(g)) {
-        grad.iter().map(|g| limited(*g)).collect()
-    } else {
-        Cow::Borrowed(grad)
+    match Path::best().run(AnyBeyond(grad)) {
+        true => grad.iter().map(|g| limited(*g)).collect(),
+        false => Cow::Borrowed(grad),
+    }
+}
+
+/// Whether an element is finite and beyond ± [`MAX_GRADIENT`].
+struct AnyBeyond<'a>(&'a [f32]);
+
+impl WithSimd for AnyBeyond<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, s: S) -> bool {
+        let [zero, one, bound, infinity] =
+            [0.0, 1.0, MAX_GRADIENT as f32, f32::INFINITY].map(|x| s.splat_f32s(x));
+        let mut beyond = zero;
+        for g in self.0.chunks(S::F32_LANES) {
+            let size = s.abs_f32s(load(s, g));
+            let is = s.and_m32s(s.less_than_f32s(bound, size), s.less_than_f32s(size, infinity));
+            beyond = s.select_f32s(is, one, beyond);
+        }
+        s.reduce_max_f32s(beyond) > 0.0
     }
 }
 

@@ -1,6 +1,7 @@
 //! [`ControlledAdam`]: Adam with several momenta, whose step and mixture a small network sets per tensor.
 
 mod fused;
+mod progress;
 
 use crate::features::averages;
 use crate::kernel;
@@ -41,6 +42,10 @@ const TENSOR_FEATURES: usize = 9;
 /// two axes or more; `0.5 ln n − 1.5` of the last axis and of the product of the others; `ln N − 1.5` of
 /// the number of tensors; and the tensor's place among them, from 0 for the first to 1 for the last.
 ///
+/// With `progress`, two more that all tensors share: `0.3 ln` of the loss's average over 10 steps relative to the
+/// highest it has been, and `ln` of it relative to the average over 100 steps; zeros where losses are not positive.
+/// They tell a net that has fitted its data from one that cannot.
+///
 /// Few numbers are computed per tensor and two multiply-adds per direction and parameter, so an update
 /// costs about as much as two of Adam's. The network's last layer starts at 0: initially the rule is Adam
 /// with the mean of the momenta and a learning rate that falls from `step_mult`.
@@ -50,7 +55,8 @@ const TENSOR_FEATURES: usize = 9;
 ///
 /// Theta: `mlp/w{i}` `[in, out]`, `mlp/b{i}` `[out]`, and one offset per decay in `momentum_decays` and
 /// `square_decay`: a decay is `1 − (1 − d₀) exp(10 θ)`. 161 numbers by default. State: slots `momentum`
-/// `[K, n]` and `square` `[n]`, and `average` `[n]` where there is one. Without reference: the momenta are those of AggMo (Lucas et al. 2018,
+/// `[K, n]` and `square` `[n]`, `average` `[n]` where there is one, and
+/// `losses` `[3]` with `progress`. Without reference: the momenta are those of AggMo (Lucas et al. 2018,
 /// arXiv:1804.00325), the network per tensor is in the spirit of VeLO (Metz et al. 2022,
 /// arXiv:2211.09760).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,6 +81,9 @@ pub struct ControlledAdam {
     /// Power of the average of the iterates; `None` (the default): the last iterate is meant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub average: Option<f64>,
+    /// Whether the network sees how far the training loss has come. Default off.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub progress: bool,
     /// What the rule makes of the length of its run. Default [`Horizon::Planned`].
     #[serde(skip_serializing_if = "Horizon::is_planned")]
     pub horizon: Horizon,
@@ -115,6 +124,7 @@ impl Default for ControlledAdam {
             initial_square_decay: 0.98,
             weight_decay: 0.0,
             average: None,
+            progress: false,
             horizon: Horizon::Planned,
         }
     }
@@ -152,7 +162,7 @@ impl ControlledAdam {
     fn network(&self) -> MlpShape {
         let directions = self.initial_momentum_decays.len() + 1;
         let name = |i| (format!("mlp/w{i}"), format!("mlp/b{i}"));
-        let inputs = directions + TENSOR_FEATURES;
+        let inputs = directions + TENSOR_FEATURES + if self.progress { progress::COUNT } else { 0 };
         let outputs = 1 + directions + usize::from(self.weight_decay > 0.0);
         MlpShape::new(inputs, self.hidden_size, self.hidden_layers, outputs, name)
     }
@@ -219,9 +229,9 @@ impl UpdateRule for ControlledAdam {
     fn init_slots<E: Float>(&self, _: &Theta<E>, layout: &Layout, _: Option<u64>) -> Slots<E> {
         let n = layout.len();
         let average = self.average.map(|_| ("average", n));
-        zero_slots(
-            [("momentum", self.initial_momentum_decays.len() * n), ("square", n)].into_iter().chain(average),
-        )
+        let losses = self.progress.then_some(("losses", progress::MEMORY));
+        let both = [("momentum", self.initial_momentum_decays.len() * n), ("square", n)];
+        zero_slots(both.into_iter().chain(average).chain(losses))
     }
     fn average_slot(&self) -> Option<&'static str> {
         self.average.map(|_| "average")
@@ -246,6 +256,10 @@ impl UpdateRule for ControlledAdam {
         let share = 1.0 / momentum_rates.len() as f64;
         let count = now.tensors().count();
         let num_steps = self.planned(now.num_steps);
+        let (losses, seen) = match now.slots.last().filter(|_| self.progress) {
+            Some(losses) => progress::next(losses, &now.loss, now.step),
+            None => (Var::scalar(0.0), Vec::new()),
+        };
         let next = now.tensors().enumerate().map(|(index, (shape, at))| {
             let mean_log = |x: &Var<E>, epsilon| x.square().mean().shift(epsilon).ln();
             let param = now.params.slice(at.clone());
@@ -254,6 +268,7 @@ impl UpdateRule for ControlledAdam {
             features.push(mean_log(&param, 1e-8).scale(0.15));
             let constant = constant_features(shape, [index, count], now.step, num_steps);
             features.extend(constant.map(Var::scalar));
+            features.extend(seen.iter().cloned());
             let out = network.forward(theta, Var::concat(&features));
             let mut step = &directions[0] * out.row(1, 1);
             for (k, d) in directions.iter().enumerate().skip(1) {
@@ -271,6 +286,9 @@ impl UpdateRule for ControlledAdam {
             let w = Self::average_weight(power, now.step + 1);
             let average = &now.slots[2];
             slots.push(average.scale(1.0 - w) + params.scale(w));
+        }
+        if self.progress {
+            slots.push(losses);
         }
         (params, slots)
     }
@@ -338,6 +356,7 @@ mod tests {
         let all = ControlledAdam {
             weight_decay: 0.1,
             average: Some(3.0),
+            progress: true,
             horizon: Horizon::Unplanned,
             initial_momentum_decays: vec![0.9],
             ..plain.clone()
@@ -354,8 +373,9 @@ mod tests {
                 if t == 40 {
                     grad[0] = 1e20;
                 }
-                fused.update(&mut states[0], &grad, 1.0, key);
-                exact.update(&mut states[1], &grad, 1.0, key);
+                let loss = 2.0 / (1.0 + t as f32);
+                fused.update(&mut states[0], &grad, loss, key);
+                exact.update(&mut states[1], &grad, loss, key);
             }
             let all = |i: usize| {
                 let s: &outerloop_core::OptState<f32> = &states[i];
@@ -412,6 +432,7 @@ mod tests {
             hidden_size: 3,
             weight_decay: 0.3,
             average: Some(2.0),
+            progress: true,
             ..ControlledAdam::default()
         };
         let theta = noisy_theta(&l, 0.1);
