@@ -71,7 +71,8 @@ pub enum Weights {
 ///
 /// Gradients are those of the objective in space at the iterate, row by row, by
 /// [`outerloop_core::ops::gradient`]; with [`Through::Exact`] training differentiates them, too (second order: unbiased
-/// for the loss), with [`Through::Stopped`] they are data (cheaper, biased).
+/// for the loss), with [`Through::Stopped`] they are data (cheaper, biased). An objective with noise of its own shows
+/// every step other noise, and the loss other noise again: else the steps would learn to fit the noise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Semi {
     /// Default: zero.
@@ -295,7 +296,8 @@ impl Model for Semi {
         let mut velocity = None;
         for t in 0..self.steps {
             let y = iterates[t].clone();
-            let g = self.gradient(problem, at, (params, first_own), y.clone());
+            let noisy = Query { x: at.x, key: at.key.named("step").fold_in(t as u64) };
+            let g = self.gradient(problem, &noisy, (params, first_own), y.clone());
             let copy = if self.weights == Weights::Shared { 0 } else { t };
             let place = first + copy * self.tensors();
             iterates.push(retract(self.step(params, place, (y, g), &mut velocity, m)));

@@ -4,7 +4,7 @@ use crate::problem::{ContextFamily, Domain, Own};
 use crate::task::{AmortizedTask, Pool, Training};
 use outerloop_core::contract::check_task;
 use outerloop_core::ops::{self, Through};
-use outerloop_core::tensor::Tensor;
+use outerloop_core::tensor::{HasShape, Tensor};
 use outerloop_core::{FlatTask, TaskFamily, Typed};
 use std::sync::Arc;
 
@@ -100,6 +100,46 @@ fn a_stopped_gradient_is_first_order() {
     // The learned rate enters in the same way; start and decoder do not.
     assert!((exact[2] - stopped[2]).abs() < 1e-12);
     assert!((exact[0] - stopped[0]).abs() > 1e-4 && (exact[3] - stopped[3]).abs() > 1e-4);
+}
+
+/// `f(y; x) = |y − z|²` with noise `z`: without knowing it, nothing is better than 0, with loss 1.
+#[derive(Clone)]
+struct Noise;
+
+impl Problem for Noise {
+    fn name(&self) -> String {
+        "noise".into()
+    }
+    fn dim(&self) -> usize {
+        1
+    }
+    fn context_dim(&self) -> usize {
+        1
+    }
+    fn context(&self, _: Key, out: &mut [f64]) {
+        out.fill(0.0);
+    }
+    fn objective<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        &self,
+        y: Rows<E, B, M>,
+        at: &Query<'_, E, B>,
+        _: &Own<'_, E, B>,
+    ) -> Tensor<(usize,), E, B, M> {
+        let z: Rows<E, B> = at.x.device().normal_like(*at.x.shape(), at.key);
+        ops::sum_axis1(ops::square(ops::sub(y, &z)))
+    }
+}
+
+#[test]
+fn steps_cannot_fit_the_noise_that_the_loss_has() {
+    let semi = Semi { rule: Rule::Gradient { rate: 0.5 }, steps: 1, ..Semi::default() };
+    let task = AmortizedTask::new(Noise, semi, Training { batch_size: 2000, ..Training::default() });
+    let flat: Box<dyn FlatTask<f64>> = Box::new(Typed::new(task.expect("valid settings")));
+    let theta = flat.init(Key::new(1)).data;
+    let at = outerloop_core::BatchKey::train(0, Key::new(0));
+    // The step goes to the z that it saw: 1 + 1 from the z of the loss, 0 from its own.
+    let loss = flat.evaluator().loss(&theta, &[], at);
+    assert!((1.7..2.3).contains(&loss), "{loss}");
 }
 
 #[test]
