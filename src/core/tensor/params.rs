@@ -129,7 +129,8 @@ impl<E: Float, B: Backend<E>> OnTensor<E, B> for ToIds {
 /// Copies numbers into a tensor, unless it holds them already: where a linearization shares its storage, that would
 /// make a second one.
 fn overwrite<S: Shape, E: Float, B: Backend<E>>(t: &mut Tensor<S, E, B>, src: &[E]) {
-    let is_there = B::host(t).iter().zip(src).all(|(t, s)| t.f64().to_bits() == s.f64().to_bits());
+    let is_there =
+        B::IN_HOST_MEMORY && B::host(t).iter().zip(src).all(|(t, s)| t.f64().to_bits() == s.f64().to_bits());
     if !is_there {
         t.copy_from(src);
     }
@@ -278,6 +279,10 @@ macro_rules! dyn_tensors {
 }
 dyn_tensors!(f32, super::Cpu);
 dyn_tensors!(f64, super::Cpu);
+#[cfg(feature = "cuda")]
+dyn_tensors!(f32, super::Cuda);
+#[cfg(feature = "cuda")]
+dyn_tensors!(f64, super::Cuda);
 
 /// Two trees of parameters in one flat buffer, the first's elements first; tensors are named
 /// `params/...` and `hyper/...`.
@@ -342,3 +347,7 @@ macro_rules! pair_tensors {
 }
 pair_tensors!(f32, super::Cpu);
 pair_tensors!(f64, super::Cpu);
+#[cfg(feature = "cuda")]
+pair_tensors!(f32, super::Cuda);
+#[cfg(feature = "cuda")]
+pair_tensors!(f64, super::Cuda);
