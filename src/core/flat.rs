@@ -184,6 +184,13 @@ struct TypedEvaluator<E: Float, T: Task<E, B>, B: Backend<E> + Open> {
     fallback: Option<Box<dyn Evaluator<f64>>>,
 }
 
+// SAFETY: dfdx's CUDA tensors are not `Send` only because cudarc 0.9 does not say so of streams, which may go from thread
+// to thread as all that they hold may. The evaluator has its device for itself, so its cuBLAS handle is used by one thread
+// at a time, and every use begins with a copy of parameters, which makes the context the thread's own. Parameters and
+// batches on the CPU are `Send` where they compile without the feature, see `Movable`.
+#[cfg(feature = "cuda")]
+unsafe impl<E: Float, T: Task<E, B>, B: Backend<E> + Open> Send for TypedEvaluator<E, T, B> {}
+
 impl<E: Float, T: Task<E, B>, B: Backend<E> + Open> Drop for TypedEvaluator<E, T, B> {
     fn drop(&mut self) {
         // The tensors first.

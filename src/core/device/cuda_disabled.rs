@@ -5,6 +5,14 @@ use crate::tensor::{Cpu, Host};
 use crate::{Error, FlatTask, Float, Result, Task, Typed};
 use std::sync::Arc;
 
+/// What may go from thread to thread: [`Send`], in builds without the feature `cuda`.
+pub trait Movable: Send {}
+impl<T: Send> Movable for T {}
+
+/// What threads may use together: [`Send`] and [`Sync`], in builds without the feature `cuda`.
+pub trait Shareable: Send + Sync {}
+impl<T: Send + Sync> Shareable for T {}
+
 pub(super) fn check(_: usize) -> Result<()> {
     Err(Error::FeatureDisabled("cuda"))
 }

@@ -7,6 +7,16 @@ use cudarc::driver::{result, sys::CUresult};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// What may go from thread to thread. In builds without the feature `cuda` it is [`Send`]; here it is not checked, since
+/// dfdx's CUDA tensors do not say that they are, though they may: see `TypedEvaluator`. A task's batch that is not `Send`
+/// is a mistake that only the other build reports.
+pub trait Movable {}
+impl<T> Movable for T {}
+
+/// What threads may use together, likewise: [`Send`] and [`Sync`] in builds without the feature `cuda`.
+pub trait Shareable {}
+impl<T> Shareable for T {}
+
 fn error(number: usize, why: String) -> Error {
     Error::Device { device: Device::Cuda(number).to_string(), why }
 }
@@ -54,11 +64,18 @@ pub(super) fn check_memory(number: usize, bytes: usize) -> Result<()> {
 
 /// Devices that no evaluator has, by card. Each has a cuBLAS handle, a stream and loaded kernels, which take long to
 /// make.
-static IDLE: Mutex<BTreeMap<usize, Vec<Cuda>>> = Mutex::new(BTreeMap::new());
+static IDLE: Mutex<BTreeMap<usize, Vec<Parked>>> = Mutex::new(BTreeMap::new());
+
+struct Parked(Cuda);
+
+// SAFETY: nobody else holds it. Contexts, streams, events, modules and cuBLAS handles may go from thread to thread (CUDA
+// programming guide; cudarc marks its device and its cuBLAS so, and of 0.9 forgot the stream); who takes it makes its
+// context the thread's own first.
+unsafe impl Send for Parked {}
 
 fn take(number: usize) -> std::result::Result<Cuda, dfdx::tensor::CudaError> {
     let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&number).and_then(Vec::pop);
-    let dev = idle.map_or_else(|| Cuda::try_build(number, 0), Ok)?;
+    let dev = idle.map_or_else(|| Cuda::try_build(number, 0), |parked| Ok(parked.0))?;
     // An allocation makes the card that of this thread.
     Storage::<f32>::try_alloc_len(&dev, 1)?;
     Ok(dev)
@@ -74,7 +91,7 @@ impl Open for Cuda {
     }
     fn close(self, device: Device) {
         if let Device::Cuda(number) = device {
-            IDLE.lock().unwrap_or_else(PoisonError::into_inner).entry(number).or_default().push(self);
+            IDLE.lock().unwrap_or_else(PoisonError::into_inner).entry(number).or_default().push(Parked(self));
         }
     }
 }

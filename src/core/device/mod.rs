@@ -11,7 +11,10 @@
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! What runs where on a card, and what it costs: the feature `cuda` of this crate, and `src/core/tensor/CUDA.md`.
+//! What runs where on a card: linear maps, matrix products, cross entropy, mean squared error, sums and most elementwise
+//! operations by dfdx's kernels and cuBLAS; everything else, and all second derivatives, on the host by copies. Closed
+//! forms and evaluators of a task's own are the host's, too. `src/core/tensor/CUDA.md` says what to build with, what
+//! was run, and what it costs.
 
 #[cfg(not(feature = "cuda"))]
 mod cuda_disabled;
@@ -22,6 +25,8 @@ mod cuda_enabled;
 use cuda_disabled as cuda;
 #[cfg(feature = "cuda")]
 use cuda_enabled as cuda;
+
+pub use cuda::{Movable, Shareable};
 
 use crate::tensor::{Cache, Cpu};
 use crate::{Error, FlatFamily, FlatTask, Float, Key, Result, TaskFamily};
@@ -119,7 +124,7 @@ impl From<Device> for String {
 }
 
 /// A backend that an evaluator takes for itself: devices must not be shared between threads.
-pub trait Open: Cache + Clone + Send + Sync + 'static {
+pub trait Open: Cache + Clone + 'static {
     /// One for the caller alone.
     ///
     /// # Panics

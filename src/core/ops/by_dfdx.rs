@@ -170,7 +170,8 @@ fn relu<E: Float, B: Backend<E>, T: Tracing<E, B>>(z: Matrix<E, B, T>) -> Matrix
 }
 
 /// `Σᵢ wᵢ (ln Σⱼ e^(z′ᵢⱼ) − z′ᵢ[labelᵢ])` with `z′ = z − max z` by row; the maximum is a constant, since the result
-/// does not depend on it.
+/// does not depend on it. The picks are a product, too: a logit of −∞ that is not the label's gives NaN here, where the
+/// host's loss is finite.
 fn cross_entropy<E: Float, B: Backend<E>, T: Tracing<E, B>>(
     z: Matrix<E, B, T>,
     labels: &[u32],

@@ -24,9 +24,9 @@
 //! is an option that nobody here turns on).
 
 use super::copied::Copies;
-use super::{Backend, Cuda, DynTensors, Float, Gradients, PairTensors, ParamTree, Shape, Storage, Tensor};
+use super::{Backend, Cuda, DynTensors, Gradients, PairTensors, ParamTree, Shape, Storage, Tensor};
 use crate::ops::{by_dfdx, raw, RawOp};
-use dfdx::prelude::{AsVec, TensorFromVec};
+use dfdx::prelude::TensorFromVec;
 use std::borrow::Cow;
 
 /// What is not there to be had: the caller has no way on.

@@ -32,6 +32,7 @@ pub use rec::{record, record_hvp, Mode, Rec, Recorded};
 pub(crate) use rec::{record_linear, record_map, unique_id, with_recording, Sum, Tangents, Value};
 
 use crate::activation::Activation;
+use crate::device::Shareable;
 use crate::ops::{raw, RawOp};
 use crate::Key;
 use dfdx::prelude::ZerosTensor;
@@ -42,7 +43,7 @@ use std::borrow::Cow;
 /// Our operations ([`crate::ops`]) run on host slices, which [`Self::host`] and [`Self::with_grads`]
 /// lend them: [`Cpu`] its own buffers, another device copies. Operations worth a kernel of their own
 /// on a device are hooks here whose default is the host's, which the operation hands in.
-pub trait Backend<E: Float>: Device<E> + Send + Sync {
+pub trait Backend<E: Float>: Device<E> + Shareable {
     /// See [`DynParams`].
     type DynParams: DynTree<E, Self>;
     /// Two trees of parameters as one; see [`PairTree`].

@@ -1,6 +1,7 @@
 //! Parameters as tensors, and their passage to and from one flat buffer.
 
 use super::{unique_id, Backend, Float, Gradients, Mode, Shape, Tensor, TensorCollection};
+use crate::device::Movable;
 use crate::Layout;
 use dfdx::prelude::{
     HasShape, PutTape, RecursiveWalker, ReshapeTo, TensorFromVec, TensorOptions, TensorVisitor, UniqueId,
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 /// A task's parameters: a dfdx tensor, module, tuple, a struct declared with
 /// [`collection!`](crate::collection), or [`DynParams`] where shapes are known at run time only.
-pub trait ParamTree<E: Float, B: Backend<E>>: Clone + Send + 'static {
+pub trait ParamTree<E: Float, B: Backend<E>>: Clone + Movable + 'static {
     /// Names and shapes, in the order of the flat buffer.
     fn layout(&self) -> Layout;
     /// Tensors to a flat buffer of the layout's length.
@@ -172,7 +173,7 @@ where
 
 impl<E: Float, B: Backend<E>, P> ParamTree<E, B> for P
 where
-    P: TensorCollection<E, B, To<E, B> = P> + Clone + Send + 'static,
+    P: TensorCollection<E, B, To<E, B> = P> + Clone + Movable + 'static,
 {
     fn layout(&self) -> Layout {
         let mut f = Visit { f: ToLayout(Layout::default()), at: 0 };
