@@ -31,9 +31,9 @@ pub mod prelude {
         Tensor,
     };
     pub use outerloop_core::{
-        collection, BatchKey, Error, Evaluator, FlatFamily, FlatTask, Float, HyperProblem, HyperTask, Key,
-        Layout, LearnedOptimizer, Metric, OptState, Optimizer, Params, Result, SingleTask, Split, Task,
-        TaskFamily, Typed,
+        collection, AnyDevice, BatchKey, Device, Error, Evaluator, FamilyOn, FlatFamily, FlatTask, Float,
+        HyperProblem, HyperTask, Key, Layout, LearnedOptimizer, Metric, OptState, Optimizer, Params, Result,
+        SingleTask, Split, Task, TaskFamily, Typed,
     };
     pub use outerloop_lopt::hand::{
         Adam, AdamW, Clip, ClipRule, Cosine, Momentum, Muon, NAdamW, RmsProp, Schedule, Sgd,

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
+    options.device.check()?;
     let workers = Workers::new(options.threads)?;
     let (contestants, receipt) = contestants(options)?;
     let contest = Contest {
@@ -43,8 +44,9 @@ fn run(options: &Options) -> Result<()> {
     std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
     let variants: usize = contest.contestants.iter().map(|c| c.variants.len()).sum();
     println!(
-        "{} tasks, {} optimizers with {variants} variants, {} seeds, {} steps, {} threads",
+        "{} tasks on {}, {} optimizers with {variants} variants, {} seeds, {} steps, {} threads",
         contest.tasks.len(),
+        options.device,
         contest.contestants.len(),
         contest.config.seeds,
         contest.config.num_steps,
@@ -53,7 +55,7 @@ fn run(options: &Options) -> Result<()> {
     let results = contest.run(&workers)?;
     let title = format!("Benchmark of optimizers on the {} suite", options.suite.name());
     let mut report = Report::new(title, &contest, &results);
-    report.receipt = receipt;
+    report.receipt = receipt.with("device", options.device.to_string());
     report.times = time_steps(&contest);
     print!("{}", report.text());
     println!("\nwrote {}", report.save(&options.out)?.display());

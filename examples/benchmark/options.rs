@@ -40,6 +40,9 @@ pub struct Options {
     /// Only tasks whose name contains this.
     #[arg(long, value_name = "PART")]
     tasks: Option<String>,
+    /// Where tasks are computed: cpu, cuda (the first card) or cuda:N.
+    #[arg(long, default_value_t = Device::Cpu)]
+    pub device: Device,
     /// Worker threads; 0: one per core. Results do not depend on it.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
@@ -81,9 +84,9 @@ pub fn quick_rates() -> Vec<f64> {
     (-4..=0).map(|i| 10f64.powi(i)).collect()
 }
 
-fn named(tasks: Vec<suite::HeldOutTask>) -> Result<Vec<ContestTask>> {
+fn named(tasks: Vec<suite::HeldOutTask>, device: Device) -> Result<Vec<ContestTask>> {
     let contest_task = |t: suite::HeldOutTask| {
-        let family = Arc::new(SingleTask(t.task()?));
+        let family = Arc::new(SingleTask(t.task_on(device)?));
         Ok(ContestTask { name: t.name, family })
     };
     tasks.into_iter().map(contest_task).collect()
@@ -105,10 +108,11 @@ impl Options {
 
     pub fn tasks(&self) -> Result<Vec<ContestTask>> {
         let mut all: Vec<ContestTask> = match self.suite {
-            Suite::HeldOut => named(suite::held_out())?,
-            Suite::Foreign => named(suite::foreign())?,
+            Suite::HeldOut => named(suite::held_out(), self.device)?,
+            Suite::Foreign => named(suite::foreign(), self.device)?,
             Suite::Training => {
                 let mixture = suite::Training { layers: [1, 4], ..suite::training() };
+                let mixture = suite::TrainingOn::new(mixture, self.device)?;
                 let key = Key::new(self.seed).named("benchmark of the training suite");
                 let draw = |i| {
                     let task = FlatFamily::<f32>::sample_task(&mixture, key.fold_in(i));

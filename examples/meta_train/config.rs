@@ -52,6 +52,10 @@ pub struct Config {
     /// Where image files are, one folder per data set [default: the environment variable OUTERLOOP_DATA].
     #[arg(long)]
     data_dir: Option<PathBuf>,
+    /// Where tasks are computed: cpu, cuda (the first card) or cuda:N.
+    #[arg(long, default_value_t = Device::Cpu)]
+    #[serde(default)]
+    device: Device,
     /// How the meta-gradient is estimated.
     #[arg(long, value_enum, default_value_t = Estimator::Pes)]
     estimator: Estimator,
@@ -234,6 +238,7 @@ impl Config {
     /// Errors on settings out of range, as far as the library does not refuse them anyway when the parts of
     /// the run are made. Upper ends are where a mistake is likelier than a machine that could do it.
     pub fn check(&self) -> Result<()> {
+        self.device.check()?;
         let steps = 1_000_000_000;
         // As far as TOML counts.
         let seeds = i64::MAX as u64;
@@ -369,13 +374,15 @@ impl Config {
             TaskName::MnistMlp => self.image_mlp(ImageFiles::Mnist)?,
             TaskName::FashionMnistMlp => self.image_mlp(ImageFiles::FashionMnist)?,
             TaskName::Cifar10Mlp => self.image_mlp(ImageFiles::Cifar10)?,
-            TaskName::DigitsMlpFamily => Arc::new(ImageMlpFamily::new(Splits::digits())),
-            TaskName::Suite => {
-                let training = self.training.clone().unwrap_or_default();
-                training.check()?;
-                Arc::new(training)
+            TaskName::DigitsMlpFamily => {
+                Arc::new(FamilyOn::new(ImageMlpFamily::new(Splits::digits()), self.device)?)
             }
-            TaskName::Quadratics => Arc::new(FixedDimQuadraticFamily { dim: 10 }),
+            TaskName::Suite => {
+                Arc::new(suite::TrainingOn::new(self.training.clone().unwrap_or_default(), self.device)?)
+            }
+            TaskName::Quadratics => {
+                Arc::new(FamilyOn::new(FixedDimQuadraticFamily { dim: 10 }, self.device)?)
+            }
         })
     }
 
@@ -389,8 +396,10 @@ impl Config {
     fn resplit(&self, data: Splits) -> Result<Arc<dyn FlatFamily>> {
         let model = MlpConfig::default();
         Ok(match self.meta_loss {
-            MetaLossName::OuterValid => Arc::new(ResplitFamily::new(data, model, None)?),
-            _ => Arc::new(SingleTask::new(MlpTask::new(data, model)?)),
+            MetaLossName::OuterValid => {
+                Arc::new(FamilyOn::new(ResplitFamily::new(data, model, None)?, self.device)?)
+            }
+            _ => Arc::new(SingleTask::on(MlpTask::new(data, model)?, self.device)?),
         })
     }
 
@@ -490,7 +499,7 @@ impl Config {
 
     pub fn summary(&self, lopt: &dyn LearnedOptimizer, threads: usize) -> String {
         format!(
-            "meta-training {} ({} meta-parameters) on {:?} by {:?}: {} tasks x {} steps x {} outer steps, {threads} threads, {} kernels",
+            "meta-training {} ({} meta-parameters) on {:?} by {:?}: {} tasks x {} steps x {} outer steps on {}, {threads} threads, {} kernels",
             lopt.name(),
             lopt.theta_layout().len(),
             self.task,
@@ -498,6 +507,7 @@ impl Config {
             self.num_tasks,
             self.trunc_length,
             self.outer_steps,
+            self.device,
             kernel::path(),
         )
     }

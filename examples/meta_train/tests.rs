@@ -62,6 +62,13 @@ fn settings_out_of_range_are_refused_before_anything_is_written() {
     let dir = root.path().join("run");
     for (line, wanted) in [
         ("--outer-steps 0", "outer_steps = 0: expected 1 to"),
+        // Of a build without the feature, and of one on a machine without so many cards.
+        #[cfg(not(feature = "cuda"))]
+        ("--device cuda", "this build lacks the feature `cuda`; rebuild with `--features cuda`"),
+        (
+            "--device cuda:99",
+            if cfg!(feature = "cuda") { "--device cpu" } else { "lacks the feature `cuda`" },
+        ),
         ("--num-tasks 0", "num_tasks = 0: expected 1 to"),
         ("--trunc-length 0", "trunc_length = 0: expected 1 to"),
         ("--trunc-length 18446744073709551615", "trunc_length = 18446744073709551615: expected 1 to"),
@@ -266,4 +273,25 @@ fn finished_restarts_go_on_with_more_steps() {
         let rows = std::fs::read_to_string(dir.join(seed).join("metrics.csv")).unwrap();
         assert_eq!(rows.lines().count(), 8, "{rows}");
     }
+}
+
+#[test]
+fn a_device_is_parsed_and_saved_and_does_not_change() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("run");
+    let words = |device: &str| {
+        let line = ["meta_train", "--device", device];
+        Options::command().try_get_matches_from(line).map(|m| m.get_one::<Device>("device").copied())
+    };
+    assert_eq!(words("cuda").unwrap(), Some(Device::Cuda(0)));
+    let error = words("gpu").unwrap_err().to_string();
+    assert!(error.contains("unknown device `gpu`, expected one of: cpu, cuda, cuda:N"), "{error}");
+    stopped(&dir, &format!("{SMALL} --outer-steps 2"), 1);
+    let saved = std::fs::read_to_string(dir.join(FILE)).unwrap();
+    assert!(saved.contains("device = \"cpu\""), "{saved}");
+    let error = refused(&dir, "--resume --device cuda");
+    assert!(
+        error.starts_with("--device cuda: contradicts the saved configuration, which has \"cpu\""),
+        "{error}"
+    );
 }

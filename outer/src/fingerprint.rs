@@ -1,6 +1,6 @@
 //! What a resumed run is recognized by: texts that name everything its results depend on.
 
-use outerloop_core::{BatchKey, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, Split};
+use outerloop_core::{BatchKey, Device, FlatFamily, FlatTask, Float, Key, LearnedOptimizer, Split};
 use xxhash_rust::xxh3::{xxh3_64, Xxh3};
 
 /// Tasks of a family that its fingerprint looks at, with a gradient of each: less than a tenth of an outer
@@ -32,7 +32,7 @@ pub(crate) fn of_lopt<E: Float>(lopt: &dyn LearnedOptimizer<E>) -> String {
 /// Name, and a hash of what the first tasks are: a family cannot forget to name its data, sizes or
 /// augmentations, since their layouts, initial parameters, losses and gradients are compared themselves.
 pub(crate) fn of_family<E: Float>(family: &dyn FlatFamily<E>) -> String {
-    let mut hash = Xxh3::new();
+    let (mut hash, mut device) = (Xxh3::new(), Device::Cpu);
     for draw in 0..DRAWS {
         let [task, init, data] = Key::new(draw).named("fingerprint").split();
         let task = family.sample_task(task);
@@ -44,8 +44,17 @@ pub(crate) fn of_family<E: Float>(family: &dyn FlatFamily<E>) -> String {
         let (mut evaluator, mut grad) = (task.evaluator(), vec![E::of(0.0); params.len()]);
         let loss = evaluator.loss_and_grad(&params, &mut state, BatchKey::train(0, data), &mut grad);
         [loss].iter().chain(&grad).chain(&state).for_each(|x| add(x.f64()));
+        device = task.device();
     }
-    format!("{} #{:016x}", family.name(), hash.digest())
+    format!("{}{} #{:016x}", family.name(), place(device), hash.digest())
+}
+
+/// Devices differ in the last bits of their sums: a run on one does not go on on another.
+fn place(device: Device) -> String {
+    match device {
+        Device::Cpu => String::new(),
+        other => format!(" on {other}"),
+    }
 }
 
 /// A hash of what a task is: initial parameters, and losses and gradients on a batch of every split.
@@ -61,7 +70,7 @@ pub(crate) fn of_task<E: Float>(task: &dyn FlatTask<E>) -> String {
         let loss = evaluator.loss_and_grad(&params, &mut state, at, &mut grad);
         [loss].iter().chain(&grad).for_each(&mut add);
     }
-    format!("#{:016x}", hash.digest())
+    format!("{}#{:016x}", place(task.device()), hash.digest())
 }
 
 /// Where two descriptions begin to differ, from the start of the differing part on.

@@ -64,6 +64,14 @@ pub enum Error {
     /// An optional part was not compiled in.
     #[error("this build lacks the feature `{0}`; rebuild with `--features {0}`")]
     FeatureDisabled(&'static str),
+    /// A device is not there, or is full.
+    #[error("device {device}: {why}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What came, and what helps.
+        why: String,
+    },
     /// Training left the finite numbers and stopped; what was good is saved.
     #[error("{what} became NaN or infinite: {why}")]
     NonFinite {

@@ -1,11 +1,15 @@
 //! The flat side of a task: one `f32` (or `f64`) buffer plus a [`Layout`], behind object-safe traits.
 
+use crate::device::{AnyDevice, Device, Open};
 use crate::tensor::{
-    host_data, record, record_hvp, record_linear, Cache, Cpu, Curvature, Host, Linear, NoneTape, ParamTree,
+    record, record_hvp, record_linear, Backend, Cpu, Curvature, Host, Linear, NoneTape, ParamTree, Rank0,
+    Tensor,
 };
 use crate::{
-    BatchKey, Entry, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Split, Task, TaskFamily,
+    BatchKey, Entry, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Result, Split, Task,
+    TaskFamily,
 };
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// A task as trainers see it. Made from any [`Task`] by [`Typed`].
@@ -22,6 +26,10 @@ pub trait FlatTask<E: Float = f32>: Send + Sync {
     fn evaluator(&self) -> Box<dyn Evaluator<E>>;
     /// See [`Task::normalizer`].
     fn normalizer(&self, loss: f64) -> f64;
+    /// Where its evaluators compute. The CPU by default.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
     /// Numbers beside the loss on the batch that `at` names, see [`Task::metrics`]. None by default.
     fn metrics(&self, params: &[E], state: &[E], at: BatchKey) -> Vec<Metric> {
         let _ = (params, state, at);
@@ -62,6 +70,14 @@ impl<E: Float> SingleTask<E> {
     {
         SingleTask(Arc::new(Typed::new(task)))
     }
+
+    /// The family of one typed task on a device.
+    ///
+    /// # Errors
+    /// As [`AnyDevice::on`].
+    pub fn on<T: AnyDevice<E>>(task: T, device: Device) -> Result<Self> {
+        Ok(SingleTask(task.on(device)?))
+    }
 }
 
 impl<E: Float> FlatFamily<E> for SingleTask<E> {
@@ -73,62 +89,90 @@ impl<E: Float> FlatFamily<E> for SingleTask<E> {
     }
 }
 
-/// A typed [`Task`] on the CPU as a [`FlatTask`].
-pub struct Typed<T> {
+/// A typed [`Task`] as a [`FlatTask`]: on the CPU, or on another device by [`Typed::on`].
+pub struct Typed<T, B = Cpu> {
     task: Arc<T>,
     layout: Arc<Layout>,
+    device: Device,
+    backend: PhantomData<fn() -> B>,
 }
 
 impl<T: Task<f64, Cpu>> Typed<T> {
     /// Wraps a task.
     pub fn new(task: T) -> Self {
-        let layout = task.init(&Cpu::default(), Key::new(0)).layout();
-        Typed { task: Arc::new(task), layout: Arc::new(layout) }
+        Typed::at(task, Device::Cpu)
     }
 }
 
-impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> FlatTask<E> for Typed<T>
-where
-    Cpu: Host<E>,
+impl<T> Typed<T> {
+    /// Wraps a task on a device.
+    ///
+    /// # Errors
+    /// As [`AnyDevice::on`].
+    pub fn on<E: Float>(task: T, device: Device) -> Result<Arc<dyn FlatTask<E>>>
+    where
+        T: AnyDevice<E>,
+    {
+        task.on(device)
+    }
+}
+
+impl<T: Task<f64, Cpu>, B: Open> Typed<T, B> {
+    /// Wraps a task on a device that is there, and of this backend.
+    pub(crate) fn at(task: T, device: Device) -> Self {
+        let layout = task.init(&Cpu::default(), Key::new(0)).layout();
+        Typed { task: Arc::new(task), layout: Arc::new(layout), device, backend: PhantomData }
+    }
+}
+
+impl<E: Float, T: Task<E, B> + Task<f64, B>, B: Backend<E> + Backend<f64> + Open> FlatTask<E>
+    for Typed<T, B>
 {
     fn name(&self) -> String {
-        Task::<E, Cpu>::name(&*self.task)
+        Task::<E, B>::name(&*self.task)
     }
     fn layout(&self) -> Arc<Layout> {
         self.layout.clone()
     }
     fn init(&self, key: Key) -> Params<E> {
         let mut p = Params::zeros(self.layout.clone());
-        Task::<E, Cpu>::init(&*self.task, &Cpu::default(), key).write_flat(&mut p.data);
+        let dev = B::open(self.device);
+        Task::<E, B>::init(&*self.task, &dev, key).write_flat(&mut p.data);
+        dev.close(self.device);
         p
     }
     fn init_state(&self) -> Vec<E> {
-        Task::<E, Cpu>::init_state(&*self.task)
+        Task::<E, B>::init_state(&*self.task)
     }
     fn evaluator(&self) -> Box<dyn Evaluator<E>> {
-        let own = Task::<E, Cpu>::evaluator(&*self.task);
-        own.unwrap_or_else(|| Box::new(TypedEvaluator::<E, T>::new(self.task.clone(), self.layout.clone())))
+        // A task's own is for the host.
+        let own = self.device.is_cpu().then(|| Task::<E, B>::evaluator(&*self.task)).flatten();
+        own.unwrap_or_else(|| Box::new(TypedEvaluator::<E, T, B>::new(self)))
     }
     fn normalizer(&self, loss: f64) -> f64 {
-        Task::<E, Cpu>::normalizer(&*self.task, loss)
+        Task::<E, B>::normalizer(&*self.task, loss)
+    }
+    fn device(&self) -> Device {
+        self.device
     }
     fn metrics(&self, params: &[E], state: &[E], at: BatchKey) -> Vec<Metric> {
-        let dev = Cpu::default();
-        let mut tree = Task::<E, Cpu>::init(&*self.task, &dev, Key::new(0));
+        let dev = B::open(self.device);
+        let mut tree = Task::<E, B>::init(&*self.task, &dev, Key::new(0));
         tree.read_flat(params);
-        let batch = Task::<E, Cpu>::batch(&*self.task, &dev, at);
-        Task::<E, Cpu>::metrics(&*self.task, &tree, state, &batch)
+        let batch = Task::<E, B>::batch(&*self.task, &dev, at);
+        let metrics = Task::<E, B>::metrics(&*self.task, &tree, state, &batch);
+        drop((tree, batch));
+        dev.close(self.device);
+        metrics
     }
 }
 
-struct TypedEvaluator<E: Float, T: Task<E, Cpu>>
-where
-    Cpu: Host<E>,
-{
+struct TypedEvaluator<E: Float, T: Task<E, B>, B: Backend<E> + Open> {
     task: Arc<T>,
     layout: Arc<Layout>,
+    device: Device,
     /// One per evaluator: dfdx devices must not be shared between threads.
-    dev: Cpu,
+    dev: B,
     /// Evaluations since the device's cache was emptied, if it is in use.
     cached: Option<usize>,
     /// None until the loss is traced: closed forms need no tensors.
@@ -140,24 +184,30 @@ where
     fallback: Option<Box<dyn Evaluator<f64>>>,
 }
 
-impl<E: Float, T: Task<E, Cpu>> Drop for TypedEvaluator<E, T>
-where
-    Cpu: Host<E>,
-{
+// SAFETY: dfdx's CUDA tensors are not `Send` only because cudarc 0.9 does not say so of streams, which may go from thread
+// to thread as all that they hold may. The evaluator has its device for itself, so its cuBLAS handle is used by one thread
+// at a time, and every use begins with a copy of parameters, which makes the context the thread's own. Parameters and
+// batches on the CPU are `Send` where they compile without the feature, see `Movable`.
+#[cfg(feature = "cuda")]
+unsafe impl<E: Float, T: Task<E, B>, B: Backend<E> + Open> Send for TypedEvaluator<E, T, B> {}
+
+impl<E: Float, T: Task<E, B>, B: Backend<E> + Open> Drop for TypedEvaluator<E, T, B> {
     fn drop(&mut self) {
-        // A dropped cache would leak what it holds.
-        self.dev.disable_cache();
+        // The tensors first.
+        (self.params, self.batches) = (None, [None, None]);
+        self.dev.clone().close(self.device);
     }
 }
 
-impl<E: Float, T: Task<E, Cpu>> TypedEvaluator<E, T>
-where
-    Cpu: Host<E>,
-{
-    fn new(task: Arc<T>, layout: Arc<Layout>) -> Self {
+impl<E: Float, T: Task<E, B>, B: Backend<E> + Open> TypedEvaluator<E, T, B> {
+    fn new(typed: &Typed<T, B>) -> Self {
+        Self::of(typed.task.clone(), typed.layout.clone(), typed.device)
+    }
+
+    fn of(task: Arc<T>, layout: Arc<Layout>, device: Device) -> Self {
         crate::tensor::keep_gemm_on_one_thread();
         TypedEvaluator {
-            dev: Cpu::default(),
+            dev: B::open(device),
             cached: None,
             params: None,
             batches: [None, None],
@@ -165,6 +215,7 @@ where
             fallback: None,
             task,
             layout,
+            device,
         }
     }
 
@@ -180,6 +231,9 @@ where
     fn keep_buffers(&mut self, large: usize) {
         const LARGE: usize = 1 << 14;
         const EVALUATIONS: usize = 16;
+        if !B::IN_HOST_MEMORY {
+            return;
+        }
         self.cached = match self.cached {
             None if large * size_of::<E>() < LARGE => None,
             None => {
@@ -226,25 +280,31 @@ macro_rules! params {
     };
 }
 
-impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> Evaluator<E> for TypedEvaluator<E, T>
+/// The number of a scalar.
+fn number<E: Float, B: Backend<E>>(loss: &Tensor<Rank0, E, B>) -> E {
+    B::host(loss)[0]
+}
+
+impl<E: Float, T, B> Evaluator<E> for TypedEvaluator<E, T, B>
 where
-    Cpu: Host<E>,
+    T: Task<E, B> + Task<f64, B>,
+    B: Backend<E> + Backend<f64> + Open,
 {
     fn loss(&mut self, params: &[E], state: &[E], at: BatchKey) -> E {
         self.load_batch(at);
-        if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), None) {
+        if let Some(loss) = Task::<E, B>::closed_form(&*self.task, params, batch!(self, at), None) {
             return loss;
         }
         self.load_params(params);
         self.state.clear();
         self.state.extend_from_slice(state);
         let l = self.task.loss_with_state(params!(self), &mut self.state, batch!(self, at), NoneTape);
-        host_data(&l)[0]
+        number(&l)
     }
 
     fn loss_and_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
         self.load_batch(at);
-        let closed = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), Some(grad));
+        let closed = Task::<E, B>::closed_form(&*self.task, params, batch!(self, at), Some(grad));
         if let Some(loss) = closed {
             return loss;
         }
@@ -258,7 +318,7 @@ where
             params!(self).read_grads(&self.dev, &mut r.grads, grad);
         }
         self.keep_buffers(r.largest);
-        host_data(&r.value)[0]
+        number(&r.value)
     }
 
     fn loss_grad_hvp(
@@ -271,7 +331,7 @@ where
         hvp: &mut [E],
     ) -> E {
         self.load_batch(at);
-        if Task::<E, Cpu>::hvp(&*self.task, params, batch!(self, at), v, hvp) {
+        if Task::<E, B>::hvp(&*self.task, params, batch!(self, at), v, hvp) {
             let mut state = state.to_vec();
             return self.loss_and_grad(params, &mut state, at, grad);
         }
@@ -294,7 +354,7 @@ where
             None => wide_hvp(self.wide(), [params, state, v], at, hvp),
         }
         self.keep_buffers(r.largest);
-        host_data(&r.value)[0]
+        number(&r.value)
     }
 
     fn loss_and_leading_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
@@ -309,7 +369,7 @@ where
         });
         params!(self).read_grads(&self.dev, &mut r.grads, grad);
         self.keep_buffers(r.largest);
-        host_data(&r.value)[0]
+        number(&r.value)
     }
 
     fn linearize(
@@ -322,7 +382,7 @@ where
         self.load_batch(at);
         let whole = (grad.len() == params.len()).then_some(&mut *grad);
         let is_whole = whole.is_some();
-        if let Some(loss) = Task::<E, Cpu>::closed_form(&*self.task, params, batch!(self, at), whole) {
+        if let Some(loss) = Task::<E, B>::closed_form(&*self.task, params, batch!(self, at), whole) {
             let loss = if is_whole { loss } else { self.loss_and_leading_grad(params, state, at, grad) };
             return (loss, None);
         }
@@ -335,7 +395,7 @@ where
         self.keep_buffers(r.largest);
         let layout = self.layout.clone();
         let kept = r.linear.map(|linear| Box::new(OnTape { linear, layout }) as Box<dyn Linearization<E>>);
-        (host_data(&r.value)[0], kept)
+        (number(&r.value), kept)
     }
 }
 
@@ -387,15 +447,16 @@ impl<E: Float> Linearization<E> for OnTape<E> {
     }
 }
 
-impl<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>> TypedEvaluator<E, T>
+impl<E: Float, T, B> TypedEvaluator<E, T, B>
 where
-    Cpu: Host<E>,
+    T: Task<E, B> + Task<f64, B>,
+    B: Backend<E> + Backend<f64> + Open,
 {
     /// The same loss in f64.
     fn wide(&mut self) -> &mut dyn Evaluator<f64> {
         let fallback = self.fallback.get_or_insert_with(|| {
-            warn_once(&Task::<E, Cpu>::name(&*self.task));
-            Box::new(TypedEvaluator::<f64, T>::new(self.task.clone(), self.layout.clone()))
+            warn_once(&Task::<E, B>::name(&*self.task));
+            Box::new(TypedEvaluator::<f64, T, B>::of(self.task.clone(), self.layout.clone(), self.device))
         });
         fallback.as_mut()
     }

@@ -1,5 +1,6 @@
 //! [`HyperTask`]: a training loss with hyperparameters, and the validation loss that judges them.
 
+use crate::device::Movable;
 use crate::tensor::{Backend, Cpu, Host, Mode, PairTree, ParamTree, Rank0, Tensor};
 use crate::{BatchKey, Error, FlatTask, Float, Key, Layout, Params, Result, Split, Task, Typed};
 use std::ops::Range;
@@ -56,7 +57,7 @@ pub trait HyperTask<E: Float, B: Backend<E>>: Send + Sync + 'static {
     /// The type of the hyperparameters, λ.
     type Hyper: ParamTree<E, B>;
     /// One batch of data; `()` if there is none.
-    type Batch: Send + 'static;
+    type Batch: Movable + 'static;
 
     /// Short name for reports.
     fn name(&self) -> String;

@@ -14,6 +14,7 @@
 //! | [`learned_optimizer`](LearnedOptimizer) | optimizers indexed by theta | implement it, in your crate |
 //! | [`float`](Float), `math` | f32 and f64, and exponentials that vectorize | leave it: results depend on every bit |
 //! | [`activation`](ops::Activation) | activations that fuse with a linear map | add one, with its derivatives |
+//! | [`device`] | which device a task computes on, and whether it is there | add a device here and a [`Backend`](tensor::Backend) for it |
 //! | [`tensor`] | the glue to dfdx: devices, the recording tape, parameter trees | add a [`Backend`](tensor::Backend) for a device; leave the tape |
 //! | [`ops`] | differentiable operations with exact second derivatives | add one: a file and a row in its tests |
 //! | [`nn`] | layers made of them | add one freely |
@@ -29,6 +30,7 @@
 mod activation;
 pub mod atomic;
 pub mod contract;
+pub mod device;
 mod error;
 mod evaluator;
 mod flat;
@@ -50,6 +52,7 @@ pub mod simd;
 mod task;
 pub mod tensor;
 
+pub use device::{AnyDevice, Device, FamilyOn};
 pub use error::{Error, Result};
 pub use evaluator::{in_f32, BatchKey, Evaluator, Linearization, Split};
 pub use flat::{FlatFamily, FlatTask, SingleTask, Typed};

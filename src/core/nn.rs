@@ -138,7 +138,7 @@ impl<const K: usize, const I: usize, const O: usize, E: Float, B: Backend<E>> Co
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::contract::check_task;
     use crate::tensor::{NoneTape, Rank0};
@@ -146,7 +146,7 @@ mod tests {
     use dfdx::prelude::PutTape;
 
     /// A convolution, pooled and normalized, next to an embedded label, into a classifier.
-    struct Everything;
+    pub(crate) struct Everything;
 
     type Net<E, B> = ((Conv2d<3, 2, 4, E, B>, LayerNorm<4, E, B>), Embedding<5, 3, E, B>, Dense<7, 5, E, B>);
 

@@ -1,5 +1,6 @@
 //! [`Task`] and [`TaskFamily`]: what is trained.
 
+use crate::device::Movable;
 use crate::tensor::{Backend, Mode, ParamTree, Rank0, Tensor};
 use crate::{BatchKey, Evaluator, Float, Key};
 use serde::{Deserialize, Serialize};
@@ -61,7 +62,7 @@ pub trait Task<E: Float, B: Backend<E>>: Send + Sync + 'static {
     /// The parameters' type.
     type Params: ParamTree<E, B>;
     /// One batch of data; `()` if there is none.
-    type Batch: Send + 'static;
+    type Batch: Movable + 'static;
 
     /// Short name for reports.
     fn name(&self) -> String;

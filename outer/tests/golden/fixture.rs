@@ -1,10 +1,16 @@
 //! Reading cases and comparing numbers.
 
-use outerloop_core::{Float, Layout, Params};
+use outerloop_core::{Device, Float, Layout, Params};
 use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Where tasks of kind D compute: what `OUTERLOOP_DEVICE` says, else the CPU.
+pub fn device() -> Device {
+    let name = std::env::var("OUTERLOOP_DEVICE").ok();
+    name.map_or(Device::Cpu, |name| name.parse().unwrap_or_else(|e| panic!("OUTERLOOP_DEVICE: {e}")))
+}
 
 /// One case file.
 pub struct Case {

@@ -1,12 +1,13 @@
 //! Kind D: losses, gradients and Hessian-vector products of tasks, and what their normalizers return.
 
 use crate::fixture::{
-    f32_tolerance, get, inputs, magnitude, number, numbers, tree_inputs, tree_layout, Case, Errors, Outcome,
+    device, f32_tolerance, get, inputs, magnitude, number, numbers, tree_inputs, tree_layout, Case, Errors,
+    Outcome,
 };
 use crate::images::{self, ImageTask};
 use crate::models::TextModel;
 use outerloop_core::tensor::{Cpu, Host};
-use outerloop_core::{BatchKey, FlatTask, Float, Key, Layout, Task, Typed};
+use outerloop_core::{AnyDevice, BatchKey, FlatTask, Float, Key, Layout, Task, Typed};
 use outerloop_tasks::data::{ImageData, Splits};
 use outerloop_tasks::image::{
     AutoencoderConfig, AutoencoderTask, ConvConfig, ConvTask, ImageLoss, MlpConfig, MlpTask,
@@ -32,7 +33,12 @@ fn evaluate<E: Float>(task: &dyn FlatTask<E>, params: &[f64], v: &[f64]) -> Deri
     let (params, v) = (cast::<_, E>(params), cast::<_, E>(v));
     let (mut grad, mut hvp) = (params.clone(), params.clone());
     let at = BatchKey::train(0, Key::new(0));
-    let loss = task.evaluator().loss_grad_hvp(&params, &[], at, &v, &mut grad, &mut hvp);
+    let mut evaluator = task.evaluator();
+    let mut loss = evaluator.loss_grad_hvp(&params, &[], at, &v, &mut grad, &mut hvp);
+    if !task.device().is_cpu() {
+        // With a product it is the host's.
+        loss = evaluator.loss_and_grad(&params, &mut [], at, &mut grad);
+    }
     Derivatives { loss: loss.f64(), grad: cast(&grad), hvp: cast(&hvp) }
 }
 
@@ -156,9 +162,9 @@ pub fn task(case: &Case) -> Outcome {
 /// A task in f32 and in f64.
 type Both = (Arc<dyn FlatTask<f32>>, Arc<dyn FlatTask<f64>>);
 
-fn both<T: Task<f32, Cpu> + Task<f64, Cpu>>(task: T) -> Both {
-    let task = Arc::new(Typed::new(task));
-    (task.clone(), task)
+fn both<T: AnyDevice<f32> + AnyDevice<f64> + Clone>(task: T) -> Both {
+    let on = "the device of OUTERLOOP_DEVICE";
+    (Typed::on(task.clone(), device()).expect(on), Typed::on(task, device()).expect(on))
 }
 
 /// One entry of the file of quadratics.

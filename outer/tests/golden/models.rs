@@ -27,6 +27,7 @@ enum Kind {
 }
 
 /// A language model whose only batch comes from a file.
+#[derive(Clone)]
 pub struct TextModel {
     kind: Kind,
     layout: Arc<Layout>,

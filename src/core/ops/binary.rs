@@ -2,11 +2,13 @@
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
 use super::raw::{apply_built, built, flat};
+use super::{KnownOp, KnownPair};
 use crate::tensor::{Backend, Float, Mode, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
 
 /// One pair of elements.
 trait Pair: 'static {
+    const KNOWN: KnownPair;
     fn value<T: Scalar>(a: T, b: T) -> T;
     /// Adjoints of `a` and `b`.
     fn adjoint<T: Scalar>(a: T, b: T, y: T, dy: T) -> [T; 2];
@@ -15,6 +17,9 @@ trait Pair: 'static {
 struct Binary<P>(std::marker::PhantomData<P>);
 
 impl<P: Pair> ScalarOp for Binary<P> {
+    fn known<E: Float>(&self) -> Option<KnownOp<'_, E>> {
+        Some(KnownOp::Pair(P::KNOWN))
+    }
     fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]) {
         let (a, b) = (x[0], x[1]);
         if let &[b] = b {
@@ -54,6 +59,7 @@ macro_rules! binary {
     ($($(#[$m:meta])* $name:ident, $op:ident: $value:expr, $adjoint:expr;)+) => {$(
         struct $op;
         impl Pair for $op {
+            const KNOWN: KnownPair = KnownPair::$op;
             #[inline(always)]
             fn value<T: Scalar>(a: T, b: T) -> T {
                 let f: fn(T, T) -> T = $value;

@@ -1,6 +1,7 @@
 //! Operations written once over any scalar: dual numbers give the tangents, correct by construction.
 
 use super::raw::{Primal, RawOp, Tangent};
+use super::KnownOp;
 use crate::Float;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
@@ -136,6 +137,10 @@ impl<E: Float> Scalar for Dual<E> {
 pub(crate) trait ScalarOp: 'static {
     /// See [`RawOp::is_loss`].
     const IS_LOSS: bool = false;
+    /// See [`RawOp::known`].
+    fn known<E: Float>(&self) -> Option<KnownOp<'_, E>> {
+        None
+    }
     /// `y = f(x)`; `y` comes zeroed.
     fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]);
     /// `dxᵢ += Jᵢᵀ dy`.
@@ -155,6 +160,9 @@ fn zip<E: Float>(v: &[E], t: Option<&[E]>) -> Vec<Dual<E>> {
 impl<E: Float, O: ScalarOp> RawOp<E> for ByDuals<O> {
     fn is_loss(&self) -> bool {
         O::IS_LOSS
+    }
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        self.0.known()
     }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         self.0.value(x, y);

@@ -2,6 +2,7 @@
 
 use super::gemm::{add_matmul, Mat};
 use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
+use super::KnownOp;
 use crate::activation::Activation;
 use crate::math::vectorize;
 use crate::tensor::{Backend, Buffer, Dim, Float, Mode, Tensor};
@@ -84,6 +85,10 @@ impl Linear {
 }
 
 impl<E: Float> RawOp<E> for Linear {
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        let Linear { n, i, o, act } = *self;
+        Some(KnownOp::Linear { n, i, o, act })
+    }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         let &[x, w, b] = x else { unreachable!("linear has three inputs") };
         for row in y.chunks_exact_mut(self.o.max(1)) {

@@ -2,6 +2,7 @@
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
 use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
+use super::KnownOp;
 use crate::math::vectorize;
 use crate::tensor::{Backend, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
@@ -21,6 +22,9 @@ fn mean_pairs<T: Scalar>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
 struct Mse;
 
 impl ScalarOp for Mse {
+    fn known<E: Float>(&self) -> Option<KnownOp<'_, E>> {
+        Some(KnownOp::Mse)
+    }
     const IS_LOSS: bool = true;
     fn value<T: Scalar>(&self, x: &[&[T]], y: &mut [T]) {
         y[0] = mean_pairs(x[0], x[1], |a, b| {

@@ -1,14 +1,18 @@
 //! Elementwise functions of one tensor, of any shape.
 
 use super::raw::{apply, apply_built, either, flat, Primal, RawOp, Tangent};
+use super::{KnownMap, KnownOp};
 use crate::math::vectorize;
 use crate::tensor::{Backend, Float, Mode, Shape, Tensor};
 use dfdx::prelude::HasShape;
 
-/// `y = f(x)` elementwise, with `f` returning `[f, f', f'']`.
-struct Map<F>(F);
+/// `y = f(x)` elementwise, with `f` returning `[f, f', f'']`, and its name if it is known.
+struct Map<E, F>(F, Option<KnownMap<E>>);
 
-impl<E: Float, F: Fn(E) -> [E; 3] + 'static> RawOp<E> for Map<F> {
+impl<E: Float, F: Fn(E) -> [E; 3] + 'static> RawOp<E> for Map<E, F> {
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        self.1.map(KnownOp::Map)
+    }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         vectorize(
             #[inline(always)]
@@ -72,7 +76,7 @@ pub fn map<S: Shape, E: Float, B: Backend<E>, M: Mode<E, B>>(
     f: impl Fn(E) -> [E; 3] + 'static,
 ) -> Tensor<S, E, B, M> {
     let shape = *x.shape();
-    apply(Map(f), vec![flat(x)], shape, M::default())
+    apply(Map(f, None), vec![flat(x)], shape, M::default())
 }
 
 /// The type of a constant.
@@ -94,12 +98,14 @@ macro_rules! unary {
                 // As by `built`, which takes no closures.
                 #[inline(never)]
                 fn in_f32(($($c,)*): ($(number!($c),)*)) -> Box<dyn RawOp<f32>> {
+                    let known = KnownMap::named(stringify!($name), &[$($c),*]);
                     $(let $c = f32::of($c);)*
-                    Box::new(Map(move |x: f32| scalar::$name(x $(, $c)*)))
+                    Box::new(Map(move |x: f32| scalar::$name(x $(, $c)*), known))
                 }
                 #[inline(never)]
                 fn in_f64(($($c,)*): ($(number!($c),)*)) -> Box<dyn RawOp<f64>> {
-                    Box::new(Map(move |x: f64| scalar::$name(x $(, $c)*)))
+                    let known = KnownMap::named(stringify!($name), &[$($c),*]);
+                    Box::new(Map(move |x: f64| scalar::$name(x $(, $c)*), known))
                 }
                 let op = either(($($c,)*), in_f32, in_f64);
                 apply_built(op, vec![flat(x)], shape, M::default())

@@ -2,6 +2,7 @@
 
 use super::gemm::{add_matmul, Mat};
 use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
+use super::KnownOp;
 use crate::tensor::{Backend, Dim, Float, Mode, Tensor};
 use dfdx::prelude::{HasShape, Merge};
 
@@ -60,6 +61,10 @@ impl MatMul {
 }
 
 impl<E: Float> RawOp<E> for MatMul {
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        let MatMul { batch, m, k, n, transposed } = *self;
+        Some(KnownOp::MatMul { batch, m, k, n, transposed })
+    }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         self.add(x[0], x[1], y);
     }

@@ -20,12 +20,15 @@
 //!
 //! [`DenseNet`] is a whole network as one kernel, for tasks that are nothing else.
 //!
-//! A new operation is a [`map`], or a [`RawOp`] given to [`apply`].
+//! A new operation is a [`map`], or a [`RawOp`] given to [`apply`]. A device that has a kernel for it finds it by
+//! [`RawOp::known`]; all others it runs on the host.
 //!
 //! The first operand carries the tape; parameters among the others need none, since the recording
 //! knows them (a computed tensor is passed there without its tape, `t.split_tape().0`). At points where a derivative does not exist (ReLU at 0, the root at 0) it is 0.
 
 mod binary;
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) mod by_dfdx;
 mod conv;
 mod decay;
 mod dense_net;
@@ -33,6 +36,7 @@ mod dual;
 mod fixed_point;
 mod gemm;
 mod gradient;
+mod known;
 mod linear;
 mod loss;
 mod map;
@@ -43,7 +47,7 @@ pub(crate) mod raw;
 mod reduce;
 mod select;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod xent;
 
 pub use crate::activation::Activation;
@@ -53,6 +57,7 @@ pub use decay::weight_decay;
 pub use dense_net::{DenseLinear, DenseNet, Elementwise, Head, Rows};
 pub use fixed_point::{fixed_point, Equilibrium};
 pub use gradient::{gradient, handle, stop_gradient, value_and_gradient, Through};
+pub use known::{KnownMap, KnownOp, KnownPair};
 pub use loss::{mse, sigmoid_cross_entropy};
 pub use map::{
     abs, affine, clip, cos, elu, exp, gelu, leaky_relu, ln, map, neg, relu, relu6, scalar, scale, selu,

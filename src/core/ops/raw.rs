@@ -1,5 +1,6 @@
 //! What an operation is, how it is recorded, and two short ways to write one.
 
+use super::KnownOp;
 use crate::same;
 use crate::tensor::{
     unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Sum, Tangents, Tensor, Value,
@@ -26,6 +27,10 @@ pub trait RawOp<E: Float>: 'static {
     /// operations only the first derivative does. Default: false.
     fn is_loss(&self) -> bool {
         false
+    }
+    /// What it is by name, for devices with kernels of their own. Default: none, it runs on the host.
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        None
     }
 }
 
@@ -64,6 +69,10 @@ pub(crate) trait AffineOp<E: Float>: 'static {
     fn add(&self, i: usize, x: &[E], y: &mut [E]);
     /// `dx += Aᵢᵀ dy`.
     fn add_adjoint(&self, i: usize, dy: &[E], dx: &mut [E]);
+    /// See [`RawOp::known`].
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        None
+    }
 }
 
 /// An [`AffineOp`] as a [`RawOp`].
@@ -89,6 +98,9 @@ impl<E: Float, O: AffineOp<E>> RawOp<E> for Affine<O> {
     }
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
         self.vjp(p.x, p.y, t.ddy, ddx);
+    }
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        self.0.known()
     }
 }
 

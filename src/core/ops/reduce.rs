@@ -1,6 +1,7 @@
 //! Sums, means and maxima.
 
 use super::raw::{apply_built, built, flat, Affine, AffineOp};
+use super::KnownOp;
 use crate::nan;
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::HasShape;
@@ -13,6 +14,10 @@ struct Sum<E> {
 }
 
 impl<E: Float> AffineOp<E> for Sum<E> {
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        let Sum { n, inner, c } = *self;
+        Some(KnownOp::Sum { n, inner, c })
+    }
     fn add(&self, _: usize, x: &[E], y: &mut [E]) {
         let row = (self.n * self.inner).max(1);
         for (x, y) in x.chunks_exact(row).zip(y.chunks_exact_mut(self.inner.max(1))) {

@@ -2,6 +2,7 @@
 
 use super::dual::{ByDuals, Scalar, ScalarOp};
 use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
+use super::KnownOp;
 use crate::math::vectorize;
 use crate::nan;
 use crate::tensor::{Backend, Dim, Float, Mode, Rank0, Tensor};
@@ -25,6 +26,10 @@ impl<E: Float> Xent<E> {
 }
 
 impl<E: Float> RawOp<E> for Xent<E> {
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        let Xent { classes, labels, weights, .. } = self;
+        Some(KnownOp::SoftmaxCrossEntropy { classes: *classes, labels, weights })
+    }
     fn is_loss(&self) -> bool {
         true
     }

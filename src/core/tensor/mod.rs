@@ -3,6 +3,10 @@
 
 mod buffer;
 mod collection;
+#[cfg(any(test, feature = "cuda"))]
+mod copied;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod linear;
 mod params;
 mod rec;
@@ -10,6 +14,8 @@ mod rec;
 pub use crate::float::Float;
 pub(crate) use buffer::Buffer;
 pub(crate) use dfdx::prelude::Cache;
+#[cfg(feature = "cuda")]
+pub use dfdx::prelude::Cuda;
 pub use dfdx::prelude::{
     Axes, Axis, Const, ConstShape, Cpu, Device, Dim, Dtype, Gradients, HasShape, NoneTape, PutTape, Rank0,
     Rank1, Rank2, Rank3, Rank4, Shape, SplitTape, Storage, Tape, Tensor, TensorCollection, TensorFrom,
@@ -20,10 +26,13 @@ pub use dfdx::prelude::{ModuleVisitor, TensorOptions};
 pub use linear::Curvature;
 pub(crate) use linear::{Linear, Node};
 pub use params::{DynParams, DynTensors, DynTree, PairTensors, PairTree, ParamTree};
+#[cfg(any(test, feature = "cuda"))]
+pub(crate) use rec::Quiet;
 pub use rec::{record, record_hvp, Mode, Rec, Recorded};
 pub(crate) use rec::{record_linear, record_map, unique_id, with_recording, Sum, Tangents, Value};
 
 use crate::activation::Activation;
+use crate::device::Shareable;
 use crate::ops::{raw, RawOp};
 use crate::Key;
 use dfdx::prelude::ZerosTensor;
@@ -34,11 +43,13 @@ use std::borrow::Cow;
 /// Our operations ([`crate::ops`]) run on host slices, which [`Self::host`] and [`Self::with_grads`]
 /// lend them: [`Cpu`] its own buffers, another device copies. Operations worth a kernel of their own
 /// on a device are hooks here whose default is the host's, which the operation hands in.
-pub trait Backend<E: Float>: Device<E> + Send + Sync {
+pub trait Backend<E: Float>: Device<E> + Shareable {
     /// See [`DynParams`].
     type DynParams: DynTree<E, Self>;
     /// Two trees of parameters as one; see [`PairTree`].
     type Pair<P: ParamTree<E, Self>, Q: ParamTree<E, Self>>: PairTree<E, Self, P, Q>;
+    /// Whether buffers lie in host memory, where reading them costs nothing.
+    const IN_HOST_MEMORY: bool = false;
 
     /// Independent standard normal numbers from an explicit key: the same on every device, and in
     /// f32 and f64 up to rounding.
@@ -143,6 +154,7 @@ macro_rules! cpu {
         }
         impl Backend<$t> for Cpu {
             type DynParams = DynTensors<$t, Cpu>;
+            const IN_HOST_MEMORY: bool = true;
             type Pair<P: ParamTree<$t, Self>, Q: ParamTree<$t, Self>> = PairTensors<P, Q>;
             fn filled<S: Shape>(&self, shape: S, f: impl FnOnce(&mut [$t])) -> Tensor<S, $t, Self> {
                 // Not from a vector: only what the device allocates comes from its cache.
@@ -172,6 +184,10 @@ macro_rules! cpu {
                 len: usize,
                 records: bool,
             ) -> Tensor<(usize,), $t, Self> {
+                #[cfg(test)]
+                if let Some(y) = crate::ops::tests::device::run(&*op, &inputs, len, records) {
+                    return y;
+                }
                 raw::run(op, inputs, len, records)
             }
         }

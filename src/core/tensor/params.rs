@@ -1,6 +1,7 @@
 //! Parameters as tensors, and their passage to and from one flat buffer.
 
 use super::{unique_id, Backend, Float, Gradients, Mode, Shape, Tensor, TensorCollection};
+use crate::device::Movable;
 use crate::Layout;
 use dfdx::prelude::{
     HasShape, PutTape, RecursiveWalker, ReshapeTo, TensorFromVec, TensorOptions, TensorVisitor, UniqueId,
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 /// A task's parameters: a dfdx tensor, module, tuple, a struct declared with
 /// [`collection!`](crate::collection), or [`DynParams`] where shapes are known at run time only.
-pub trait ParamTree<E: Float, B: Backend<E>>: Clone + Send + 'static {
+pub trait ParamTree<E: Float, B: Backend<E>>: Clone + Movable + 'static {
     /// Names and shapes, in the order of the flat buffer.
     fn layout(&self) -> Layout;
     /// Tensors to a flat buffer of the layout's length.
@@ -129,7 +130,8 @@ impl<E: Float, B: Backend<E>> OnTensor<E, B> for ToIds {
 /// Copies numbers into a tensor, unless it holds them already: where a linearization shares its storage, that would
 /// make a second one.
 fn overwrite<S: Shape, E: Float, B: Backend<E>>(t: &mut Tensor<S, E, B>, src: &[E]) {
-    let is_there = B::host(t).iter().zip(src).all(|(t, s)| t.f64().to_bits() == s.f64().to_bits());
+    let is_there =
+        B::IN_HOST_MEMORY && B::host(t).iter().zip(src).all(|(t, s)| t.f64().to_bits() == s.f64().to_bits());
     if !is_there {
         t.copy_from(src);
     }
@@ -171,7 +173,7 @@ where
 
 impl<E: Float, B: Backend<E>, P> ParamTree<E, B> for P
 where
-    P: TensorCollection<E, B, To<E, B> = P> + Clone + Send + 'static,
+    P: TensorCollection<E, B, To<E, B> = P> + Clone + Movable + 'static,
 {
     fn layout(&self) -> Layout {
         let mut f = Visit { f: ToLayout(Layout::default()), at: 0 };
@@ -278,6 +280,10 @@ macro_rules! dyn_tensors {
 }
 dyn_tensors!(f32, super::Cpu);
 dyn_tensors!(f64, super::Cpu);
+#[cfg(feature = "cuda")]
+dyn_tensors!(f32, super::Cuda);
+#[cfg(feature = "cuda")]
+dyn_tensors!(f64, super::Cuda);
 
 /// Two trees of parameters in one flat buffer, the first's elements first; tensors are named
 /// `params/...` and `hyper/...`.
@@ -342,3 +348,7 @@ macro_rules! pair_tensors {
 }
 pair_tensors!(f32, super::Cpu);
 pair_tensors!(f64, super::Cpu);
+#[cfg(feature = "cuda")]
+pair_tensors!(f32, super::Cuda);
+#[cfg(feature = "cuda")]
+pair_tensors!(f64, super::Cuda);

@@ -47,6 +47,35 @@ impl<E: 'static, D: Storage<E>> Tape<E, D> for Rec {
     }
 }
 
+/// The tape of an operation of ours that is made of dfdx's: these count as ours.
+#[cfg(any(test, feature = "cuda"))]
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Quiet(PhantomData<*const ()>);
+
+#[cfg(any(test, feature = "cuda"))]
+impl Merge<Quiet> for Quiet {
+    fn merge(self, _: Quiet) -> Quiet {
+        self
+    }
+}
+#[cfg(any(test, feature = "cuda"))]
+impl Merge<NoneTape> for Quiet {
+    fn merge(self, _: NoneTape) -> Quiet {
+        self
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+impl<E: 'static, D: Storage<E>> Tape<E, D> for Quiet {
+    const OWNS_TAPE: bool = true;
+    fn add_backward_op<F>(&mut self, op: F)
+    where
+        F: 'static + FnOnce(&mut Gradients<E, D>) -> Result<(), D::Err>,
+    {
+        with_recording(|r: &mut Recording<E, D>| r.tape.add_backward_op(op));
+    }
+}
+
 /// How a loss is evaluated: [`NoneTape`] (value only) or [`Rec`] (to be differentiated).
 pub trait Mode<E: Float, B: Backend<E>>: Tape<E, B> + Copy + std::fmt::Debug + 'static {}
 impl<E: Float, B: Backend<E>> Mode<E, B> for NoneTape {}
@@ -149,6 +178,12 @@ impl<E: 'static, D: Storage<E>> Recording<E, D> {
     /// Whether the gradient by an active tensor is asked for.
     pub fn is_swept(&self, id: UniqueId) -> bool {
         !self.unswept.contains(&id)
+    }
+    /// An operation of ours, whose derivative is on the tape, produced `out` of so many elements.
+    #[cfg(any(test, feature = "cuda"))]
+    pub fn made(&mut self, out: UniqueId, len: usize) {
+        self.active.insert(out);
+        self.largest = self.largest.max(len);
     }
     /// Adds an operation of ours that produced `out`.
     pub fn push<F>(&mut self, out: UniqueId, op: F)

@@ -37,7 +37,7 @@ pub use reparam_weights::{ReparamLevel, ReparamWeights};
 pub use subsample_directions::SubsampleDirections;
 
 use around::Wrapper;
-use outerloop_core::{BatchKey, Evaluator, FlatFamily, FlatTask, Float, Key, Layout, Metric, Params};
+use outerloop_core::{BatchKey, Device, Evaluator, FlatFamily, FlatTask, Float, Key, Layout, Metric, Params};
 use std::sync::Arc;
 
 /// A change of a task. Randomness of the change itself (scales) comes from the key; randomness within
@@ -108,6 +108,9 @@ impl<E: Float, W: Wrapper<E>> FlatTask<E> for Wrapped<E, W> {
     }
     fn normalizer(&self, loss: f64) -> f64 {
         self.task.normalizer(loss)
+    }
+    fn device(&self) -> Device {
+        self.task.device()
     }
     fn metrics(&self, params: &[E], state: &[E], at: BatchKey) -> Vec<Metric> {
         let (state, own) = state.split_at(state.len() - self.wrapper.state_len(params.len()));

@@ -7,8 +7,7 @@ use crate::image::{
 };
 use crate::quadratics::NoisyQuadraticTask;
 use crate::regression::{RegressionConfig, RegressionTask};
-use outerloop_core::tensor::{Cpu, Host};
-use outerloop_core::{same, Error, FlatTask, Float, Key, Result, Task, Typed};
+use outerloop_core::{same, AnyDevice, Device, Error, FlatTask, Float, Key, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, OnceLock};
 
@@ -124,25 +123,37 @@ impl TaskConfig {
     /// # Errors
     /// Sizes of 0, and other settings that the task refuses.
     pub fn task<E: Float>(&self, key: Key) -> Result<Arc<dyn FlatTask<E>>> {
+        self.task_on(key, Device::Cpu)
+    }
+
+    /// [`Self::task`] on a device.
+    ///
+    /// # Errors
+    /// As there, and of [`AnyDevice::on`].
+    pub fn task_on<E: Float>(&self, key: Key, device: Device) -> Result<Arc<dyn FlatTask<E>>> {
         if size_of::<E>() == size_of::<f32>() {
-            same(self.task_f32(key)).unwrap_or_else(|_| unreachable!("E is f32"))
+            same(self.task_f32(key, device)).unwrap_or_else(|_| unreachable!("E is f32"))
         } else {
-            same(self.task_f64(key)).unwrap_or_else(|_| unreachable!("E is f64"))
+            same(self.task_f64(key, device)).unwrap_or_else(|_| unreachable!("E is f64"))
         }
     }
 
     /// Compiled here, once, as is [`Self::task_f64`].
-    fn task_f32(&self, key: Key) -> Result<Arc<dyn FlatTask>> {
-        self.build(key)
+    fn task_f32(&self, key: Key, device: Device) -> Result<Arc<dyn FlatTask>> {
+        self.build(key, device)
     }
 
-    fn task_f64(&self, key: Key) -> Result<Arc<dyn FlatTask<f64>>> {
-        self.build(key)
+    fn task_f64(&self, key: Key, device: Device) -> Result<Arc<dyn FlatTask<f64>>> {
+        self.build(key, device)
     }
 
-    fn build<E: Float>(&self, key: Key) -> Result<Arc<dyn FlatTask<E>>>
+    fn build<E: Float>(&self, key: Key, device: Device) -> Result<Arc<dyn FlatTask<E>>>
     where
-        Cpu: Host<E>,
+        MlpTask: AnyDevice<E>,
+        AutoencoderTask: AnyDevice<E>,
+        ConvTask: AnyDevice<E>,
+        NoisyQuadraticTask: AnyDevice<E>,
+        RegressionTask: AnyDevice<E>,
     {
         static DATA: OnceLock<Splits> = OnceLock::new();
         let mut data = DATA.get_or_init(Splits::digits).clone();
@@ -153,24 +164,24 @@ impl TaskConfig {
             data = with_label_noise(&data, label_noise, key.named("labels"))?;
         }
         let mut task = match &self.problem {
-            Problem::Mlp(c) => flat(MlpTask::new(data, c.clone())?),
-            Problem::Autoencoder(c) => flat(AutoencoderTask::new(data, c.clone())?),
-            Problem::Conv(c) => flat(ConvTask::new(data, c.clone())?),
-            Problem::Quadratic(c) => flat(c.task(key.named("center"))?),
+            Problem::Mlp(c) => MlpTask::new(data, c.clone())?.on(device),
+            Problem::Autoencoder(c) => AutoencoderTask::new(data, c.clone())?.on(device),
+            Problem::Conv(c) => ConvTask::new(data, c.clone())?.on(device),
+            Problem::Quadratic(c) => c.task(key.named("center"))?.on(device),
             Problem::Table { table, model } => {
-                flat(MlpTask::new(table.splits(key.named("table"))?, model.clone())?)
+                MlpTask::new(table.splits(key.named("table"))?, model.clone())?.on(device)
             }
-            Problem::Regression(c) => flat(RegressionTask::new(c.clone(), key.named("table"))?),
+            Problem::Regression(c) => RegressionTask::new(c.clone(), key.named("table"))?.on(device),
             Problem::Spirals { rows, noise, model } => {
-                flat(MlpTask::new(spirals(*rows, *noise, key.named("spirals"))?, model.clone())?)
+                MlpTask::new(spirals(*rows, *noise, key.named("spirals"))?, model.clone())?.on(device)
             }
             Problem::Chain { chain, context, model } => {
                 flat(MlpTask::new(chain.splits(*context, key.named("chain"))?, model.clone())?)
             }
             Problem::Letters { context, model } => {
-                flat(MlpTask::new(next_letter(TEXT, *context)?, model.clone())?)
+                MlpTask::new(next_letter(TEXT, *context)?, model.clone())?.on(device)
             }
-        };
+        }?;
         if let Some(Reparam { level, spread }) = self.reparam {
             task = ReparamWeights::new(level, 1.0 / spread..=spread)?.apply(task, key.named("reparam"));
         }
@@ -210,11 +221,4 @@ impl QuadraticConfig {
         let scale = (0..dim).map(|i| condition.powf(-0.5 * i as f64 / last)).collect();
         NoisyQuadraticTask::new(center, scale, noise)
     }
-}
-
-fn flat<E: Float, T: Task<E, Cpu> + Task<f64, Cpu>>(task: T) -> Arc<dyn FlatTask<E>>
-where
-    Cpu: Host<E>,
-{
-    Arc::new(Typed::new(task))
 }

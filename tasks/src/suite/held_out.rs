@@ -4,7 +4,7 @@ use super::{Problem, QuadraticConfig, Reparam, TaskConfig};
 use crate::augment::ReparamLevel;
 use crate::image::{AutoencoderConfig, ConvConfig, ImageLoss, MlpConfig, Nonlinearity};
 use crate::regression::{RegressionConfig, Truth};
-use outerloop_core::{FlatTask, Float, Key, Result};
+use outerloop_core::{Device, FlatTask, Float, Key, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -68,7 +68,15 @@ pub struct HeldOutTask {
 impl HeldOutTask {
     /// The task itself; its own randomness (minimum, scales) is fixed by its name.
     pub fn task<E: Float>(&self) -> Result<Arc<dyn FlatTask<E>>> {
-        self.config.task(Key::new(0).named("held-out suite").named(&self.name))
+        self.task_on(Device::Cpu)
+    }
+
+    /// [`Self::task`] on a device.
+    ///
+    /// # Errors
+    /// As there, and of [`AnyDevice::on`](outerloop_core::AnyDevice::on).
+    pub fn task_on<E: Float>(&self, device: Device) -> Result<Arc<dyn FlatTask<E>>> {
+        self.config.task_on(Key::new(0).named("held-out suite").named(&self.name), device)
     }
 }
 

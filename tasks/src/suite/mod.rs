@@ -3,7 +3,7 @@
 //! | item | owns |
 //! |---|---|
 //! | [`TaskConfig`] | a task as plain data: a problem and its augmentations |
-//! | [`Training`] | a mixture that [`is_held_out`] rejects nothing of |
+//! | [`Training`], [`TrainingOn`] | a mixture that [`is_held_out`] rejects nothing of |
 //! | [`held_out`] | the named tasks of the benchmark, all of them held out |
 //! | [`foreign`] | named tasks on data that meta-training never sees |
 //! | [`evaluation_key`] | initial parameters and batches that meta-training does not see |
@@ -24,7 +24,7 @@ pub use held_out::{
     evaluation_key, foreign, held_out, is_held_out, HeldOutTask, HELD_OUT_CODES, HELD_OUT_DEPTH,
     HELD_OUT_DIMENSIONS, HELD_OUT_NOISE, HELD_OUT_NONLINEARITIES, HELD_OUT_SPREAD, HELD_OUT_WIDTHS,
 };
-pub use training::{training, Training};
+pub use training::{training, Training, TrainingOn};
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use crate::augment::ReparamLevel;
 use crate::data::{Chain, Table};
 use crate::image::{log_uniform, one_of, AutoencoderConfig, ImageLoss, MlpConfig, Nonlinearity};
 use crate::regression::{RegressionConfig, Truth};
-use outerloop_core::{Error, FlatFamily, FlatTask, Float, Key, Result};
+use outerloop_core::{Device, Error, FlatFamily, FlatTask, Float, Key, Result};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use std::{fmt::Debug, sync::Arc};
@@ -368,7 +368,42 @@ impl<E: Float> FlatFamily<E> for Training {
     /// # Panics
     /// If [`Training::check`] fails.
     fn sample_task(&self, key: Key) -> Arc<dyn FlatTask<E>> {
-        let config = self.sample(key);
-        config.task(key.named("task")).unwrap_or_else(|e| panic!("{e}"))
+        self.sample_on(key, Device::Cpu)
+    }
+}
+
+impl Training {
+    fn sample_on<E: Float>(&self, key: Key, device: Device) -> Arc<dyn FlatTask<E>> {
+        self.sample(key).task_on(key.named("task"), device).unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+/// The mixture on a device.
+#[derive(Clone, Debug)]
+pub struct TrainingOn {
+    training: Training,
+    device: Device,
+}
+
+impl TrainingOn {
+    /// The mixture there.
+    ///
+    /// # Errors
+    /// As [`Training::check`] and [`Device::check`].
+    pub fn new(training: Training, device: Device) -> Result<Self> {
+        training.check()?;
+        device.check()?;
+        Ok(TrainingOn { training, device })
+    }
+}
+
+impl<E: Float> FlatFamily<E> for TrainingOn {
+    fn name(&self) -> String {
+        FlatFamily::<E>::name(&self.training)
+    }
+    /// # Panics
+    /// Where the device, which was there when the family was made, is there no longer, or is full.
+    fn sample_task(&self, key: Key) -> Arc<dyn FlatTask<E>> {
+        self.training.sample_on(key, self.device)
     }
 }

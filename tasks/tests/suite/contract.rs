@@ -1,7 +1,9 @@
 //! Every task of the crate passes the contract of `outerloop_core::contract`.
 
 use outerloop_core::tensor::{record, Cpu, ParamTree};
-use outerloop_core::{contract::check_task, BatchKey, FlatTask, Key, Task, TaskFamily, Typed};
+use outerloop_core::{
+    contract::check_task, AnyDevice, BatchKey, Device, FlatTask, Key, Task, TaskFamily, Typed,
+};
 use outerloop_tasks::data::{digits, ImageData, Splits};
 use outerloop_tasks::image::*;
 use outerloop_tasks::quadratics::*;
@@ -9,10 +11,33 @@ use outerloop_tasks::quadratics::*;
 /// Runs the contract on a task and names it on failure.
 fn check<T>(make: impl Fn() -> T)
 where
-    T: Task<f32, Cpu> + Task<f64, Cpu>,
+    T: Task<f32, Cpu> + Task<f64, Cpu> + AnyDevice<f32>,
 {
     if let Err(e) = check_task(&Typed::new(make()), &Typed::new(make())) {
         panic!("{e}");
+    }
+    if let Some(device) = other_device() {
+        let task = Typed::on(make(), device).unwrap_or_else(|e| panic!("{e}"));
+        check_task(&*task, &Typed::new(make())).unwrap_or_else(|e| panic!("on {device}: {e}"));
+    }
+}
+
+/// Where every task is checked beside the CPU, f32 there against f64 on the CPU: what `OUTERLOOP_DEVICE` says.
+fn other_device() -> Option<Device> {
+    let name = std::env::var("OUTERLOOP_DEVICE").ok()?;
+    let device: Device = name.parse().unwrap_or_else(|e| panic!("OUTERLOOP_DEVICE: {e}"));
+    (!device.is_cpu()).then_some(device)
+}
+
+/// With `--nocapture` it says where the tests of this file run.
+#[test]
+fn the_device_is_there_or_said_not_to_be() {
+    match other_device() {
+        Some(device) => {
+            device.check_memory(1 << 20).unwrap_or_else(|e| panic!("{e}"));
+            println!("tasks are checked on {device}, too");
+        }
+        None => println!("SKIPPED: tasks on a card, since OUTERLOOP_DEVICE names none (cuda:0, say)"),
     }
 }
 

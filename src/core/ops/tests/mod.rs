@@ -1,5 +1,6 @@
 //! Every operation of the table against central differences, in f64 and f32.
 
+pub(crate) mod device;
 mod gradient;
 mod table;
 mod tape;
@@ -129,4 +130,35 @@ pub(crate) fn check(case: &dyn Case) {
     close(&format!("{name}: f32 loss"), &[single.loss], &[base.loss], 1e-5);
     close(&format!("{name}: f32 gradient"), &single.grad, &base.grad, 1e-5);
     close(&format!("{name}: f32 hvp"), &single.hvp, &base.hvp, 1e-4);
+    // As on a device.
+    let [host, other] = device::both(|| gradient(case, |case, x| case.in_f64(x), &x));
+    close(&format!("{name}: on a device"), &other, &host, 1e-12);
+    let [_, other] = device::both(|| gradient(case, |case, x| case.in_f32(x), &x));
+    close(&format!("{name}: f32 on a device"), &other, &host, 1e-5);
+}
+
+/// Loss and gradient of a case, which `run` computes by `E`.
+fn gradient<E: Float>(case: &dyn Case, run: fn(&dyn Case, &[Traced<E>]) -> Traced<E>, x: &[f64]) -> Vec<f64>
+where
+    Cpu: Host<E>,
+{
+    let dev = Cpu::default();
+    let mut rest = x;
+    let tensor = |n: &usize| {
+        let (part, behind) = rest.split_at(*n);
+        rest = behind;
+        dev.tensor_from_vec(part.iter().map(|x| E::of(*x)).collect(), (*n,))
+    };
+    let tensors: Vec<Tensor<(usize,), E, Cpu>> = case.inputs().iter().map(tensor).collect();
+    let ids: Vec<_> = tensors.iter().map(unique_id).collect();
+    let mut r = record(&ids, |m| {
+        let x: Vec<_> = tensors.iter().map(|t| t.clone().put_tape(m)).collect();
+        head(run(case, &x))
+    });
+    assert!(!r.foreign, "{}: an operation of dfdx", case.name());
+    let mut out = vec![host_data(&r.value)[0].f64()];
+    for t in &tensors {
+        out.extend(Cpu::slice(r.grads.get_or_alloc_mut(t).expect("host memory")).iter().map(|x| x.f64()));
+    }
+    out
 }
