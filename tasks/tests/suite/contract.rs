@@ -7,6 +7,7 @@ use outerloop_core::{
 use outerloop_tasks::data::{digits, ImageData, Splits};
 use outerloop_tasks::image::*;
 use outerloop_tasks::quadratics::*;
+use outerloop_tasks::regression::{RegressionConfig, RegressionTask};
 
 /// Runs the contract on a task and names it on failure.
 fn check<T>(make: impl Fn() -> T)
@@ -220,6 +221,14 @@ fn convolutions() {
     assert_eq!(shapes, [vec![3, 3, 3, 2], vec![2], vec![2, 4], vec![4]]);
     check(|| task.clone());
     assert_eq!(Task::<f32, Cpu>::name(&conv(|c| c.pooling = Pooling::Max)), "digits_conv3x4_relu_max");
+}
+
+#[test]
+fn regressions() {
+    for hidden in [vec![], vec![6]] {
+        let config = RegressionConfig { hidden, batch_size: 9, ..RegressionConfig::default() };
+        check(|| RegressionTask::new(config.clone(), Key::new(0)).unwrap());
+    }
 }
 
 #[test]

@@ -41,11 +41,11 @@ fn counted<R>(f: impl FnOnce() -> R) -> (R, usize) {
     (result, RUN.take().expect("it was set"))
 }
 
-/// A traced tensor of `n` numbers, and one without a tape.
-fn pair(m: Rec, n: usize) -> (Tensor<(usize,), f32, Cpu, Rec>, Tensor<(usize,), f32, Cpu>) {
-    let dev = Cpu::default();
-    let t: Tensor<(usize,), f32, Cpu> = dev.normal_like((n,), Key::new(n as u64));
-    (t.clone().put_tape(m), t)
+type Numbers = Tensor<(usize,), f32, Cpu>;
+
+/// `n` numbers of a stream.
+fn normals(n: usize, key: u64) -> Numbers {
+    Cpu::default().normal_like((n,), Key::new(key))
 }
 
 /// Operations that ran as on a device while the loss of an input was recorded.
@@ -65,17 +65,17 @@ fn the_table_of_what_runs_where_holds() {
     for (act, count) in
         [(Activation::Identity, 2), (Activation::Relu, 2), (Activation::Tanh, 2), (Activation::Sigmoid, 2)]
     {
-        let (_, w) = pair(Rec::default(), 12);
-        let (_, b) = pair(Rec::default(), 4);
+        let w = normals(12, 12);
+        let b = normals(4, 4);
         let ran = on_device(6, |m, v| ops::sum(ops::linear(x(m, v), &ops::reshape(w, (3, 4)), &b, act)));
         assert_eq!(ran, count, "{act:?}");
     }
     assert_eq!(on_device(6, |m, v| ops::softmax_cross_entropy(x(m, v), &[2, 0])), 1);
-    assert_eq!(on_device(6, |m, v| ops::mse(x(m, v), &ops::reshape(pair(m, 6).1, (2, 3)))), 1);
+    assert_eq!(on_device(6, |m, v| ops::mse(x(m, v), &ops::reshape(normals(6, 6), (2, 3)))), 1);
     assert_eq!(on_device(6, |m, v| ops::sum(ops::gelu(ops::scale(x(m, v), 2.0)))), 2, "gelu is the host's");
     assert_eq!(on_device(6, |m, v| ops::sum(ops::softmax(x(m, v)))), 1, "softmax is the host's");
     assert_eq!(on_device(6, |m, v| ops::sum(ops::mul(x(m, v.clone()), &x(m, v)))), 1, "x * x is the host's");
-    assert_eq!(on_device(6, |m, v| ops::sum(ops::mul(x(m, v), &pair(m, 3).1))), 2, "a row");
+    assert_eq!(on_device(6, |m, v| ops::sum(ops::mul(x(m, v), &normals(3, 3)))), 2, "a row");
 }
 
 #[test]
@@ -114,9 +114,7 @@ fn a_diverged_run_stays_visible() {
 
 #[test]
 fn data_alone_needs_no_tape() {
-    let (data, params) =
-        (Cpu::default().normal_like((4,), Key::new(1)), Cpu::default().normal_like((4,), Key::new(2)));
-    let (data, params): (Tensor<(usize,), f32, Cpu>, Tensor<(usize,), f32, Cpu>) = (data, params);
+    let (data, params) = (normals(4, 1), normals(4, 2));
     let (mut r, ran) = counted(|| {
         record(&[unique_id(&params)], |m| {
             let moved = ops::exp(data.clone().put_tape(m));
