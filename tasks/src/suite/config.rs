@@ -176,7 +176,7 @@ impl TaskConfig {
                 MlpTask::new(spirals(*rows, *noise, key.named("spirals"))?, model.clone())?.on(device)
             }
             Problem::Chain { chain, context, model } => {
-                flat(MlpTask::new(chain.splits(*context, key.named("chain"))?, model.clone())?)
+                MlpTask::new(chain.splits(*context, key.named("chain"))?, model.clone())?.on(device)
             }
             Problem::Letters { context, model } => {
                 MlpTask::new(next_letter(TEXT, *context)?, model.clone())?.on(device)

@@ -183,14 +183,14 @@ impl WithSimd for Averages<'_, '_> {
             for ((momentum, rate), sum) in momenta.iter_mut().zip(rates).zip(&mut sums[2..]) {
                 let (keep, rate, mut own) = (splat(1.0 - rate), splat(*rate), *sum);
                 for row in block.clone().step_by(LANES) {
-                    for part in 0..parts::<S>() {
+                    for (part, own) in own.iter_mut().enumerate().take(parts::<S>()) {
                         let i = (row + part * S::F32_LANES).min(block.end)..block.end;
                         let (g, w) = (load(s, &grad[i.clone()]), load(s, &rsqrt[i.clone()]));
                         let m = load(s, &momentum[i.clone()]);
                         let m = s.add_f32s(s.mul_f32s(keep, m), s.mul_f32s(rate, g));
                         store(s, &mut momentum[i], m);
                         let u = s.mul_f32s(m, w);
-                        own[part] = s.add_f32s(own[part], s.mul_f32s(u, u));
+                        *own = s.add_f32s(*own, s.mul_f32s(u, u));
                     }
                 }
                 *sum = own;
