@@ -1,6 +1,6 @@
 //! Operations between the elements of an array: reductions, pieces, matrix products.
 
-use super::{Pull, Var};
+use super::Var;
 use outerloop_core::Float;
 use std::ops::Range;
 
@@ -12,7 +12,11 @@ impl<E: Float> Var<E> {
     /// The sum of all elements, length 1.
     pub fn sum(&self) -> Self {
         let total = self.value.iter().copied().sum();
-        self.unary(vec![total], |adj, out| out.iter_mut().for_each(|o| *o += adj[0]))
+        self.unary(
+            vec![total],
+            |adj, out| out.iter_mut().for_each(|o| *o += adj[0]),
+            |tangent, out| out[0] += tangent.iter().copied().sum(),
+        )
     }
 
     /// The mean of the squared distances from `center` (length 1), length 1.
@@ -22,10 +26,15 @@ impl<E: Float> Var<E> {
     /// The Euclidean norm, length 1; slope 0 at the origin.
     pub fn norm(&self) -> Self {
         let norm = self.value.iter().map(|x| *x * *x).sum::<E>().sqrt();
-        let x = self.value.clone();
-        self.unary(vec![norm], move |adj, out| {
-            if norm != E::of(0.0) {
-                axpy(adj[0] / norm, &x, out);
+        let (x, again, zero) = (self.value.clone(), self.value.clone(), E::of(0.0));
+        let pull = move |adj: &[E], out: &mut [E]| {
+            if norm != zero {
+                E::add_scaled(adj[0] / norm, &x, out);
+            }
+        };
+        self.unary(vec![norm], pull, move |tangent, out| {
+            if norm != zero {
+                out[0] += E::dot(&again, tangent) / norm;
             }
         })
     }
@@ -39,38 +48,48 @@ impl<E: Float> Var<E> {
 
     /// `[rows, cols]` to `[cols, rows]`.
     pub fn transpose(&self, rows: usize, cols: usize) -> Self {
-        let value = (0..rows * cols).map(|i| self.value[i % rows * cols + i / rows]).collect();
-        self.unary(value, move |adj, out| {
-            for (i, a) in adj.iter().enumerate() {
-                out[i % rows * cols + i / rows] += *a;
-            }
-        })
+        // The place in the operand.
+        let from = move |i: usize| i % rows * cols + i / rows;
+        let value = (0..rows * cols).map(|i| self.value[from(i)]).collect();
+        self.unary(
+            value,
+            move |adj, out| adj.iter().enumerate().for_each(|(i, a)| out[from(i)] += *a),
+            move |tangent, out| out.iter_mut().enumerate().for_each(|(i, o)| *o += tangent[from(i)]),
+        )
     }
 
     /// `[outer, axis, inner]` to `[outer, inner]`: the mean over the middle axis.
     pub fn mean_axis(&self, [outer, axis, inner]: [usize; 3]) -> Self {
         let by = E::of(1.0 / axis.max(1) as f64);
         let mut value = vec![E::of(0.0); outer * inner];
-        for_axis([outer, axis, inner], |full, reduced| value[reduced] += self.value[full] * by);
-        self.unary(value, move |adj, out| {
-            for_axis([outer, axis, inner], |full, reduced| out[full] += adj[reduced] * by);
-        })
+        let shape = [outer, axis, inner];
+        for_axis(shape, |full, reduced| value[reduced] += self.value[full] * by);
+        self.unary(
+            value,
+            move |adj, out| for_axis(shape, |full, reduced| out[full] += adj[reduced] * by),
+            move |tangent, out| for_axis(shape, |full, reduced| out[reduced] += tangent[full] * by),
+        )
     }
     /// `[outer, inner]` to `[outer, axis, inner]`: repeats along a new middle axis.
     pub fn expand_axis(&self, [outer, axis, inner]: [usize; 3]) -> Self {
         let mut value = vec![E::of(0.0); outer * axis * inner];
-        for_axis([outer, axis, inner], |full, reduced| value[full] = self.value[reduced]);
-        self.unary(value, move |adj, out| {
-            for_axis([outer, axis, inner], |full, reduced| out[reduced] += adj[full]);
-        })
+        let shape = [outer, axis, inner];
+        for_axis(shape, |full, reduced| value[full] = self.value[reduced]);
+        self.unary(
+            value,
+            move |adj, out| for_axis(shape, |full, reduced| out[reduced] += adj[full]),
+            move |tangent, out| for_axis(shape, |full, reduced| out[full] += tangent[reduced]),
+        )
     }
 
     /// The elements of a range.
     pub fn slice(&self, range: Range<usize>) -> Self {
         let start = range.start;
-        self.unary(self.value[range].to_vec(), move |adj, out| {
-            out[start..start + adj.len()].iter_mut().zip(adj).for_each(|(o, a)| *o += *a);
-        })
+        self.unary(
+            self.value[range].to_vec(),
+            move |adj, out| add(adj, &mut out[start..][..adj.len()]),
+            move |tangent, out| add(&tangent[start..][..out.len()], out),
+        )
     }
     /// Row `r` of a matrix whose rows have length `n`.
     pub fn row(&self, r: usize, n: usize) -> Self {
@@ -79,19 +98,17 @@ impl<E: Float> Var<E> {
     /// All elements, one array after the other.
     pub fn concat(parts: &[Self]) -> Self {
         let value = parts.iter().flat_map(|p| p.value.iter().copied()).collect();
-        let mut pulls = Vec::new();
-        let mut start = 0;
-        for p in parts {
-            let range = start..start + p.len();
-            start = range.end;
-            if let Some((t, i)) = &p.node {
-                let pull: Pull<E> = Box::new(move |adj, out| {
-                    out.iter_mut().zip(&adj[range.clone()]).for_each(|(o, a)| *o += *a);
-                });
-                pulls.push((t.clone(), *i, pull));
-            }
-        }
-        Var::recorded(value, pulls)
+        let mut end = 0;
+        let edges = parts.iter().filter_map(|p| {
+            let start = end;
+            end += p.len();
+            p.edge(
+                move |adj, out| add(&adj[start..][..out.len()], out),
+                move |tangent, out| add(tangent, &mut out[start..][..tangent.len()]),
+            )
+        });
+        let edges = edges.collect();
+        Var::recorded(value, edges)
     }
 
     /// The matrix product of `self` `[rows, inner]` and `other` `[inner, cols]`.
@@ -105,49 +122,62 @@ impl<E: Float> Var<E> {
         let n = x.len() / inputs.max(1);
         assert_eq!(x.len(), inputs * n, "tape: linear needs {inputs} rows");
         let mut value = vec![E::of(0.0); outputs * n];
-        // Blocks of columns stay in the cache while all rows pass over them.
-        for from in (0..n).step_by(BLOCK) {
-            let len = BLOCK.min(n - from);
-            for o in 0..outputs {
-                let y = &mut value[o * n + from..][..len];
-                for i in 0..inputs {
-                    axpy(w.value[i * outputs + o], &x.value[i * n + from..][..len], y);
-                }
-            }
-        }
-        let mut pulls = Vec::new();
-        if let Some((t, i)) = &x.node {
-            let w = w.value.clone();
-            let pull: Pull<E> = Box::new(move |adj, out| {
-                for from in (0..n).step_by(BLOCK) {
-                    let len = BLOCK.min(n - from);
+        multiply([inputs, outputs, n], &w.value, &x.value, &mut value);
+        let (weights, columns) = (w.value.clone(), x.value.clone());
+        let of_x = x.node.as_ref().and_then(|_| {
+            let again = weights.clone();
+            let pull = move |adj: &[E], out: &mut [E]| {
+                for_blocks(n, |from, len| {
                     for i in 0..inputs {
                         let out = &mut out[i * n + from..][..len];
                         for o in 0..outputs {
-                            axpy(w[i * outputs + o], &adj[o * n + from..][..len], out);
+                            E::add_scaled(weights[i * outputs + o], &adj[o * n + from..][..len], out);
                         }
                     }
-                }
-            });
-            pulls.push((t.clone(), *i, pull));
-        }
-        if let Some((t, i)) = &w.node {
-            let x = x.value.clone();
-            let pull: Pull<E> = Box::new(move |adj, out| {
-                for from in (0..n).step_by(BLOCK) {
-                    let len = BLOCK.min(n - from);
+                });
+            };
+            x.edge(pull, move |tangent, out| multiply([inputs, outputs, n], &again, tangent, out))
+        });
+        let of_w = w.node.as_ref().and_then(|_| {
+            let again = columns.clone();
+            let pull = move |adj: &[E], out: &mut [E]| {
+                for_blocks(n, |from, len| {
                     for i in 0..inputs {
                         for o in 0..outputs {
                             out[i * outputs + o] +=
-                                dot(&x[i * n + from..][..len], &adj[o * n + from..][..len]);
+                                E::dot(&columns[i * n + from..][..len], &adj[o * n + from..][..len]);
                         }
                     }
-                }
-            });
-            pulls.push((t.clone(), *i, pull));
-        }
-        Var::recorded(value, pulls)
+                });
+            };
+            w.edge(pull, move |tangent, out| multiply([inputs, outputs, n], tangent, &again, out))
+        });
+        Var::recorded(value, [of_x, of_w].into_iter().flatten().collect())
     }
+}
+
+/// `y[o, n] += Σᵢ w[i, o] x[i, n]`.
+fn multiply<E: Float>([inputs, outputs, n]: [usize; 3], w: &[E], x: &[E], y: &mut [E]) {
+    for_blocks(n, |from, len| {
+        for o in 0..outputs {
+            let y = &mut y[o * n + from..][..len];
+            for i in 0..inputs {
+                E::add_scaled(w[i * outputs + o], &x[i * n + from..][..len], y);
+            }
+        }
+    });
+}
+
+/// Calls `f(first, number)` for blocks of `n` columns, which stay in the cache while all rows pass over them.
+fn for_blocks(n: usize, mut f: impl FnMut(usize, usize)) {
+    for from in (0..n).step_by(BLOCK) {
+        f(from, BLOCK.min(n - from));
+    }
+}
+
+/// `y ← y + x`.
+fn add<E: Float>(x: &[E], y: &mut [E]) {
+    y.iter_mut().zip(x).for_each(|(y, x)| *y += *x);
 }
 
 /// Calls `f(index in [outer, axis, inner], index in [outer, inner])` for every element.
@@ -159,26 +189,6 @@ fn for_axis([outer, axis, inner]: [usize; 3], mut f: impl FnMut(usize, usize)) {
             }
         }
     }
-}
-
-/// `y ← y + c x`.
-fn axpy<E: Float>(c: E, x: &[E], y: &mut [E]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += c * *x;
-    }
-}
-
-/// `Σ x y`, in eight partial sums so that it vectorizes.
-fn dot<E: Float>(x: &[E], y: &[E]) -> E {
-    let (x, y) = (x.chunks_exact(8), y.chunks_exact(8));
-    let rest: E = x.remainder().iter().zip(y.remainder()).map(|(x, y)| *x * *y).sum();
-    let mut sums = [E::of(0.0); 8];
-    for (x, y) in x.zip(y) {
-        for (s, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
-            *s += *x * *y;
-        }
-    }
-    sums.into_iter().sum::<E>() + rest
 }
 
 /// Columns per block of a matrix product.

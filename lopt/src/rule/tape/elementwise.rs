@@ -43,7 +43,7 @@ impl<E: Float> Var<E> {
     pub fn rsqrt(&self) -> Self {
         let value: Vec<E> = self.value.iter().map(|x| x.sqrt().recip()).collect();
         let (x, y) = (self.value.clone(), value.clone());
-        self.unary(value, move |adj, out| {
+        self.elementwise(value, move |adj, out| {
             for (i, o) in out.iter_mut().enumerate() {
                 *o += E::of(-0.5) * (adj[i] * y[i]) / x[i];
             }

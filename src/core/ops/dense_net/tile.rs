@@ -150,23 +150,29 @@ impl<S: Simd> Panel<'_, S> {
         }
         match left {
             Left::Rows(a) => {
-                let a: [&[f32]; R] = std::array::from_fn(|r| &a.row(at + r)[..k]);
+                let mut rows: [&[f32]; R] = [&[]; R];
+                for (r, row) in rows.iter_mut().enumerate() {
+                    *row = &a.row(at + r)[..k];
+                }
                 for (i, b) in b.chunks_exact(vectors).enumerate() {
-                    // SAFETY: every row has k numbers, and `b` has k rows.
-                    let a = std::array::from_fn(|r| unsafe { *a[r].get_unchecked(i) });
-                    step(s, a, &b[from..from + V], &mut sums);
+                    let mut a = [0.0; R];
+                    for (a, row) in a.iter_mut().zip(&rows) {
+                        // SAFETY: every row has k numbers, and `b` has k rows.
+                        *a = unsafe { *row.get_unchecked(i) };
+                    }
+                    step(s, &a, &b[from..from + V], &mut sums);
                 }
             }
             Left::Columns(Matrix::Strided(a, stride)) => {
                 for (a, b) in a.chunks_exact(stride).zip(b.chunks_exact(vectors)) {
-                    let a = &a[at..at + R];
-                    step(s, std::array::from_fn(|r| a[r]), &b[from..from + V], &mut sums);
+                    let a = a[at..].first_chunk().expect("R rows from `at` on");
+                    step(s, a, &b[from..from + V], &mut sums);
                 }
             }
             Left::Columns(Matrix::Listed(rows)) => {
                 for (a, b) in rows.iter().zip(b.chunks_exact(vectors)) {
-                    let a = &a[at..at + R];
-                    step(s, std::array::from_fn(|r| a[r]), &b[from..from + V], &mut sums);
+                    let a = a[at..].first_chunk().expect("R rows from `at` on");
+                    step(s, a, &b[from..from + V], &mut sums);
                 }
             }
         }
@@ -183,19 +189,23 @@ impl<S: Simd> Panel<'_, S> {
     }
 }
 
-/// `sums += a bᵀ`. The smaller side is kept in registers, the other comes one at a time.
+/// `sums += a bᵀ`. The smaller side is kept in registers, the other comes one at a time. Loops instead of closures: where
+/// those are not inlined they are not compiled for the path's instructions.
 #[inline(always)]
 fn step<S: Simd, const R: usize, const V: usize>(
     s: S,
-    a: [f32; R],
+    a: &[f32; R],
     b: &[S::f32s],
     sums: &mut [[S::f32s; V]; R],
 ) {
     if R < V {
-        let a = a.map(|a| s.splat_f32s(a));
+        let mut splat = [s.splat_f32s(0.0); R];
+        for r in 0..R {
+            splat[r] = s.splat_f32s(a[r]);
+        }
         for v in 0..V {
             for r in 0..R {
-                sums[r][v] = s.mul_add_e_f32s(a[r], b[v], sums[r][v]);
+                sums[r][v] = s.mul_add_e_f32s(splat[r], b[v], sums[r][v]);
             }
         }
     } else {
