@@ -6,6 +6,7 @@ mod report;
 use criterion::Criterion;
 use outerloop::core::BatchKey;
 use outerloop::lopt::AdafacMlp;
+use outerloop::outer::estimator::{Guide, GuidedEs, MeasureValued};
 use outerloop::prelude::*;
 use report::{thread_counts, Group, Timing, Work};
 use std::hint::black_box;
@@ -136,11 +137,58 @@ fn grad_digits(c: &mut Criterion) -> Result<()> {
     Ok(())
 }
 
+/// Every estimator by evolution strategies beside PES, with the same inner steps: what an estimator costs beyond them.
+fn beside_pes(c: &mut Criterion) -> Result<()> {
+    type Make = fn(TruncatedStep, Antithetic) -> Result<Box<dyn GradientEstimator>>;
+    let kinds: [(&str, Make); 8] = [
+        ("pes", |s, c| Ok(Box::new(TruncatedPes::new(s, c)?))),
+        ("truncated-es", |s, c| Ok(Box::new(TruncatedEs::new(s, c)?))),
+        ("noise-reuse", |s, c| Ok(Box::new(NoiseReuseEs::new(s, c)?))),
+        ("generalized-pes, every 4", |s, c| Ok(Box::new(GeneralizedPes::new(s, c, 4)?))),
+        ("final-pes", |s, c| Ok(Box::new(FinalPes::new(s, c)?))),
+        ("full-es, 50 steps", |s, c| Ok(Box::new(FullEs::new(s, c, FullLoss::Mean)?))),
+        ("guided-es, 50 steps", |s, c| {
+            Ok(Box::new(GuidedEs::new(s, c, FullLoss::Mean, Guide::Past(4), 0.5)?))
+        }),
+        ("measure-valued, 50 steps", |s, c| Ok(Box::new(MeasureValued::new(s, c, FullLoss::Mean)?))),
+    ];
+    let mut group =
+        Group::new(c, "inner steps per second of ES estimators, 16 tasks x 50 steps, digits 64-32-10");
+    for lopt in
+        [Arc::new(LearnableAdam::default()) as Arc<dyn LearnedOptimizer>, Arc::new(MlpLopt::default())]
+    {
+        let theta = lopt.init(Key::new(0));
+        let mut first = None;
+        for (name, make) in kinds {
+            let schedule = TruncationSchedule::Constant(if name.ends_with("50 steps") { 50 } else { 200 });
+            let step = TruncatedStep::new(digits_family(), lopt.clone(), schedule)?;
+            let common = Antithetic { num_tasks: 16, trunc_length: 50, ..Antithetic::default() };
+            // Measure-valued derivatives are for few meta-parameters.
+            let Ok(estimator) = make(step, common) else { continue };
+            let workers = Workers::new(1)?;
+            let mut state = estimator.init(&theta, Key::new(1), &workers);
+            let mut outer_step = 0;
+            let name = format!("{}, {name}", lopt.name());
+            let time = group.bench(&name, 1, Work::default(), || {
+                let estimate = estimator.estimate(&theta, &mut state, outer_step, &workers);
+                outer_step += 1;
+                estimate.inner_steps
+            });
+            let Some(time) = time else { continue };
+            let pes = *first.get_or_insert(time);
+            group.ratio(&format!("{name} over pes"), time, pes);
+        }
+    }
+    group.finish();
+    Ok(())
+}
+
 fn main() -> Result<()> {
     let mut c = report::criterion();
     pes_digits(&mut c)?;
     pes_quadratics(&mut c)?;
     grad_digits(&mut c)?;
+    beside_pes(&mut c)?;
     c.final_summary();
     Ok(())
 }

@@ -54,9 +54,9 @@ pub mod prelude {
     pub use outerloop_outer::plot::{Plot, Scale, Series, Style};
     pub use outerloop_outer::run::{meta_train, train, RunConfig, RunDir};
     pub use outerloop_outer::{
-        FullEs, FullGrad, GeneralizedPes, GradientEstimator, GradientLearner, InitialOffset, LearnerState,
-        MetaLoss, NoiseReuseEs, ToldLength, TruncatedEs, TruncatedGrad, TruncatedPes, TruncatedStep,
-        TruncationSchedule, Validation, Workers,
+        FinalPes, ForwardGrad, FullEs, FullGrad, GeneralizedPes, GradientEstimator, GradientLearner,
+        InitialOffset, LearnerState, MetaLoss, NoiseReuseEs, ToldLength, TruncatedEs, TruncatedGrad,
+        TruncatedPes, TruncatedStep, TruncationSchedule, Validation, Workers,
     };
     pub use outerloop_tasks::data::{digits, Cifar100Labels, EmnistSplit, ImageData, ImageFiles, Splits};
     pub use outerloop_tasks::image::{ImageMlp, ImageMlpFamily, MlpConfig, MlpTask};

@@ -217,6 +217,8 @@ enum TaskName {
 enum Estimator {
     /// Persistent evolution strategies.
     Pes,
+    /// Persistent evolution strategies for the loss at the end of a run.
+    FinalPes,
     /// Noise-reuse evolution strategies: one perturbation per run.
     NoiseReuse,
     /// Truncated evolution strategies.
@@ -229,6 +231,8 @@ enum Estimator {
     Grad,
     /// Backpropagation through whole runs.
     FullGrad,
+    /// Exact derivatives of whole runs along one random direction for each task, in constant memory.
+    ForwardGrad,
     /// That of the best signal to noise per second at the first theta, with its standard deviation, window and number of
     /// tasks, measured before the run begins.
     Auto,
@@ -456,6 +460,9 @@ impl Config {
             Estimator::Pes => {
                 Box::new(TruncatedPes::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
             }
+            Estimator::FinalPes => {
+                Box::new(FinalPes::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
+            }
             Estimator::NoiseReuse => {
                 Box::new(NoiseReuseEs::new(step.with_offset(InitialOffset::BurnIn(self.max_length)), common)?)
             }
@@ -469,6 +476,7 @@ impl Config {
             Estimator::FullEs => Box::new(FullEs::new(step, common, FullLoss::Mean)?),
             Estimator::Grad => Box::new(TruncatedGrad::new(step, self.num_tasks, self.trunc_length, sweep)?),
             Estimator::FullGrad => Box::new(FullGrad::new(step, self.num_tasks, sweep)?),
+            Estimator::ForwardGrad => Box::new(ForwardGrad::new(step, self.num_tasks, 1)?),
             Estimator::Auto => {
                 return Err(Error::invalid("estimator = auto", "expected one that was chosen before the run"))
             }

@@ -32,6 +32,7 @@ pub mod episode;
 pub mod estimator;
 pub mod eval;
 mod fingerprint;
+mod forward;
 mod grouped;
 pub mod guard;
 pub mod health;
@@ -50,8 +51,8 @@ pub mod validation;
 pub mod workers;
 
 pub use estimator::{
-    Estimate, EstimatorState, FullEs, FullGrad, GeneralizedPes, GradientEstimator, GuidedEs, MeasureValued,
-    Mixed, NoiseReuseEs, PesAnalytic, TruncatedEs, TruncatedGrad, TruncatedPes,
+    Estimate, EstimatorState, FinalPes, ForwardGrad, FullEs, FullGrad, GeneralizedPes, GradientEstimator,
+    GuidedEs, MeasureValued, Mixed, NoiseReuseEs, PesAnalytic, TruncatedEs, TruncatedGrad, TruncatedPes,
 };
 pub use learner::{GradientLearner, LearnerState};
 pub use objective::{Emphasis, LossScale, Objective};

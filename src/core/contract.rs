@@ -3,7 +3,7 @@
 use crate::tensor::Cpu;
 use crate::{
     BatchKey, Error, FlatTask, Float, HyperProblem, HyperTask, Key, Layout, LearnedOptimizer, MemberUpdate,
-    OptState, Optimizer, Params, Result, Split,
+    OptState, Optimizer, Params, Result, Split, UpdateTangent,
 };
 use std::sync::Arc;
 
@@ -300,12 +300,20 @@ impl Inputs {
     }
 }
 
+/// The inner product of two states.
+fn product(a: &OptState<f64>, b: &OptState<f64>) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let slots = a.slots.iter().zip(&b.slots).map(|(a, b)| dot(&a.data, &b.data));
+    dot(&a.params, &b.params) + slots.sum::<f64>()
+}
+
 /// Checks [`UpdateVjp`](crate::UpdateVjp) against central differences in f64, 1e-6 relative.
 ///
 /// `build(theta)` makes the optimizer; `theta` is empty for a hand-designed one. On
 /// [`awkward_params`], after 0 to 4 updates, along random directions in each of: parameters, every
 /// slot, gradient, loss, theta. Slots and gradient move in proportion to their value, so zeros
-/// (where roots have no derivative) stay zero.
+/// (where roots have no derivative) stay zero. [`UpdateJvp`](crate::UpdateJvp), where there is one, has to be its
+/// transpose: along all those directions together, to 1e-9 relative.
 pub fn check_update_vjp(build: impl Fn(&[f64]) -> Box<dyn Optimizer<f64>>, theta: &[f64]) -> Result<()> {
     let opt = build(theta);
     let name = opt.name();
@@ -329,13 +337,12 @@ pub fn check_update_vjp(build: impl Fn(&[f64]) -> Box<dyn Optimizer<f64>>, theta
         let value = |x: &Inputs| {
             let mut s = x.state.clone();
             build(&x.theta).update(&mut s, &x.grad, x.loss[0], key);
-            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-            let slots = after.slots.iter().zip(&s.slots).map(|(a, s)| dot(&a.data, &s.data));
-            dot(&after.params, &s.params) + slots.sum::<f64>()
+            product(&after, &s)
         };
         let mut theta_adjoint = vec![0.0; theta.len()];
         let a = vjp.vjp(&at.state, &at.grad, at.loss[0], key, &after, &mut theta_adjoint);
         let mut adjoint = Inputs { state: a.state, grad: a.grad, loss: vec![a.loss], theta: theta_adjoint };
+        let (mut tangent, mut total, mut size) = (at.clone(), 0.0, 1e-3);
         for (i, (what, adjoint)) in adjoint.buffers().into_iter().enumerate() {
             let here = at.clone().buffers()[i].1.clone();
             if adjoint.len() != here.len() {
@@ -361,6 +368,18 @@ pub fn check_update_vjp(build: impl Fn(&[f64]) -> Box<dyn Optimizer<f64>>, theta
             if (slope - dot).abs().partial_cmp(&(1e-6 * scale)) != Some(std::cmp::Ordering::Less) {
                 let why =
                     format!("adjoint of {what} after {t} updates gives slope {dot:e}, differences {slope:e}");
+                return Err(broken(&name, why));
+            }
+            (total, size) = (total + dot, size + scale);
+            *tangent.buffers()[i].1 = direction;
+        }
+        if let Some(jvp) = opt.update_jvp() {
+            let Inputs { state, grad, loss, theta } = &tangent;
+            let moved = UpdateTangent { state, grad, loss: loss[0], theta };
+            let moved = jvp.jvp(&at.state, &at.grad, at.loss[0], key, moved);
+            let along = product(&after, &moved);
+            if (along - total).abs().partial_cmp(&(1e-9 * size)) != Some(std::cmp::Ordering::Less) {
+                let why = format!("`update_jvp` after {t} updates gives {along:e}, `update_vjp` {total:e}");
                 return Err(broken(&name, why));
             }
         }

@@ -63,5 +63,5 @@ pub use interval::{check_settings, Interval};
 pub use key::Key;
 pub use layout::{Entry, Layout, Params};
 pub use learned_optimizer::LearnedOptimizer;
-pub use optimizer::{OptState, Optimizer, Slot, UpdateAdjoint, UpdateVjp};
+pub use optimizer::{OptState, Optimizer, Slot, UpdateAdjoint, UpdateJvp, UpdateTangent, UpdateVjp};
 pub use task::{Metric, Task, TaskFamily};

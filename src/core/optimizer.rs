@@ -175,6 +175,11 @@ pub trait Optimizer<E: Float = f32>: Send + Sync {
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         None
     }
+
+    /// The same derivative in forward mode, if it is known. Needed by forward gradients only.
+    fn update_jvp(&self) -> Option<&dyn UpdateJvp<E>> {
+        None
+    }
 }
 
 /// By its description, so that the derived form of a wrapper shows what is inside.
@@ -216,5 +221,40 @@ pub trait UpdateVjp<E: Float>: Send + Sync {
     /// that do not depend on theta.
     fn init_vjp(&self, start: &OptState<E>, adjoint: &OptState<E>, theta: &mut [E]) {
         let _ = (start, adjoint, theta);
+    }
+}
+
+/// A direction in which the arguments of one update move.
+#[derive(Clone, Copy, Debug)]
+pub struct UpdateTangent<'a, E> {
+    /// Of the state before the update (same slots as the state).
+    pub state: &'a OptState<E>,
+    /// Of the gradient, `[params]`.
+    pub grad: &'a [E],
+    /// Of the loss.
+    pub loss: E,
+    /// Of theta, `[theta]`; empty for an optimizer without theta.
+    pub theta: &'a [E],
+}
+
+/// The Jacobian-vector product of one update: how the next state moves when the arguments do. The transpose of
+/// [`UpdateVjp`]; [`crate::contract::check_update_vjp`] holds one against the other.
+pub trait UpdateJvp<E: Float>: Send + Sync {
+    /// The direction in which the state *after* the update moves, given the state *before* it, the update's
+    /// arguments and their direction.
+    fn jvp(
+        &self,
+        before: &OptState<E>,
+        grad: &[E],
+        loss: E,
+        key: Key,
+        tangent: UpdateTangent<'_, E>,
+    ) -> OptState<E>;
+
+    /// The direction in which the state that [`Optimizer::init`] gave, `start`, moves with theta. By default none:
+    /// most optimizers start from slots that do not depend on theta.
+    fn init_jvp(&self, start: &OptState<E>, theta: &[E]) -> OptState<E> {
+        let _ = theta;
+        start.zeros_like()
     }
 }

@@ -71,11 +71,11 @@ pub(crate) fn vjp_of<E: Float>(inner: &dyn Optimizer<E>) -> &dyn UpdateVjp<E> {
 }
 
 /// Makes an [`Optimizer`](outerloop_core::Optimizer) and its [`UpdateVjp`](outerloop_core::UpdateVjp) of a
-/// rule that implements the trait `$kind`, with the functions of the module `$driver`.
+/// rule that implements the trait `$kind`, with the functions of the module `$driver` and the methods `$further`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! optimizer_of_rule {
-    ($rule:ty, $kind:ident, $driver:ident) => {
+    ($rule:ty, $kind:ident, $driver:ident, { $($further:tt)* }) => {
         impl<E: outerloop_core::Float> outerloop_core::Optimizer<E> for $rule {
             fn name(&self) -> String {
                 $crate::hand::$kind::name(self)
@@ -112,6 +112,7 @@ macro_rules! optimizer_of_rule {
             fn update_vjp(&self) -> Option<&dyn outerloop_core::UpdateVjp<E>> {
                 Some(self)
             }
+            $($further)*
         }
         impl<E: outerloop_core::Float> outerloop_core::UpdateVjp<E> for $rule {
             fn vjp(

@@ -189,6 +189,6 @@ pub fn vjp<E: Float, R: Tensorwise>(
 #[macro_export]
 macro_rules! tensorwise_optimizer {
     ($rule:ty) => {
-        $crate::optimizer_of_rule!($rule, Tensorwise, tensorwise);
+        $crate::optimizer_of_rule!($rule, Tensorwise, tensorwise, {});
     };
 }

@@ -2,7 +2,8 @@
 
 use super::{Tape, Var};
 use outerloop_core::{
-    Float, Key, Layout, OptState, Optimizer, OptimizerGroup, Params, Result, Slot, UpdateAdjoint, UpdateVjp,
+    Float, Key, Layout, OptState, Optimizer, OptimizerGroup, Params, Result, Slot, UpdateAdjoint, UpdateJvp,
+    UpdateTangent, UpdateVjp,
 };
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
@@ -242,6 +243,9 @@ impl<R: UpdateRule, E: Float> Optimizer<E> for Taped<R, E> {
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<E>> {
         Some(self)
     }
+    fn update_jvp(&self) -> Option<&dyn UpdateJvp<E>> {
+        Some(self)
+    }
 }
 
 impl<R: UpdateRule, E: Float> UpdateVjp<E> for Taped<R, E> {
@@ -283,5 +287,45 @@ impl<R: UpdateRule, E: Float> UpdateVjp<E> for Taped<R, E> {
         let seeds: Vec<_> = slots.iter().zip(&adjoint.slots).map(|((_, v), s)| (v, &s.data[..])).collect();
         let pulled = tape.pull_back(&seeds, &[&flat]).remove(0);
         theta.iter_mut().zip(pulled).for_each(|(t, a)| *t += a);
+    }
+}
+
+impl<R: UpdateRule, E: Float> UpdateJvp<E> for Taped<R, E> {
+    fn jvp(
+        &self,
+        before: &OptState<E>,
+        grad: &[E],
+        loss: E,
+        _key: Key,
+        tangent: UpdateTangent<'_, E>,
+    ) -> OptState<E> {
+        let tape = Tape::default();
+        let flat = tape.leaf(&self.theta);
+        let now = step_vars(before, grad, loss, |x| tape.leaf(x));
+        let (params, slots) = self.rule.step(&Theta::new(self.layout.clone(), flat.clone()), now.clone());
+        let UpdateTangent { state, grad, loss, theta } = tangent;
+        let loss = [loss];
+        let mut seeds =
+            vec![(&flat, theta), (&now.params, &state.params), (&now.grad, grad), (&now.loss, &loss)];
+        seeds.extend(now.slots.iter().zip(&state.slots).map(|(v, s)| (v, &s.data[..])));
+        let outputs: Vec<&Var<E>> = [&params].into_iter().chain(&slots).collect();
+        let mut moved = tape.push_forward(&seeds, &outputs);
+        let mut after = before.zeros_like();
+        after.step += 1;
+        after.params = moved.remove(0);
+        after.slots.iter_mut().zip(moved).for_each(|(slot, moved)| slot.data = moved);
+        after
+    }
+
+    fn init_jvp(&self, start: &OptState<E>, theta: &[E]) -> OptState<E> {
+        let tape = Tape::default();
+        let flat = tape.leaf(&self.theta);
+        let leaf = Theta::new(self.layout.clone(), flat.clone());
+        let slots = self.rule.init_slots(&leaf, &start.layout, start.num_steps);
+        let outputs: Vec<&Var<E>> = slots.iter().map(|(_, v)| v).collect();
+        let moved = tape.push_forward(&[(&flat, theta)], &outputs);
+        let mut tangent = start.zeros_like();
+        tangent.slots.iter_mut().zip(moved).for_each(|(slot, moved)| slot.data = moved);
+        tangent
     }
 }

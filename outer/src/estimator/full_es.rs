@@ -1,16 +1,19 @@
 //! Evolution strategies over whole runs.
 
 use super::guided_es::Subspace;
+use super::pairs::{fills, lanes_per_chunk};
+use super::reduce::over_lane_chunks;
 use super::{
-    over_lanes, persistent::sign_of, run_pair, whole_length, Antithetic, Contribution, Estimate,
-    EstimateInputs, EstimatorState, GradientEstimator,
+    moved, persistent::sign_of, run_pair, whole_length, Antithetic, Contribution, Estimate, EstimateInputs,
+    EstimatorState, GradientEstimator,
 };
-use crate::episode::{Episode, Trajectory};
+use crate::episode::{Clock, Episode, Trajectory};
 use crate::truncation::TruncationSchedule;
 use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{LaneBuffers, Worker, Workers};
-use outerloop_core::{BatchKey, Error, Key, Optimizer, Result, Split};
+use outerloop_core::{BatchKey, Error, Key, Layout, Optimizer, Result, Split};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// The loss of a whole run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -196,17 +199,67 @@ impl FullEs {
         let length = whole_length(&self.step, state.key, outer_step);
         let mut lanes: Vec<usize> = (0..c.num_tasks).collect();
         let inputs = EstimateInputs { guide, ..EstimateInputs::new(theta, state, outer_step, workers) };
-        over_lanes(inputs, &mut lanes, c.scale(), |worker, _, &mut i, buffers| {
-            let LaneBuffers { eps, episode, .. } = buffers;
-            let opts = c.perturbed(&*self.step.lopt, inputs, inputs.noise(i), eps, worker);
-            let RunPair { losses, windows } = self.run_pair(inputs, (i, length), &opts, episode, worker);
-            let [pos, neg] = losses;
-            Contribution {
+        let layout = Episode::new(&self.step.family, inputs.lane(0), outer_step).task.layout();
+        let chunk = lanes_per_chunk(&*self.step.lopt, Some(&layout), c.num_tasks, workers.threads());
+        over_lane_chunks(inputs, &mut lanes, chunk, c.scale(), |worker, _, lanes, buffers| {
+            let runs = self.run_pairs(inputs, (lanes, length), buffers, worker);
+            let contribution = |RunPair { losses: [pos, neg], windows }: RunPair| Contribution {
                 eps: Self::difference(pos, neg, self.clip, c.sign),
-                losses,
+                losses: [pos, neg],
                 mean_loss: (pos + neg) / 2.0,
                 ..Contribution::of_windows(&windows)
-            }
+            };
+            runs.into_iter().map(contribution).collect()
         })
+    }
+
+    /// [`Self::run_pair`] of neighbouring lanes, each at its perturbation, which it leaves in the buffers; as one group
+    /// of optimizers where that is faster.
+    fn run_pairs(
+        &self,
+        inputs: EstimateInputs<'_>,
+        (lanes, length): (&[usize], u64),
+        buffers: &mut [LaneBuffers<f32>],
+        worker: &mut Worker,
+    ) -> Vec<RunPair> {
+        let (step, outer_step) = (&self.step, inputs.outer_step);
+        let numbered = lanes.iter().zip(&mut *buffers);
+        let layouts = numbered.map(|(&lane, buffers)| {
+            Episode::kept(&mut buffers.episode, &step.family, inputs.lane(lane), outer_step).task.layout()
+        });
+        let layouts: Vec<Arc<Layout>> = layouts.collect();
+        let is_group = fills(lanes.len(), step.lopt.group_size(&layouts[0]))
+            && layouts.iter().all(|layout| *layout == layouts[0])
+            && !matches!(self.loss, FullLoss::LastRecomputed { .. });
+        let numbered = lanes.iter().zip(&mut *buffers);
+        if !is_group {
+            let alone = numbered.map(|(&lane, LaneBuffers { eps, episode, .. })| {
+                let opts = self.common.perturbed(&*step.lopt, inputs, inputs.noise(lane), eps, worker);
+                self.run_pair(inputs, (lane, length), &opts, episode, worker)
+            });
+            return alone.collect();
+        }
+        let thetas = numbered.flat_map(|(&lane, LaneBuffers { eps, .. })| {
+            self.common.draw(inputs, inputs.noise(lane), eps);
+            [1.0, -1.0].map(|sign| moved(inputs.theta, sign, eps).collect::<Vec<f32>>())
+        });
+        let group = step.lopt.group(thetas.collect());
+        let mut episodes: Vec<&mut Episode> = buffers.iter_mut().flat_map(|b| &mut b.episode).collect();
+        let starts = episodes.iter().enumerate().map(|(i, episode)| {
+            let opts = [group.member(2 * i), group.member(2 * i + 1)];
+            step.start_of_length(episode, opts, Some(length))
+        });
+        let mut starts: Vec<(Clock, [Trajectory; 2])> = starts.collect();
+        let runs = episodes.iter_mut().zip(&mut starts);
+        let runs = runs.map(|(episode, (clock, [plus, minus]))| LaneRun {
+            episode,
+            clock,
+            trajectories: [plus, minus],
+            outer_step,
+        });
+        let mut runs: Vec<LaneRun<'_, f32, 2>> = runs.collect();
+        let windows = step.windows_grouped(&*group, &mut runs, length as usize);
+        let losses = |w: &Window| self.loss.of_steps(&w.loss).expect("not recomputed");
+        windows.into_iter().map(|w| RunPair { losses: [&w[0], &w[1]].map(losses), windows: w }).collect()
     }
 }

@@ -4,6 +4,8 @@
 //! Shared notation: N lanes (tasks), antithetic perturbations `ε ~ N(0, σ²I)` of theta per lane,
 //! `L⁺` and `L⁻` the losses at `θ + ε` and `θ − ε`, with every key shared between the two.
 
+mod final_pes;
+mod forward_grad;
 mod full_es;
 mod full_grad;
 mod generalized_pes;
@@ -19,6 +21,8 @@ mod reduce;
 mod truncated_es;
 mod truncated_grad;
 
+pub use final_pes::FinalPes;
+pub use forward_grad::ForwardGrad;
 pub use full_es::{FullEs, FullLoss};
 pub use full_grad::FullGrad;
 pub use generalized_pes::GeneralizedPes;
@@ -104,6 +108,9 @@ pub struct Lane {
     pub trajectories: Vec<Trajectory>,
     /// Sum of the perturbations that acted on the current run before the one in use (PES); empty elsewhere.
     pub accumulator: Vec<f32>,
+    /// The loss difference of the pair at the last step so far of its run, 0 before the first ([`FinalPes`]; 0
+    /// elsewhere).
+    pub difference: f64,
     /// The outer step whose perturbation goes on acting in the next window; `None`: another one is drawn.
     pub held: Option<u64>,
 }
@@ -374,7 +381,7 @@ fn start_lanes(
     let mut keys: Vec<Key> = (0..num_tasks).map(|i| state.lane_key(i)).collect();
     state.lanes = workers.map(&mut keys, |worker, _, key| {
         let (clock, t) = step.start_lane(theta, *key, worker);
-        Lane { clock, trajectories: vec![t], accumulator: Vec::new(), held: None }
+        Lane { clock, trajectories: vec![t], accumulator: Vec::new(), difference: 0.0, held: None }
     });
     state
 }

@@ -5,7 +5,7 @@ use super::{end_if_diverged, moved, run_pair, Antithetic, Contribution, Estimate
 use crate::episode::{Clock, Episode, Trajectory};
 use crate::unroll::{LaneRun, TruncatedStep, Window};
 use crate::workers::{LaneBuffers, Worker};
-use outerloop_core::LearnedOptimizer;
+use outerloop_core::{Layout, LearnedOptimizer};
 
 /// What an antithetic pair needs of its lane.
 struct LanePair<'a> {
@@ -41,8 +41,25 @@ impl<'a> LanePair<'a> {
     }
 }
 
+/// How many of so many neighbouring lanes, which train a task of this layout, to give to a thread at once; changes no
+/// result.
+pub(super) fn lanes_per_chunk(
+    lopt: &dyn LearnedOptimizer,
+    layout: Option<&Layout>,
+    lanes: usize,
+    threads: usize,
+) -> usize {
+    let group_size = layout.map_or(1, |layout| lopt.group_size(layout));
+    let pairs = (group_size / 2).min(lanes.div_ceil(threads));
+    if fills(pairs, group_size) {
+        pairs
+    } else {
+        1
+    }
+}
+
 /// Whether so many pairs fill a group of optimizers well enough to be faster than alone.
-fn fills(pairs: usize, group_size: usize) -> bool {
+pub(super) fn fills(pairs: usize, group_size: usize) -> bool {
     group_size > 1 && 8 * pairs >= 3 * group_size
 }
 
@@ -58,7 +75,8 @@ impl Antithetic {
         before: impl Fn(usize, &mut Lane, &mut LaneBuffers<f32>, &mut Worker) -> T + Sync,
         contribution: impl Fn(&mut Lane, &mut LaneBuffers<f32>, &[Window; 2], T) -> Contribution + Sync,
     ) -> Estimate {
-        let chunk = self.lanes_per_chunk(&*step.lopt, lanes, inputs.workers.threads());
+        let layout = lanes.first().map(|l| &*l.trajectories[0].opt.layout);
+        let chunk = lanes_per_chunk(&*step.lopt, layout, lanes.len(), inputs.workers.threads());
         over_lane_chunks(inputs, lanes, chunk, self.scale(), |worker, first, lanes, buffers| {
             let numbered = (first..).zip(lanes.iter_mut()).zip(buffers.iter_mut());
             let extras: Vec<T> =
@@ -73,17 +91,6 @@ impl Antithetic {
                 .map(|((lane, buffers), (windows, extra))| contribution(lane, buffers, windows, extra))
                 .collect()
         })
-    }
-
-    /// How many neighbouring lanes to give to a thread at once; changes no result.
-    fn lanes_per_chunk(&self, lopt: &dyn LearnedOptimizer, lanes: &[Lane], threads: usize) -> usize {
-        let group_size = lanes.first().map_or(1, |l| lopt.group_size(&l.trajectories[0].opt.layout));
-        let pairs = (group_size / 2).min(lanes.len().div_ceil(threads));
-        if fills(pairs, group_size) {
-            pairs
-        } else {
-            1
-        }
     }
 
     /// Draws the perturbations of the lanes from number `first` on and advances their pairs by a window.

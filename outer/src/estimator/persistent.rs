@@ -161,21 +161,22 @@ impl Persistent {
         workers: &Workers,
     ) -> Estimate {
         let inputs = EstimateInputs::new(theta, state, outer_step, workers);
-        self.estimate_with(inputs, &mut state.lanes, |_, _, _, _| (), |_, _, (), c| c)
+        self.estimate_with(inputs, &mut state.lanes, |_, _, _, _| (), |_, _, _, ((), c)| c)
     }
 
     /// One estimate of which the pairs are a part. `before` does what else there is to do with a lane while it stands
-    /// where its pair does; `add` adds that to the pair's contribution, with the perturbation in the buffers.
+    /// where its pair does; `add` adds that to the pair's contribution, with the perturbation in the buffers, before the
+    /// accumulator moves on.
     pub fn estimate_with<T: Send>(
         &self,
         inputs: EstimateInputs<'_>,
         lanes: &mut [Lane],
         before: impl Fn(usize, &mut Lane, &mut LaneBuffers<f32>, &mut Worker) -> T + Sync,
-        add: impl Fn(&LaneBuffers<f32>, &[Window; 2], T, Contribution) -> Contribution + Sync,
+        add: impl Fn(&mut Lane, &LaneBuffers<f32>, &[Window; 2], (T, Contribution)) -> Contribution + Sync,
     ) -> Estimate {
         self.common.estimate_pairs(&self.step, inputs, lanes, before, |lane, buffers, windows, extra| {
             let (contribution, next) = self.contribution(windows);
-            let contribution = add(buffers, windows, extra, contribution);
+            let contribution = add(lane, buffers, windows, (extra, contribution));
             lane.clock.is_done |= contribution.diverged;
             self.settle(inputs.outer_step, lane, buffers, next, contribution.diverged);
             contribution

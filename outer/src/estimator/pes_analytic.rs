@@ -136,8 +136,13 @@ impl GradientEstimator for PesAnalytic {
             let kept = Episode::kept(&mut buffers.episode, family, inputs.lane(i), lane.clock.episode);
             self.analytic(inputs, kept.clone(), lane, worker)
         };
-        self.pairs.estimate_with(inputs, &mut state.lanes, analytic, |buffers, windows, analytic, of_pair| {
-            self.controlled(&buffers.eps, windows, analytic, of_pair)
-        })
+        self.pairs.estimate_with(
+            inputs,
+            &mut state.lanes,
+            analytic,
+            |_, buffers, windows, (analytic, of_pair)| {
+                self.controlled(&buffers.eps, windows, analytic, of_pair)
+            },
+        )
     }
 }

@@ -58,8 +58,13 @@ pub(super) fn check(step: &TruncatedStep, num_tasks: usize, sweep: &SweepConfig)
         let why = "its update has no derivative; implement `Optimizer::update_vjp` or use an ES estimator";
         return Err(Error::invalid(format!("optimizer {}", opt.name()), why));
     }
-    if step.meta_loss != MetaLoss::Train && averages(&*opt) {
-        let why = "it averages its parameters, and unrolled gradients know the plain ones only; use the \
+    knows_where_it_is_evaluated(step, &*opt)
+}
+
+/// Errors if the meta-loss is taken at an average of parameters, whose derivative is not known.
+pub(super) fn knows_where_it_is_evaluated(step: &TruncatedStep, opt: &dyn Optimizer) -> Result<()> {
+    if step.meta_loss != MetaLoss::Train && averages(opt) {
+        let why = "it averages its parameters, and exact gradients know the plain ones only; use the \
                    training meta-loss or an ES estimator";
         return Err(Error::invalid(format!("optimizer {}", opt.name()), why));
     }

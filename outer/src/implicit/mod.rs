@@ -41,7 +41,7 @@ mod normal_cg;
 #[cfg(test)]
 mod tests;
 mod unrolled;
-mod vector;
+pub(crate) mod vector;
 mod woodbury;
 
 pub use conjugate_gradient::{ConjugateGradient, Preconditioner};

@@ -5,8 +5,8 @@ use outerloop_core::Key;
 use outerloop_outer::adjoint::Memory;
 use outerloop_outer::estimator::{Antithetic, FullLoss, Noise, TerminalWeight, WindowLoss};
 use outerloop_outer::{
-    FullEs, GeneralizedPes, GradientEstimator, NoiseReuseEs, PesAnalytic, TruncatedEs, TruncatedPes,
-    TruncatedStep, TruncationSchedule, Workers,
+    FinalPes, FullEs, GeneralizedPes, GradientEstimator, NoiseReuseEs, PesAnalytic, TruncatedEs,
+    TruncatedPes, TruncatedStep, TruncationSchedule, Workers,
 };
 use std::sync::Arc;
 
@@ -100,6 +100,25 @@ fn reusing_perturbations_stays_unbiased_on_the_linear_toy() {
             Box::new(NoiseReuseEs::new(toy, settings).unwrap())
         });
         assert!((got - truth).abs() < 1e-4 * truth, "T={length} K={window} one per run: {got}, {truth}");
+    }
+}
+
+/// The final losses: of every finished run `(T − 1) θ`, and of the one in progress what it has reached.
+#[test]
+fn final_pes_telescopes_to_the_final_loss_on_the_linear_toy() {
+    for (length, window, windows, truth) in [
+        (4, 2, 2, 3.0),
+        (8, 2, 4, 7.0),
+        (10, 5, 2, 9.0),
+        (9, 3, 3, 8.0),
+        (5, 4, 5, 13.0),
+        (6, 4, 7, 20.0),
+        (3, 8, 2, 8.0),
+    ] {
+        let got = expectation_of(length, window, windows, |toy, settings| {
+            Box::new(FinalPes::new(toy, settings).unwrap())
+        });
+        assert!((got - truth).abs() < 1e-4 * truth, "T={length} K={window}: {got}, {truth}");
     }
 }
 

@@ -4,7 +4,7 @@ use outerloop_core::{
     FlatFamily, FlatTask, Key, Layout, LearnedOptimizer, Optimizer, OptimizerGroup, SingleTask, Split,
 };
 use outerloop_lopt::MlpLopt;
-use outerloop_outer::estimator::{Antithetic, Estimate, EstimatorState};
+use outerloop_outer::estimator::{Antithetic, Estimate, EstimatorState, FullEs, FullLoss};
 use outerloop_outer::{
     GradientEstimator, InitialOffset, MetaLoss, TruncatedEs, TruncatedPes, TruncatedStep, TruncationSchedule,
     Workers,
@@ -91,9 +91,10 @@ fn run(
 #[test]
 fn groups_change_no_bit() {
     let families: [Arc<dyn FlatFamily>; 2] = [Arc::new(FixedDimQuadraticFamily { dim: 10 }), Arc::new(Mixed)];
-    let estimators: [Make; 2] = [
+    let estimators: [Make; 3] = [
         |step, common| Box::new(TruncatedPes::new(step, common).expect("valid")),
         |step, common| Box::new(TruncatedEs::new(step, common).expect("valid")),
+        |step, common| Box::new(FullEs::new(step, common, FullLoss::Mean).expect("valid")),
     ];
     let width = outerloop_core::simd::Path::best().lanes();
     for (f, family) in families.iter().enumerate() {

@@ -3,6 +3,7 @@
 mod adjoint;
 mod allocations;
 mod estimators;
+mod forward;
 mod groups;
 mod guide;
 mod lab;

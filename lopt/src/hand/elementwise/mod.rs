@@ -1,9 +1,11 @@
 //! Update rules that treat every parameter alone, each written once; the update and its exact
 //! derivative follow from it.
 
+mod jvp;
 mod update;
 mod vjp;
 
+pub use jvp::jvp;
 pub use update::update;
 pub use vjp::vjp;
 
@@ -183,7 +185,23 @@ pub(crate) fn sum_f64<E: Float>(x: &[E]) -> f64 {
 #[macro_export]
 macro_rules! elementwise_optimizer {
     ($rule:ty) => {
-        $crate::optimizer_of_rule!($rule, Elementwise, elementwise);
+        $crate::optimizer_of_rule!($rule, Elementwise, elementwise, {
+            fn update_jvp(&self) -> Option<&dyn outerloop_core::UpdateJvp<E>> {
+                Some(self)
+            }
+        });
+        impl<E: outerloop_core::Float> outerloop_core::UpdateJvp<E> for $rule {
+            fn jvp(
+                &self,
+                before: &outerloop_core::OptState<E>,
+                grad: &[E],
+                _loss: E,
+                _key: outerloop_core::Key,
+                tangent: outerloop_core::UpdateTangent<'_, E>,
+            ) -> outerloop_core::OptState<E> {
+                $crate::hand::elementwise::jvp(self, before, grad, tangent)
+            }
+        }
     };
 }
 

@@ -16,7 +16,7 @@ use crate::kernel::Path;
 use crate::learned::AdafacMlp;
 use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
-use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateJvp, UpdateVjp};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -132,6 +132,9 @@ impl Optimizer<f32> for AdafacKernel {
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
         Some(self)
+    }
+    fn update_jvp(&self) -> Option<&dyn UpdateJvp<f32>> {
+        self.twin.update_jvp()
     }
 }
 

@@ -18,7 +18,7 @@ use crate::learned::celo2::step::clip_all;
 use crate::learned::mixed_net;
 use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
-use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, Result, UpdateVjp};
+use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, Result, UpdateJvp, UpdateVjp};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -148,6 +148,9 @@ impl Optimizer<f32> for CeloKernel {
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
         Some(self)
+    }
+    fn update_jvp(&self) -> Option<&dyn UpdateJvp<f32>> {
+        self.twin.update_jvp()
     }
 }
 

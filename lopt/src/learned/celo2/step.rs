@@ -16,7 +16,7 @@ use crate::learned::adafac_mlp::factored_vjp::AllFeatures;
 use crate::learned::adafac_mlp::features::{load_block, row, Normalizer, VectorTensor, RMS_EPSILON};
 use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::{exp, load, store, with_scratch};
-use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::{Entry, Key, Layout, OptState, Optimizer, Params, UpdateJvp, UpdateVjp};
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -173,6 +173,9 @@ impl Optimizer<f32> for Celo2Kernel {
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
         Some(self)
+    }
+    fn update_jvp(&self) -> Option<&dyn UpdateJvp<f32>> {
+        self.twin.update_jvp()
     }
 }
 

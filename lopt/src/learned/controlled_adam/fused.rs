@@ -4,7 +4,7 @@
 use super::{constant_features, progress, ControlledAdam, EPSILON};
 use crate::rule::{limit, Taped, UpdateRule};
 use outerloop_core::simd::{load, parts, store, Path, Simd, WithSimd, LANES, MAX_PARTS};
-use outerloop_core::{nan, Entry, Key, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::{nan, Entry, Key, OptState, Optimizer, Params, UpdateJvp, UpdateVjp};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -277,6 +277,9 @@ impl Optimizer<f32> for Fused {
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
         self.twin.update_vjp()
+    }
+    fn update_jvp(&self) -> Option<&dyn UpdateJvp<f32>> {
+        self.twin.update_jvp()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::kernel::Path;
 use crate::learned::MlpLopt;
 use crate::rule::{Taped, UpdateRule};
 use outerloop_core::simd::with_scratch;
-use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateVjp};
+use outerloop_core::{Key, Layout, OptState, Optimizer, Params, UpdateJvp, UpdateVjp};
 use pulp::{Simd, WithSimd};
 use std::sync::{Arc, LazyLock};
 
@@ -110,6 +110,9 @@ impl Optimizer<f32> for MlpKernel {
     }
     fn update_vjp(&self) -> Option<&dyn UpdateVjp<f32>> {
         Some(self)
+    }
+    fn update_jvp(&self) -> Option<&dyn UpdateJvp<f32>> {
+        self.twin.update_jvp()
     }
 }
 
