@@ -2,7 +2,9 @@
 //! analytic control variate meta-train the same learned optimizer on the same tasks.
 //!
 //! Before that the lab measures them at the first theta: bias and cosine against a long measurement of noise-reuse ES,
-//! variance, and signal to noise per inner step and per second; and how variance grows with the length of runs.
+//! variance, and signal to noise per inner step and per second; and how variance grows with the length of runs. The last
+//! row is what `lab::choose` takes at the first theta, by this machine's seconds: the only one that may change from
+//! machine to machine.
 //!
 //! Compute is counted in gradient equivalents, the cost of one loss and gradient of the task: an inner
 //! step of an ES-type estimator is one; a step of an unrolled window is one forward and, by the timing of
@@ -12,7 +14,7 @@
 //! `cargo run --release --example compare_estimators` takes a few minutes on 2 cores.
 
 use clap::Parser;
-use outerloop::outer::lab::{Comparison, Experiment, Truth};
+use outerloop::outer::lab::{candidates, choose, Comparison, Experiment, Kind, Truth};
 use outerloop::outer::{Emphasis, LossScale, Mixed, Objective, PesAnalytic};
 use outerloop::prelude::*;
 use std::path::PathBuf;
@@ -64,7 +66,7 @@ const UNROLLED: f64 = 1.0 + 2.1;
 
 /// An estimator at work.
 struct Entry {
-    name: &'static str,
+    name: String,
     /// Gradient equivalents per task and step of a window.
     cost: f64,
     learner: GradientLearner,
@@ -117,12 +119,13 @@ impl Options {
 
     fn entry(
         &self,
-        name: &'static str,
+        name: impl Into<String>,
         cost: f64,
         make: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
     ) -> Result<Entry> {
         let step = self.runs(self.length)?.with_offset(InitialOffset::BurnIn(self.length));
         let (estimator, again) = (make(step.clone())?, make(step)?);
+        let name = name.into();
         let outer_steps = (self.budget as f64 / self.per_step(cost)) as u64;
         if outer_steps == 0 {
             let why = format!("one outer step of {name} costs {}", self.per_step(cost));
@@ -131,6 +134,27 @@ impl Options {
         let outer = Clip::new(ClipRule::Value(3.0), Box::new(Adam::new(self.outer_lr)));
         let learner = GradientLearner::new(lopt(), vec![estimator], Box::new(outer), outer_steps)?;
         Ok(Entry { name, cost, learner, estimator: again })
+    }
+
+    /// What the lab chooses at the first theta, among settings around these.
+    fn auto(&self, workers: &Workers) -> Result<Entry> {
+        let common = Antithetic {
+            num_tasks: self.num_tasks,
+            trunc_length: self.trunc_length,
+            std: self.std,
+            ..Antithetic::default()
+        };
+        let step = self.runs(self.length)?.with_offset(InitialOffset::BurnIn(self.length));
+        let (theta, key) = (lopt().init(Key::new(0)), Key::new(0).named("choice"));
+        let at = Experiment { theta: &theta, key, samples: 8, warmup: 0, estimates: 4, workers };
+        let settings = choose(&candidates(&step, &common)?, &at)?.settings();
+        let cost = match settings.kind {
+            Kind::Grad => UNROLLED,
+            Kind::Mixed => 2.0 * UNROLLED,
+            Kind::Es | Kind::Pes | Kind::NoiseReuse => 2.0,
+        };
+        println!("auto: {settings}");
+        self.entry("auto", cost, |step| settings.estimator(&step, &common))
     }
 
     /// Runs of this length.
@@ -283,19 +307,20 @@ fn run(options: &Options) -> Result<()> {
     if !(options.outer_lr > 0.0 && options.outer_lr.is_finite()) {
         return Err(Error::invalid(format!("--outer-lr {}", options.outer_lr), "expected a positive number"));
     }
-    let entries = options.entries()?;
+    let mut entries = options.entries()?;
     let workers = Workers::new(options.threads)?;
     std::fs::create_dir_all(&options.out).map_err(|e| Error::io(&options.out, e))?;
     if options.lab_samples > 0 {
         options.lab(&entries, &workers)?;
     }
+    entries.push(options.auto(&workers)?);
     println!(
         "{} gradient equivalents each, {} seeds, {} tasks x {} of {} steps:\n",
         options.budget, options.seeds, options.num_tasks, options.trunc_length, options.length
     );
     println!(
         "{:<18} {:>9} {:>11} {:>8} {:>22} {:>22}",
-        "estimator", "cost/step", "outer steps", "seconds", "objective (seeds)", "final loss (seeds)"
+        "estimator", "cost/step", "outer steps", "seconds", "objective ± error", "final loss ± error"
     );
     let mut csv = String::from("estimator,seed,gradient_equivalents,objective,final_loss\n");
     let mut series = Vec::new();
@@ -309,7 +334,10 @@ fn run(options: &Options) -> Result<()> {
         }
         let last = |f: &dyn Fn(&(f64, f64, f64)) -> f64| {
             let all = runs.iter().filter_map(|r| r.points.last()).map(f);
-            all.map(|x| format!("{x:.4}")).collect::<Vec<_>>().join("  ")
+            let all: Vec<f64> = all.collect();
+            let (n, mean) = (all.len() as f64, all.iter().sum::<f64>() / all.len() as f64);
+            let square = all.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            format!("{mean:.4} ± {:.4}", (square / (n - 1.0).max(1.0) / n).sqrt())
         };
         println!(
             "{:<18} {:>9.1} {:>11} {:>8.1} {:>22} {:>22}",
@@ -320,7 +348,7 @@ fn run(options: &Options) -> Result<()> {
             last(&|p| p.1),
             last(&|p| p.2)
         );
-        let mut line = Series::line(entry.name, Vec::new()).with_band(Vec::new());
+        let mut line = Series::line(entry.name.clone(), Vec::new()).with_band(Vec::new());
         for look in 0..=LOOKS as usize {
             let at = runs[0].points[look].0;
             let all = || runs.iter().map(|r| r.points[look].1);

@@ -139,11 +139,13 @@ const ACROSS: f64 = 0.25;
 /// Measures all candidates and takes the one with the best signal to noise per second.
 ///
 /// The reference direction is the mean of all samples of the candidates that know no truncation bias
-/// ([`Kind::Pes`], [`Kind::NoiseReuse`]), each weighed by its inverse variance. The signal of a candidate is its mean's part along that direction; one
-/// with truncation bias whose mean points elsewhere is not eligible, since no number of steps averages a bias out. Seconds are those of this machine, so
-/// another machine may choose otherwise: keep the choice ([`Choice::csv`]) with what it was used for.
+/// ([`Kind::Pes`], [`Kind::NoiseReuse`]), each weighed by its inverse variance. The signal of a candidate is its mean's
+/// part along that direction; one with truncation bias whose mean points elsewhere is not eligible, since no number of
+/// steps averages a bias out. Seconds are those of this machine, so another machine may choose otherwise: keep the
+/// choice ([`Choice::csv`]) with what it was used for.
 ///
-/// Errors if there is no unbiased candidate, if its gradient is zero, if no losses are numbers, or as [`Experiment::measure`].
+/// Errors if there is no unbiased candidate, if its gradient is zero, if no losses are numbers, or as
+/// [`Experiment::measure`].
 pub fn choose(candidates: &[Candidate], at: &Experiment<'_>) -> Result<Choice> {
     let measured: Vec<Measurement> =
         candidates.iter().map(|c| at.measure(&*c.estimator)).collect::<Result<_>>()?;

@@ -4,7 +4,7 @@ use crate::support::{gaussian_mean, slope, OneTheta, Rule};
 use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Tensor};
 use outerloop_core::{BatchKey, Float, Key, LearnedOptimizer, SingleTask, Task};
 use outerloop_lopt::LearnableSgdm;
-use outerloop_outer::estimator::Antithetic;
+use outerloop_outer::estimator::{Antithetic, Estimate, EstimatorState};
 use outerloop_outer::lab::{
     candidates, choose, Candidate, Experiment, Kind, Lorenz, LorenzRule, Measurement, Settings, Truth,
 };
@@ -197,4 +197,43 @@ fn a_choice_is_made_by_evidence_that_does_not_depend_on_threads() {
         workers: &workers,
     };
     assert!(choose(&[Candidate { settings, estimator }], &at).is_err());
+}
+
+/// Estimates without any signal.
+struct PureNoise;
+
+impl GradientEstimator for PureNoise {
+    fn name(&self) -> String {
+        "pure noise".into()
+    }
+    fn describe(&self) -> String {
+        self.name()
+    }
+    fn init(&self, _: &[f32], key: Key, _: &Workers) -> EstimatorState {
+        EstimatorState::new(key)
+    }
+    fn estimate(&self, theta: &[f32], state: &mut EstimatorState, outer_step: u64, _: &Workers) -> Estimate {
+        let mut grad = vec![0.0; theta.len()];
+        state.key.fold_in(outer_step).fill_normal(&mut grad);
+        let saturated = Default::default();
+        Estimate { grad, mean_loss: 1.0, inner_steps: 1, saturated, lanes: 1, diverged: 0, masked: 0 }
+    }
+}
+
+/// Half of all references made of noise are shorter than their own noise.
+#[test]
+fn a_choice_is_made_where_the_reference_drowns_in_its_noise() {
+    let workers = Workers::new(1).unwrap();
+    let settings = Settings { kind: Kind::Pes, std: 0.03, trunc_length: 4, num_tasks: 4 };
+    let mut drowned = 0;
+    for seed in 0..12 {
+        let key = Key::new(seed);
+        let at = Experiment { theta: &[0.0; 3], key, samples: 8, warmup: 0, estimates: 1, workers: &workers };
+        let alone = at.measure(&PureNoise).unwrap();
+        drowned += usize::from(alone.against(&Truth::from(&alone)).is_err());
+        let candidates = [Candidate { settings, estimator: Box::new(PureNoise) }];
+        let choice = choose(&candidates, &at).unwrap();
+        assert!(choice.evidence[choice.best].is_eligible);
+    }
+    assert!((2..12).contains(&drowned), "the test is blind: {drowned} of 12");
 }
