@@ -16,7 +16,7 @@ use outerloop_core::{Error, Key, Result};
 ///
 /// `g = 1/(N D) Σᵢ Σ_d (∇θ Lᵢ · u) u`, `u ~ N(0, I)` drawn anew for every lane i and direction d; `Lᵢ` the mean
 /// meta-objective over a whole run from fresh parameters, its length drawn once per estimate. The derivative along u is
-/// exact: a tangent of parameters and slots walks along with training, by [`crate::forward`].
+/// exact: a tangent of parameters and slots walks along with training.
 ///
 /// Bias: none. Variance: that of [`super::FullGrad`], and `(P + 1)/D |∇L|²` of the directions for P meta-parameters,
 /// against which only averaging helps; it explodes with the horizon where training is chaotic, as that of all exact
