@@ -152,8 +152,7 @@ fn beside_pes(c: &mut Criterion) -> Result<()> {
         }),
         ("measure-valued, 50 steps", |s, c| Ok(Box::new(MeasureValued::new(s, c, FullLoss::Mean)?))),
     ];
-    let mut group =
-        Group::new(c, "inner steps per second of ES estimators, 16 tasks x 50 steps, digits 64-32-10");
+    let mut group = Group::new(c, "ES estimators, 16 tasks x 50 steps, digits 64-32-10");
     for lopt in
         [Arc::new(LearnableAdam::default()) as Arc<dyn LearnedOptimizer>, Arc::new(MlpLopt::default())]
     {
