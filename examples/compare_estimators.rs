@@ -66,7 +66,7 @@ const UNROLLED: f64 = 1.0 + 2.1;
 
 /// An estimator at work.
 struct Entry {
-    name: String,
+    name: &'static str,
     /// Gradient equivalents per task and step of a window.
     cost: f64,
     learner: GradientLearner,
@@ -92,12 +92,7 @@ fn lopt() -> Arc<dyn LearnedOptimizer> {
 impl Options {
     /// The estimators, all of them checked before the first one runs.
     fn entries(&self) -> Result<Vec<Entry>> {
-        let common = Antithetic {
-            num_tasks: self.num_tasks,
-            trunc_length: self.trunc_length,
-            std: self.std,
-            ..Antithetic::default()
-        };
+        let common = self.antithetic();
         let (n, k) = (self.num_tasks, self.trunc_length);
         // Every state is kept: windows are short.
         let sweep = SweepConfig { memory: Memory::All, ..SweepConfig::default() };
@@ -119,13 +114,12 @@ impl Options {
 
     fn entry(
         &self,
-        name: impl Into<String>,
+        name: &'static str,
         cost: f64,
         make: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
     ) -> Result<Entry> {
         let step = self.runs(self.length)?.with_offset(InitialOffset::BurnIn(self.length));
         let (estimator, again) = (make(step.clone())?, make(step)?);
-        let name = name.into();
         let outer_steps = (self.budget as f64 / self.per_step(cost)) as u64;
         if outer_steps == 0 {
             let why = format!("one outer step of {name} costs {}", self.per_step(cost));
@@ -136,14 +130,18 @@ impl Options {
         Ok(Entry { name, cost, learner, estimator: again })
     }
 
-    /// What the lab chooses at the first theta, among settings around these.
-    fn auto(&self, workers: &Workers) -> Result<Entry> {
-        let common = Antithetic {
+    fn antithetic(&self) -> Antithetic {
+        Antithetic {
             num_tasks: self.num_tasks,
             trunc_length: self.trunc_length,
             std: self.std,
             ..Antithetic::default()
-        };
+        }
+    }
+
+    /// What the lab chooses at the first theta, among settings around these.
+    fn auto(&self, workers: &Workers) -> Result<Entry> {
+        let common = self.antithetic();
         let step = self.runs(self.length)?.with_offset(InitialOffset::BurnIn(self.length));
         let (theta, key) = (lopt().init(Key::new(0)), Key::new(0).named("choice"));
         let at = Experiment { theta: &theta, key, samples: 8, warmup: 0, estimates: 4, workers };
@@ -171,12 +169,7 @@ impl Options {
         // Lanes begin within a run, whose earlier steps nothing perturbed: the first run is left out.
         let warmup = estimates;
         let at = Experiment { theta: &theta, key, samples, warmup, estimates, workers };
-        let base = Antithetic {
-            num_tasks: self.num_tasks,
-            trunc_length: self.trunc_length,
-            std: self.std,
-            ..Antithetic::default()
-        };
+        let base = self.antithetic();
         let long = NoiseReuseEs::new(self.runs(self.length)?, base.clone())?;
         let long = Experiment { key: key.named("truth"), samples: 4 * samples, ..at }.measure(&long)?;
         let truth = Truth::from(&long);
@@ -348,7 +341,7 @@ fn run(options: &Options) -> Result<()> {
             last(&|p| p.1),
             last(&|p| p.2)
         );
-        let mut line = Series::line(entry.name.clone(), Vec::new()).with_band(Vec::new());
+        let mut line = Series::line(entry.name, Vec::new()).with_band(Vec::new());
         for look in 0..=LOOKS as usize {
             let at = runs[0].points[look].0;
             let all = || runs.iter().map(|r| r.points[look].1);

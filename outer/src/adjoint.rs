@@ -374,7 +374,7 @@ impl<E: Float> Unroll<'_, E> {
             if slope != zero {
                 let mut g = vec![zero; n];
                 evaluator.loss_and_grad(params, &mut model_state.clone(), at, &mut g);
-                add_scaled(&mut a.params, slope, &g);
+                E::add_scaled(slope, &g, &mut a.params);
             }
         }
         let UpdateAdjoint { mut state, grad, loss } =
@@ -388,11 +388,11 @@ impl<E: Float> Unroll<'_, E> {
                 let (params, model_state) = (&step.before.params, &step.model_state);
                 evaluator.loss_grad_hvp(params, model_state, step.at, &grad, &mut vec![zero; n], &mut hv);
             }
-            add_scaled(&mut state.params, E::of(1.0), &hv);
+            E::add_scaled(E::of(1.0), &hv, &mut state.params);
         }
         let direct = if meta_loss == MetaLoss::Train { loss + slope } else { loss };
         if direct != zero {
-            add_scaled(&mut state.params, direct, &step.grad);
+            E::add_scaled(direct, &step.grad, &mut state.params);
         }
         state
     }
@@ -421,12 +421,6 @@ impl<E: Float> ThetaSum<E> {
 
     fn total(&self) -> Vec<E> {
         self.sum.iter().map(|s| E::of(*s)).collect()
-    }
-}
-
-fn add_scaled<E: Float>(out: &mut [E], c: E, x: &[E]) {
-    for (o, x) in out.iter_mut().zip(x) {
-        *o += c * *x;
     }
 }
 

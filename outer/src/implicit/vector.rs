@@ -31,8 +31,7 @@ pub fn norm<E: Float>(a: &[E]) -> f64 {
 
 /// `y ← y + c x`.
 pub fn add_scaled<E: Float>(y: &mut [E], c: f64, x: &[E]) {
-    let c = E::of(c);
-    y.iter_mut().zip(x).for_each(|(y, x)| *y += c * *x);
+    E::add_scaled(E::of(c), x, y);
 }
 
 /// `y ← x + c y`.

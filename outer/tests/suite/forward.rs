@@ -4,7 +4,7 @@ use crate::estimators::{assert_agrees, statistics, THETA};
 use crate::support::{step, Rule};
 use outerloop_core::{Key, LearnedOptimizer};
 use outerloop_lopt::hand::Muon;
-use outerloop_lopt::learned::{AdafacMlp, ControlledAdam, MlpLopt};
+use outerloop_lopt::learned::{AdafacMlp, ControlledAdam, MlpLopt, RnnMlp};
 use outerloop_lopt::{HandAsLearned, LearnableAdam, LearnableSgd};
 use outerloop_outer::adjoint::SweepConfig;
 use outerloop_outer::{
@@ -24,12 +24,14 @@ fn runs(lopt: Arc<dyn LearnedOptimizer>, meta_loss: MetaLoss) -> TruncatedStep {
 fn an_estimate_is_the_part_of_the_exact_gradient_along_its_direction() {
     let workers = Workers::new(1).unwrap();
     let small = |hidden_size| MlpLopt { hidden_size, step_mult: 0.1, ..MlpLopt::default() };
-    let lopts: [Arc<dyn LearnedOptimizer>; 5] = [
+    // The last one's start depends on theta.
+    let lopts: [Arc<dyn LearnedOptimizer>; 6] = [
         Arc::new(LearnableSgd::default()),
         Arc::new(LearnableAdam::default()),
         Arc::new(small(4)),
         Arc::new(AdafacMlp { hidden_size: 4, step_mult: 0.1, ..AdafacMlp::default() }),
         Arc::new(ControlledAdam::default()),
+        Arc::new(RnnMlp::default()),
     ];
     for lopt in lopts {
         for meta_loss in [MetaLoss::Train, MetaLoss::SameBatch] {
