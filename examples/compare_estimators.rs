@@ -74,9 +74,19 @@ struct Entry {
     estimator: Box<dyn GradientEstimator>,
 }
 
-/// What one run of an entry gave at each look: objective on fresh starts, and final training loss.
+/// What theta is worth on starts that meta-training never sees, the same at every look and for every estimator.
+struct Look {
+    /// Gradient equivalents so far.
+    at: f64,
+    objective: f64,
+    /// Training loss, mean of the last 20 steps.
+    train: f64,
+    /// Loss on the validation split after the last step.
+    valid: f64,
+}
+
 struct Run {
-    points: Vec<(f64, f64, f64)>,
+    looks: Vec<Look>,
     outer_steps: u64,
     seconds: f64,
 }
@@ -86,7 +96,7 @@ fn family() -> Arc<dyn FlatFamily> {
 }
 
 fn lopt() -> Arc<dyn LearnedOptimizer> {
-    Arc::new(MlpLopt { hidden_size: 8, step_mult: 0.03, exp_mult: 0.1, ..MlpLopt::default() })
+    Arc::new(MlpLopt { hidden_size: 16, step_mult: 0.03, exp_mult: 0.1, ..MlpLopt::default() })
 }
 
 impl Options {
@@ -251,7 +261,7 @@ impl Options {
         let (family, lopt, learner) = (family(), lopt(), &entry.learner);
         let (outer_steps, per_step) = (learner.num_steps(), self.per_step(entry.cost));
         let mut state = learner.init(Key::new(seed), workers)?;
-        let mut run = Run { points: Vec::new(), outer_steps, seconds: 0.0 };
+        let mut run = Run { looks: Vec::new(), outer_steps, seconds: 0.0 };
         for look in 0..=LOOKS {
             let began = Instant::now();
             while state.outer_step < outer_steps * look / LOOKS {
@@ -259,8 +269,12 @@ impl Options {
             }
             run.seconds += began.elapsed().as_secs_f64();
             let opt = lopt.opt_fn(&state.theta.params);
-            let config = EvalConfig { num_steps: self.length, ..EvalConfig::default() };
-            // Starts that meta-training never sees, the same at every look and for every estimator.
+            let config = EvalConfig {
+                num_steps: self.length,
+                eval_every: self.length,
+                splits: vec![Split::OuterValid],
+                ..EvalConfig::default()
+            };
             let key = Key::new(0).named("comparison");
             let curves = training_curves(&*family, &*opt, &config, key, STARTS, workers);
             let mean = |f: &dyn Fn(&Curve) -> f64| curves.iter().map(f).sum::<f64>() / curves.len() as f64;
@@ -273,8 +287,12 @@ impl Options {
                     .map(|(l, t)| o.scale.apply(f64::from(*l)) * o.emphasis.weight(t, Some(self.length)));
                 terms.sum::<f64>() / self.length as f64
             });
-            let at = state.outer_step as f64 * per_step;
-            run.points.push((at, objective, mean(&|c| f64::from(c.final_train(20)))));
+            run.looks.push(Look {
+                at: state.outer_step as f64 * per_step,
+                objective,
+                train: mean(&|c| f64::from(c.final_train(20))),
+                valid: mean(&|c| c.evals.last().map_or(f64::NAN, |e| f64::from(e.loss))),
+            });
         }
         Ok(run)
     }
@@ -312,39 +330,45 @@ fn run(options: &Options) -> Result<()> {
         options.budget, options.seeds, options.num_tasks, options.trunc_length, options.length
     );
     println!(
-        "{:<18} {:>9} {:>11} {:>8} {:>22} {:>22}",
-        "estimator", "cost/step", "outer steps", "seconds", "objective ± error", "final loss ± error"
+        "{:<18} {:>9} {:>11} {:>8} {:>20} {:>20} {:>20}",
+        "estimator",
+        "cost/step",
+        "outer steps",
+        "seconds",
+        "objective ± error",
+        "train loss ± error",
+        "valid loss ± error"
     );
-    let mut csv = String::from("estimator,seed,gradient_equivalents,objective,final_loss\n");
+    let mut csv = String::from("estimator,seed,gradient_equivalents,objective,train_loss,valid_loss\n");
     let mut series = Vec::new();
     for entry in &entries {
         let runs: Vec<Run> =
             (0..options.seeds).map(|seed| options.run(entry, seed, &workers)).collect::<Result<_>>()?;
         for (seed, run) in runs.iter().enumerate() {
-            for (at, objective, last) in &run.points {
-                csv += &format!("{},{seed},{at},{objective},{last}\n", entry.name);
+            for Look { at, objective, train, valid } in &run.looks {
+                csv += &format!("{},{seed},{at},{objective},{train},{valid}\n", entry.name);
             }
         }
-        let last = |f: &dyn Fn(&(f64, f64, f64)) -> f64| {
-            let all = runs.iter().filter_map(|r| r.points.last()).map(f);
-            let all: Vec<f64> = all.collect();
+        let last = |f: &dyn Fn(&Look) -> f64| {
+            let all: Vec<f64> = runs.iter().filter_map(|r| r.looks.last()).map(f).collect();
             let (n, mean) = (all.len() as f64, all.iter().sum::<f64>() / all.len() as f64);
             let square = all.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
             format!("{mean:.4} ± {:.4}", (square / (n - 1.0).max(1.0) / n).sqrt())
         };
         println!(
-            "{:<18} {:>9.1} {:>11} {:>8.1} {:>22} {:>22}",
+            "{:<18} {:>9.1} {:>11} {:>8.1} {:>20} {:>20} {:>20}",
             entry.name,
             entry.cost,
             runs[0].outer_steps,
             runs.iter().map(|r| r.seconds).sum::<f64>() / runs.len() as f64,
-            last(&|p| p.1),
-            last(&|p| p.2)
+            last(&|l| l.objective),
+            last(&|l| l.train),
+            last(&|l| l.valid)
         );
         let mut line = Series::line(entry.name, Vec::new()).with_band(Vec::new());
         for look in 0..=LOOKS as usize {
-            let at = runs[0].points[look].0;
-            let all = || runs.iter().map(|r| r.points[look].1);
+            let at = runs[0].looks[look].at;
+            let all = || runs.iter().map(|r| r.looks[look].objective);
             line.points.push((at, all().sum::<f64>() / runs.len() as f64));
             let range = (at, all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
             line.band.get_or_insert_default().push(range);

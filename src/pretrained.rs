@@ -15,8 +15,10 @@
 //! `src/pretrained/` holds each theta with its provenance: recipe, command, seed, hash and results; [`celo`] and
 //! [`celo_adam`] are of others, with their licence beside them.
 
+mod knobs;
 mod published;
 
+pub use knobs::Knobs;
 pub use published::{celo, celo_adam, Named, Published, CELO, CELO_ADAM, NAMES};
 
 use outerloop_core::{Error, LearnedOptimizer, Optimizer, Result};

@@ -32,6 +32,12 @@ pub fn contestants(options: &Options) -> Result<(Vec<Contestant>, Receipt)> {
         receipt = receipt.with_hash(format!("theta of {name}"), &bytes);
         all.push(Contestant::single(name, Role::Learned, opt));
     }
+    if options.sweep_learned {
+        for shipped in [SMALL, FAST] {
+            let sweep = Contestant::labelled(format!("{}, swept", shipped.name), shipped.sweep()?);
+            all.push(Contestant { role: Role::Learned, ..sweep });
+        }
+    }
     Ok((all, receipt))
 }
 

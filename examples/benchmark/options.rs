@@ -17,6 +17,10 @@ pub struct Options {
     /// registry and weights in any known format, e.g. `small,celo,Celo2=weights.npz`; may be repeated.
     #[arg(long, value_name = "NAME,...")]
     pub contestants: Vec<String>,
+    /// The optimizers that are shipped also after a sweep over their knobs (rate and decay), chosen on every task as
+    /// their rivals' settings are.
+    #[arg(long)]
+    pub sweep_learned: bool,
     /// Only these hand-designed optimizers beside Adam, the reference; `none` for no other [default: all but
     /// OptList, ten runs of the published list].
     #[arg(long, value_delimiter = ',', value_name = "NAME")]

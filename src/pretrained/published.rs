@@ -1,6 +1,6 @@
 //! Learned optimizers that others published, with their weights.
 
-use super::{FAST, SMALL};
+use super::{Knobs, FAST, SMALL};
 use outerloop_core::{Error, LearnedOptimizer, Optimizer, Result};
 use outerloop_lopt::hand::{LossTerm, WeightDecay};
 use outerloop_lopt::theta::{Import, ThetaFile};
@@ -118,6 +118,7 @@ impl Named {
     /// | text | learned optimizer |
     /// |---|---|
     /// | one of [`NAMES`] | the pretrained one |
+    /// | `small{...}`, `fast{...}` | the same with [`Knobs`] in JSON, e.g. `small{"rate":3,"decay":0.1}` |
     /// | `FILE` | a theta file of ours ([`ThetaFile`]), or the file of a published one, e.g. `celo.state` |
     /// | `CLASS=FILE`, `CLASS{...}=FILE` | a class of [`registry::LEARNED`] with hyperparameters in JSON, and theta in any format that [`Import`] reads |
     ///
@@ -128,8 +129,11 @@ impl Named {
             let (lopt, theta) = published.learned()?;
             return Ok(Named { name: text.into(), lopt, theta });
         }
-        if let Some(own) = [SMALL, FAST].into_iter().find(|own| own.name == text) {
-            let (lopt, theta) = own.learned()?;
+        let (name, knobs) = text.split_at(text.find('{').unwrap_or(text.len()));
+        if let Some(own) = [SMALL, FAST].into_iter().find(|own| own.name == name) {
+            let knobs: Knobs = serde_json::from_str(if knobs.is_empty() { "{}" } else { knobs })
+                .map_err(|e| Error::invalid(format!("`{text}`: knobs"), e.to_string()))?;
+            let (lopt, theta) = own.learned_with(knobs)?;
             return Ok(Named { name: text.into(), lopt, theta });
         }
         if let Some((class, file)) = class_and_file(text) {
