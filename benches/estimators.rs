@@ -138,10 +138,11 @@ fn grad_digits(c: &mut Criterion) -> Result<()> {
 }
 
 /// Every estimator by evolution strategies beside PES, with the same inner steps: what an estimator costs beyond them.
+/// And forward gradients, whose inner step is another: a gradient, a product with the Hessian, a derivative of the update.
 fn beside_pes(c: &mut Criterion) -> Result<()> {
     type Make = fn(TruncatedStep, Antithetic) -> Result<Box<dyn GradientEstimator>>;
     // With the length of runs.
-    let kinds: [(&str, u64, Make); 8] = [
+    let kinds: [(&str, u64, Make); 9] = [
         ("pes", 200, |s, c| Ok(Box::new(TruncatedPes::new(s, c)?))),
         ("truncated-es", 200, |s, c| Ok(Box::new(TruncatedEs::new(s, c)?))),
         ("noise-reuse", 200, |s, c| Ok(Box::new(NoiseReuseEs::new(s, c)?))),
@@ -150,6 +151,7 @@ fn beside_pes(c: &mut Criterion) -> Result<()> {
         ("full-es", 50, |s, c| Ok(Box::new(FullEs::new(s, c, FullLoss::Mean)?))),
         ("guided-es", 50, |s, c| Ok(Box::new(GuidedEs::new(s, c, FullLoss::Mean, Guide::Past(4), 0.5)?))),
         ("measure-valued", 50, |s, c| Ok(Box::new(MeasureValued::new(s, c, FullLoss::Mean)?))),
+        ("forward-grad", 50, |s, c| Ok(Box::new(ForwardGrad::new(s, 2 * c.num_tasks, 1)?))),
     ];
     let mut group = Group::new(c, "ES estimators, 16 tasks x 50 steps, digits 64-32-10");
     for lopt in

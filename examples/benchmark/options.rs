@@ -32,6 +32,9 @@ pub struct Options {
     /// and four times --steps].
     #[arg(long, value_delimiter = ',')]
     horizons: Option<Vec<u64>>,
+    /// What learned optimizers are told about the length of their runs: exact, unknown, or a number of steps.
+    #[arg(long, default_value = "exact")]
+    told: ToldSteps,
     /// Runs per task and optimizer.
     #[arg(long, default_value_t = 3)]
     pub seeds: u64,
@@ -105,6 +108,7 @@ impl Options {
             num_steps,
             seeds: if self.quick { self.seeds.min(2) } else { self.seeds },
             seed: self.seed,
+            told: self.told,
             other_horizons: self.horizons.clone().unwrap_or_else(others),
             ..ContestConfig::default()
         }

@@ -48,6 +48,21 @@ pub enum ToldSteps {
     Steps(u64),
 }
 
+impl std::str::FromStr for ToldSteps {
+    type Err = String;
+    /// `exact`, `unknown`, or a number of steps.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "exact" => Ok(ToldSteps::Exact),
+            "unknown" => Ok(ToldSteps::Unknown),
+            _ => match text.parse() {
+                Ok(n) if n > 0 => Ok(ToldSteps::Steps(n)),
+                _ => Err(format!("expected exact, unknown or a number of steps from 1 on, got `{text}`")),
+            },
+        }
+    }
+}
+
 impl ToldSteps {
     fn of(self, num_steps: u64) -> Option<u64> {
         match self {

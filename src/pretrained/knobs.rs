@@ -33,7 +33,7 @@ impl Default for Knobs {
 }
 
 /// Factors of [`Pretrained::sweep`].
-const RATES: [f64; 3] = [0.3, 1.0, 3.0];
+const RATES: [f64; 5] = [0.3, 1.0, 2.0, 3.0, 6.0];
 const DECAYS: [f64; 5] = [0.01, 0.1, 0.3, 1.0, 3.0];
 
 impl Pretrained {
@@ -67,7 +67,7 @@ impl Pretrained {
         Ok(lopt.opt_fn(&theta))
     }
 
-    /// What one would try of it, labelled: steps of 0.3, 1 and 3 times the length, each with 0.01, 0.1, 0.3, 1 and 3
+    /// What one would try of it, labelled: steps of 0.3, 1, 2, 3 and 6 times the length, each with 0.01, 0.1, 0.3, 1 and 3
     /// times the decay where there is one.
     pub fn sweep(&self) -> Result<Vec<(String, Box<dyn Optimizer>)>> {
         let no_decay = self.learned_with(Knobs { decay: 2.0, ..Knobs::default() }).is_err();
@@ -130,7 +130,7 @@ mod tests {
             let error = shipped.turned(knobs).err().expect("refused").to_string();
             assert!(error.contains(part), "{error}");
         }
-        assert_eq!([SMALL, FAST].map(|s| s.sweep().unwrap().len()), [15, 3]);
+        assert_eq!([SMALL, FAST].map(|s| s.sweep().unwrap().len()), [25, 5]);
         let named = Named::load(r#"small{"rate":3,"decay":0.1}"#).unwrap();
         let want = SMALL.turned(Knobs { rate: 3.0, decay: 0.1 }).unwrap();
         assert_eq!(after(&*named.optimizer()), after(&*want));

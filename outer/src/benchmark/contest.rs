@@ -1,6 +1,6 @@
 //! Who runs on what, and the running.
 
-use crate::eval::{training_curve, Curve, EvalConfig};
+use crate::eval::{training_curve, Curve, EvalConfig, ToldSteps};
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::workers::Workers;
@@ -138,6 +138,8 @@ pub struct ContestConfig {
     /// Horizons at which learned optimizers are run besides, at most `num_steps reference_factor`.
     /// Default: none.
     pub other_horizons: Vec<u64>,
+    /// What learned optimizers are told about the length of their runs. Default: the truth.
+    pub told: ToldSteps,
     /// Evaluations on the validation data per run, evenly spread; at least 1. Default 10.
     pub evaluations: u64,
     /// Batches per evaluation, at least 1. Default 5.
@@ -159,6 +161,7 @@ impl Default for ContestConfig {
             seeds: 3,
             seed: 0,
             other_horizons: Vec::new(),
+            told: ToldSteps::Exact,
             evaluations: 10,
             eval_batches: 5,
             validation: Split::OuterValid,
@@ -324,14 +327,16 @@ impl Contest {
             if interrupt.requested() {
                 return None;
             }
+            let c = &self.contestants[contestant];
+            let told = if c.role == Role::Learned { self.config.told } else { ToldSteps::Exact };
             let eval = EvalConfig {
                 num_steps,
+                told,
                 eval_every: self.config.eval_every(),
                 eval_batches: self.config.eval_batches,
                 splits: [self.config.validation].into_iter().chain(self.config.test).collect(),
                 ..EvalConfig::default()
             };
-            let c = &self.contestants[contestant];
             let optimizer = &*c.variants[variant].optimizer;
             let key = self.key.fold_in(seed);
             let curve = training_curve(&*self.tasks[task].family, optimizer, &eval, key, worker);

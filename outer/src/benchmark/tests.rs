@@ -1,10 +1,10 @@
 use super::contest::Results;
 use super::*;
-use crate::eval::{Curve, EvalPoint};
+use crate::eval::{Curve, EvalPoint, ToldSteps};
 use crate::workers::Workers;
 use outerloop_core::tensor::{Backend, Mode, Rank0, Rank1, Tensor};
 use outerloop_core::{BatchKey, Float, Key, SingleTask, Split, Task};
-use outerloop_lopt::hand::{Adam, Sgd};
+use outerloop_lopt::hand::{Adam, Cosine, Sgd};
 use outerloop_tasks::quadratics::{NoisyMeanQuadraticTask, QuadraticTask};
 use std::sync::Arc;
 
@@ -457,4 +457,36 @@ fn the_references_own_ratio_is_one_where_losses_cross_zero() {
     assert!(losses.iter().any(|l| *l > 0.0) && mean < 0.0, "{losses:?}");
     let ratio = scores.contestants[2].loss_ratio.value;
     assert!((ratio - 1.0).abs() < 1e-12, "{ratio}");
+}
+
+#[test]
+fn only_learned_contestants_are_told_another_length() {
+    let cosine =
+        || Box::new(Adam { epsilon_root: 0.0, ..Adam::new(Cosine { peak: 0.3, ..Cosine::default() }) });
+    let losses = |told| {
+        let mut contest = contest();
+        contest.config.told = told;
+        contest.tasks.truncate(1);
+        contest.contestants.truncate(1);
+        contest.contestants.push(Contestant::single("learned", Role::Learned, cosine()));
+        contest.contestants.push(Contestant::single("by hand", Role::Baseline, cosine()));
+        let results = contest.run(&Workers::new(2).unwrap()).unwrap();
+        [1, 2].map(|c| results.of(0, c, 0).flat_map(|r| r.curve.train.clone()).collect::<Vec<f32>>())
+    };
+    let [learned, by_hand] = losses(ToldSteps::Exact);
+    assert_eq!(learned, by_hand);
+    let [misled, same] = losses(ToldSteps::Steps(1000));
+    assert_eq!(same, by_hand);
+    assert_ne!(misled, learned);
+}
+
+#[test]
+fn what_is_told_is_read_from_text() {
+    let read = |text: &str| text.parse::<ToldSteps>();
+    assert_eq!(read("exact"), Ok(ToldSteps::Exact));
+    assert_eq!(read("unknown"), Ok(ToldSteps::Unknown));
+    assert_eq!(read("125"), Ok(ToldSteps::Steps(125)));
+    for text in ["0", "-1", "", "some"] {
+        assert!(read(text).unwrap_err().contains("exact, unknown or a number"), "{text}");
+    }
 }
