@@ -96,7 +96,7 @@ fn family() -> Arc<dyn FlatFamily> {
 }
 
 fn lopt() -> Arc<dyn LearnedOptimizer> {
-    Arc::new(MlpLopt { hidden_size: 16, step_mult: 0.003, exp_mult: 0.1, ..MlpLopt::default() })
+    Arc::new(MlpLopt { hidden_size: 16, exp_mult: 0.1, ..MlpLopt::default() })
 }
 
 impl Options {

@@ -2,7 +2,7 @@
 
 use crate::{mean, median, table, Options};
 use outerloop::amortized::loss::Iterates;
-use outerloop::amortized::model::{Full, Rule, Semi, Weights};
+use outerloop::amortized::model::{Full, Rule, Semi, Start, Weights};
 use outerloop::amortized::problem::{Optimum, Problem};
 use outerloop::amortized::problems::sphere::{project, SoftMin, Sphere};
 use outerloop::amortized::problems::sphere_tutorial::tutorial;
@@ -29,11 +29,17 @@ pub fn run(o: &Options) -> Result<()> {
     // A prediction, then steps of learned rates: 1 is Newton's where one component alone counts.
     let gradient = Semi { weights: Weights::PerStep, ..Semi::refined(Full::default(), 1.0, 5) };
     let momentum = Semi { rule: Rule::Momentum { rate: 0.6 }, ..gradient.clone() };
+    // The start as the full model has learned it, by itself: nearer to the right one of several basins.
+    let weights = theta_full.iter().map(|w| f64::from(*w)).collect();
+    let trained = Semi { start: Start::Trained(Full::default(), weights), ..momentum.clone() };
     let all = Training { iterates: Iterates::Mean, ..training.clone() };
     let mut learned = Vec::new();
-    for (name, model, training) in
-        [("last", gradient.clone(), training), ("mean", gradient, all.clone()), ("momentum", momentum, all)]
-    {
+    for (name, model, training) in [
+        ("last", gradient.clone(), training),
+        ("mean", gradient, all.clone()),
+        ("momentum", momentum, all.clone()),
+        ("trained", trained, all),
+    ] {
         let semi = AmortizedTask::new(problem.clone(), model, training)?;
         let run = format!("sphere-semi-{name}");
         let theta = o.train(&run, Arc::new(Typed::new(semi.clone())), 5e-4, STEPS)?;
@@ -61,7 +67,8 @@ pub fn run(o: &Options) -> Result<()> {
         let title = match *name {
             "last" => "semi-amortized, loss of the last iterate",
             "mean" => "semi-amortized, loss of all iterates",
-            _ => "the same with momentum",
+            "momentum" => "the same with momentum",
+            _ => "the same from the trained full model",
         };
         for t in [0, iterates.len() - 1] {
             rows.push((format!("{title}: {t} learned steps"), unseen.regret(&iterates[t])));

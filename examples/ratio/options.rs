@@ -34,12 +34,12 @@ pub struct Options {
     /// a (the paper's), b, c or balanced.
     #[arg(long, default_value = "a")]
     pub loss: String,
-    /// What each simulation is contrasted with: prior (new draws), shuffle, or batch (all others of the batch: cheap with
-    /// --net separable).
-    #[arg(long, default_value = "prior")]
+    /// What each simulation is contrasted with: batch (all others of the batch: cheap with --net
+    /// separable only), prior (new draws), or shuffle.
+    #[arg(long, default_value = "batch")]
     pub contrast: String,
-    /// mlp (the paper's), residual, separable, or iid (with the symmetries built in).
-    #[arg(long, default_value = "mlp")]
+    /// separable (a network of parameters and one of data), mlp (the paper's), residual, or iid (with the symmetries built in).
+    #[arg(long, default_value = "separable")]
     pub net: String,
     /// Widths of the hidden layers.
     #[arg(long, default_value = "256,256,256", value_delimiter = ',')]

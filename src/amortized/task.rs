@@ -107,6 +107,7 @@ impl<P: Problem, M: Model> AmortizedTask<P, M> {
             }
             None => {}
         }
+        model.check(&problem)?;
         let mut layout = model.layout(&problem);
         let model_len = (layout.entries().len(), layout.len());
         for e in problem.own_layout().entries() {

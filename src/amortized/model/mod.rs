@@ -10,7 +10,7 @@ pub use semi::{Rule, Semi, Shown, Start, Weights};
 
 use crate::problem::{Problem, Query, Rows};
 use outerloop_core::tensor::{Backend, DynParams, Float, Mode};
-use outerloop_core::{Key, Layout};
+use outerloop_core::{Key, Layout, Result};
 
 /// A model `ŷ(x; θ)`. Its parameters come first in the buffer, the problem's own behind them.
 ///
@@ -19,6 +19,10 @@ use outerloop_core::{Key, Layout};
 pub trait Model: Clone + Send + Sync + 'static {
     /// Short name for reports.
     fn name(&self) -> String;
+    /// Errors if its settings do not fit the problem. Default: they do.
+    fn check<P: Problem>(&self, _: &P) -> Result<()> {
+        Ok(())
+    }
     /// Names and shapes of the parameters θ for a problem.
     fn layout<P: Problem>(&self, problem: &P) -> Layout;
     /// Writes initial values of θ.

@@ -9,7 +9,8 @@ use outerloop_core::ops::{self, Through};
 use outerloop_core::tensor::{
     Backend, DynParams, DynTree, Float, HasShape, Mode, PutTape, Rec, SplitTape, Tensor,
 };
-use outerloop_core::{Key, Layout};
+use outerloop_core::{Error, Key, Layout, Result};
+use std::sync::Arc;
 
 /// Where the steps begin.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +22,9 @@ pub enum Start {
     Learned,
     /// A prediction.
     Full(Full),
+    /// A prediction by a model that was trained before, with its weights: training goes on from them. A start that is
+    /// trained together with its steps relies on them; one that was trained alone ends closer to the optimum's basin.
+    Trained(Full, Arc<[f64]>),
 }
 
 /// What a step does with the gradient `g`.
@@ -128,7 +132,7 @@ impl Semi {
         match &self.start {
             Start::Zero => 0,
             Start::Learned => 1,
-            Start::Full(full) => full.net(problem).tensors(),
+            Start::Full(full) | Start::Trained(full, _) => full.net(problem).tensors(),
         }
     }
 
@@ -198,7 +202,7 @@ impl Model for Semi {
         let start = match &self.start {
             Start::Zero => "zero".into(),
             Start::Learned => "learned".into(),
-            Start::Full(full) => full.name(),
+            Start::Full(full) | Start::Trained(full, _) => full.name(),
         };
         let rule = match self.rule {
             Rule::Gradient { .. } => "gradient",
@@ -208,6 +212,18 @@ impl Model for Semi {
         format!("{start}+{}x{rule}", self.steps)
     }
 
+    fn check<P: Problem>(&self, problem: &P) -> Result<()> {
+        let Start::Trained(full, weights) = &self.start else { return Ok(()) };
+        let expected = full.net(problem).len();
+        if weights.len() != expected {
+            return Err(Error::mismatch("weights of the trained start", expected, weights.len()));
+        }
+        match weights.iter().find(|w| !w.is_finite()) {
+            Some(w) => Err(Error::mismatch("weights of the trained start", "finite numbers", w)),
+            None => Ok(()),
+        }
+    }
+
     fn layout<P: Problem>(&self, problem: &P) -> Layout {
         let mut layout = Layout::default();
         match &self.start {
@@ -215,7 +231,7 @@ impl Model for Semi {
             Start::Learned => {
                 layout.push("start", vec![problem.dim()]);
             }
-            Start::Full(full) => full.net(problem).push(&mut layout, "start/"),
+            Start::Full(full) | Start::Trained(full, _) => full.net(problem).push(&mut layout, "start/"),
         }
         for i in 0..self.copies() {
             match self.rule {
@@ -240,7 +256,7 @@ impl Model for Semi {
         let begin: usize = match &self.start {
             Start::Zero => 0,
             Start::Learned => problem.dim(),
-            Start::Full(full) => full.net(problem).len(),
+            Start::Full(full) | Start::Trained(full, _) => full.net(problem).len(),
         };
         let (start, rest) = out.split_at_mut(begin);
         match &self.start {
@@ -250,6 +266,7 @@ impl Model for Semi {
                 start[0] = 1e-3;
             }
             Start::Full(full) => full.init(problem, key.named("start"), start),
+            Start::Trained(_, weights) => start.copy_from_slice(weights),
         }
         let each = rest.len() / self.copies().max(1);
         for (i, part) in rest.chunks_mut(each.max(1)).enumerate() {
@@ -288,7 +305,9 @@ impl Model for Semi {
                 zero.put_tape(m)
             }
             Start::Learned => ops::repeat_row(params.traced(0, (d,), m), n),
-            Start::Full(full) => full.predict(problem, at, params, m).pop().expect("one prediction"),
+            Start::Full(full) | Start::Trained(full, _) => {
+                full.predict(problem, at, params, m).pop().expect("one prediction")
+            }
         };
         let first = self.start_tensors(problem);
         let first_own = first + self.copies() * self.tensors();

@@ -78,6 +78,34 @@ fn semi_amortized_models_are_tasks_and_differentiate_their_gradients() {
     }
 }
 
+#[test]
+fn a_trained_start_is_where_the_steps_begin() {
+    let problem = Decode(Domain::Identity);
+    let full = Full { hidden: vec![3], ..Full::default() };
+    let alone =
+        AmortizedTask::new(problem.clone(), full.clone(), Training::default()).expect("valid settings");
+    let init = |task: &dyn FlatTask<f64>| task.init(Key::new(4)).data;
+    let theta = init(&Typed::new(alone.clone()));
+    // The problem's own parameters stand behind the model's.
+    let weights: Arc<[f64]> = theta[..theta.len() - 6].into();
+    let semi = |weights| {
+        let model = Semi { start: Start::Trained(full.clone(), weights), steps: 1, ..Semi::default() };
+        AmortizedTask::new(problem.clone(), model, Training::default())
+    };
+    let task = semi(weights.clone()).expect("valid settings");
+    let begin = init(&Typed::new(task.clone()));
+    assert_eq!(begin[..weights.len()], weights[..]);
+    let x = [0.3, -0.2, 0.9];
+    let prediction = alone.predict(&theta, &x, Key::new(0)).pop().expect("one");
+    assert_eq!(task.predict(&begin, &x, Key::new(0))[0], prediction);
+    for (bad, part) in
+        [(weights[1..].to_vec(), "weights of the trained start"), (vec![f64::NAN; weights.len()], "finite")]
+    {
+        let error = semi(bad.into()).err().expect("refused").to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
 /// Stopped gradients are no gradients of the loss: they are compared with the formula.
 #[test]
 fn a_stopped_gradient_is_first_order() {

@@ -7,7 +7,7 @@
 //! References: Gregor, LeCun 2010; Beck, Teboulle 2009; Kavukcuoglu, Ranzato, LeCun 2010, arXiv:1010.3467.
 
 use crate::matrix::{dot, Matrix};
-use crate::model::Model;
+use crate::model::{Model, Weights};
 use crate::problem::{Optimum, Own, Problem, Query, Rows};
 use outerloop_core::ops;
 use outerloop_core::tensor::{Backend, DynParams, DynTree, Float, Mode, PutTape, SplitTape, Tensor};
@@ -141,14 +141,32 @@ pub fn lista<E: Float, B: Backend<E>, M: Mode<E, B>>(
     beta: &Tensor<(usize,), E, B>,
     layers: usize,
 ) -> Vec<Rows<E, B, M>> {
-    let bare = |t: Rows<E, B, M>| t.split_tape().0;
-    let (f, g) = (bare(ops::transpose(f.clone())), bare(ops::transpose(g.clone())));
-    let drive = ops::matmul(x, &f); // [N, D]
+    lista_layers(x, &[Layer { f: f.clone(), g: g.clone(), beta: beta.clone() }], layers)
+}
+
+/// The weights of a layer: `f` `[D, P]`, `g` `[D, D]`, `beta` `[D]`.
+struct Layer<E: Float, B: Backend<E>, M: Mode<E, B>> {
+    f: Rows<E, B, M>,
+    g: Rows<E, B, M>,
+    beta: Tensor<(usize,), E, B>,
+}
+
+/// [`lista`] with the weights of every layer; the last ones serve all further layers.
+fn lista_layers<E: Float, B: Backend<E>, M: Mode<E, B>>(
+    x: Rows<E, B, M>,
+    weights: &[Layer<E, B, M>],
+    layers: usize,
+) -> Vec<Rows<E, B, M>> {
+    let turned = |t: &Rows<E, B, M>| ops::transpose(t.clone()).split_tape().0;
+    // The drive `F x` `[N, D]`, and `Gᵀ`.
+    let each: Vec<_> =
+        weights.iter().map(|w| (ops::matmul(x.clone(), &turned(&w.f)), turned(&w.g), &w.beta)).collect();
     let mut out: Vec<Rows<E, B, M>> = Vec::with_capacity(layers);
-    for _ in 0..layers {
+    for k in 0..layers {
+        let Some((drive, g, beta)) = each.get(k).or(each.last()) else { break };
         let v = match out.last() {
             None => drive.clone(),
-            Some(y) => ops::add(ops::matmul(y.clone(), &g), &drive),
+            Some(y) => ops::add(ops::matmul(y.clone(), g), drive),
         };
         out.push(shrink_rows(v, beta));
     }
@@ -242,26 +260,44 @@ impl Problem for SparseCoding {
     }
 }
 
-/// Learned ISTA as a model: `layers` layers that share `F`, `G` and `β`, initially ISTA's.
+/// Learned ISTA as a model, initially ISTA.
 #[derive(Clone, Debug)]
 pub struct Lista {
     /// Layers K.
     pub layers: usize,
     /// Whose ISTA it starts as.
     pub dictionary: Dictionary,
+    /// Whether all layers share `F`, `G` and `β`, as in the original, or have their own.
+    pub weights: Weights,
+}
+
+impl Lista {
+    /// Sets of weights.
+    fn sets(&self) -> usize {
+        match self.weights {
+            Weights::Shared => 1,
+            Weights::PerStep => self.layers,
+        }
+    }
 }
 
 impl Model for Lista {
     fn name(&self) -> String {
-        format!("lista{}", self.layers)
+        let own = if self.weights == Weights::PerStep { "-per-layer" } else { "" };
+        format!("lista{}{own}", self.layers)
     }
     fn layout<P: Problem>(&self, _: &P) -> Layout {
         let (p, n) = (self.dictionary.d.rows, self.dictionary.d.cols);
-        Layout::new([("F", vec![n, p]), ("G", vec![n, n]), ("beta", vec![n])])
+        let tensors = |k: usize| {
+            let name = |t: &str| if self.sets() == 1 { t.to_string() } else { format!("{t}{k}") };
+            [(name("F"), vec![n, p]), (name("G"), vec![n, n]), (name("beta"), vec![n])]
+        };
+        Layout::new((0..self.sets()).flat_map(tensors))
     }
     fn init<P: Problem>(&self, _: &P, _: Key, out: &mut [f64]) {
         let (f, g, beta) = self.dictionary.ista_weights();
-        out.copy_from_slice(&[f.data, g.data, beta].concat());
+        let set = [f.data, g.data, beta].concat();
+        out.chunks_exact_mut(set.len()).for_each(|out| out.copy_from_slice(&set));
     }
     fn predict<P: Problem, E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
@@ -271,8 +307,13 @@ impl Model for Lista {
         m: M,
     ) -> Vec<Rows<E, B, M>> {
         let (p, n) = (self.dictionary.d.rows, self.dictionary.d.cols);
-        let (f, g) = (params.traced(0, (n, p), m), params.traced(1, (n, n), m));
-        lista(at.x.clone().put_tape(m), [&f, &g], &params.get(2, (n,)), self.layers)
+        let layer = |k| Layer {
+            f: params.traced(3 * k, (n, p), m),
+            g: params.traced(3 * k + 1, (n, n), m),
+            beta: params.get(3 * k + 2, (n,)),
+        };
+        let layers: Vec<_> = (0..self.sets()).map(layer).collect();
+        lista_layers(at.x.clone().put_tape(m), &layers, self.layers)
     }
 }
 
@@ -286,7 +327,11 @@ mod tests {
     #[test]
     fn lista_starts_as_ista_and_is_a_task() {
         let problem = SparseCoding::random(6, 9, 0.1, Key::new(1));
-        let model = Lista { layers: 4, dictionary: problem.dictionary.clone() };
+        [Weights::Shared, Weights::PerStep].into_iter().for_each(|w| starts_as_ista(&problem, w));
+    }
+
+    fn starts_as_ista(problem: &SparseCoding, weights: Weights) {
+        let model = Lista { layers: 4, dictionary: problem.dictionary.clone(), weights };
         let training = Training { batch_size: 3, ..Training::default() };
         let task = AmortizedTask::new(problem.clone(), model, training).expect("valid settings");
         let typed: Box<dyn FlatTask<f64>> = Box::new(Typed::new(task.clone()));
