@@ -31,6 +31,10 @@ pub struct FilterOptions {
     /// Units of its state and of its networks [default: 32, for digits 64].
     #[arg(long)]
     pub hidden: Option<usize>,
+    /// What the recurrent model's state remembers: its latents alone, so that all that is known of the past was inferred; or
+    /// observations, too, where latents may stay unused.
+    #[arg(long, value_enum, default_value_t = Remembers::Latents)]
+    pub memory: Remembers,
     /// Share of a file's sequences for training, from its beginning; the others are the test.
     #[arg(long, default_value_t = 0.8)]
     pub train_share: f64,
@@ -40,6 +44,12 @@ pub struct FilterOptions {
 pub enum ModelKind {
     Linear,
     Recurrent,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum Remembers {
+    Latents,
+    Observations,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -144,10 +144,10 @@ pub fn run(o: &FilterOptions) -> Result<()> {
     for trained in counts {
         let tested: Vec<Semi> = (1..=2 * trained).map(network).collect();
         last = world.learned(common, network(trained), &tested)?;
-        let name = format!("network that sees the gradient, trained with {trained} steps, {trained} steps");
+        let name = format!("network that sees the gradient, trained and tested after {trained}");
         rows.push(compared(&name, &world, &last[trained - 1], &best));
         for (i, f) in last.iter().enumerate().filter(|(i, _)| i + 1 != trained) {
-            rows.push(compared(&format!("  {} steps", i + 1), &world, f, &best));
+            rows.push(compared(&format!("  after {}", i + 1), &world, f, &best));
         }
     }
     table(&format!("bounds in nats per step, {SEQUENCES} sequences of {length} steps"), &rows);
@@ -219,7 +219,7 @@ fn bounds_over_time(world: &World, best: &Filtered, ours: &Filtered, steps: usiz
     ];
     // The iterate before all steps is zero, no prediction.
     let shown = 1..=steps;
-    series.extend(shown.map(|k| Series::line(format!("after {k} steps"), ours.over_time(k))));
+    series.extend(shown.map(|k| Series::line(format!("after {k}"), ours.over_time(k))));
     Plot {
         title: format!("filtering bound over time, mean of {SEQUENCES} sequences"),
         x_label: "time step".into(),

@@ -1,11 +1,11 @@
 //! A recurrent latent variable model of sequences, learned with its inference: an encoder, and steps from the prediction.
 
-use crate::filter::{coupled, Data, FilterOptions};
+use crate::filter::{coupled, Data, FilterOptions, Remembers};
 use crate::{pictures, show, single};
 use outerloop::amortized::inference::elbo::Likelihood;
 use outerloop::amortized::inference::iterative::{Encoding, Flow, Iterative, Share};
 use outerloop::amortized::inference::recurrent::{
-    drawn, step_net, FilteredSequence, Inference, SequenceTask, Sizes,
+    drawn, step_net, FilteredSequence, Inference, Memory, SequenceTask, Sizes,
 };
 use outerloop::amortized::inference::sequences::{
     LinearSequences, Moments, MovingImages, NoisyPendulum, Recorded, SequenceSource,
@@ -59,7 +59,9 @@ pub fn run(o: &FilterOptions, recorded: Option<[Recorded; 2]>) -> Result<()> {
     let mut ways = vec![("encoder".to_string(), 0)];
     let mut counts = vec![1, o.steps];
     counts.dedup();
-    ways.extend(counts.into_iter().map(|k| (format!("{k} inference steps from the prediction"), k)));
+    ways.extend(
+        counts.into_iter().map(|k| (format!("from the prediction, trained and tested after {k}"), k)),
+    );
     let trained: Vec<Trained> =
         ways.into_iter().map(|(name, steps)| world.train(o, name, steps)).collect::<Result<_>>()?;
     let mut rows = Vec::new();
@@ -101,6 +103,10 @@ impl World {
         let sizes = Sizes {
             latent: o.latent.unwrap_or(if is_digits { 16 } else { 4 }),
             hidden: o.hidden.unwrap_or(if is_digits { 64 } else { 32 }),
+            memory: match o.memory {
+                Remembers::Latents => Memory::Latents,
+                Remembers::Observations => Memory::Observations,
+            },
             ..Sizes::default()
         };
         let likelihood = if is_digits { Likelihood::Bernoulli } else { Likelihood::LearnedGaussian };
@@ -162,7 +168,8 @@ impl World {
         for seed in o.common.seeds() {
             let rate = Cosine { peak: 3e-3, constant_fraction: 0.3, ..Cosine::default() };
             let opt = Box::new(Adam { epsilon_root: 0.0, ..Adam::new(rate) });
-            let name = format!("recurrent-{data}-{}-{seed}", trained.steps);
+            let memory = if o.memory == Remembers::Latents { "latents" } else { "observations" };
+            let name = format!("recurrent-{data}-{memory}-{}-{seed}", trained.steps);
             let task = Arc::new(Typed::new(trained.task.clone()));
             let theta = o.common.train(&name, task, opt, steps, seed)?;
             // After k steps: the last bound of runs that do k at every time step.

@@ -41,6 +41,26 @@ pub struct IterativeOptions {
     pub table: String,
 }
 
+/// How the optimizer's rate goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Rate {
+    /// Adam at 0.001, as published.
+    Constant,
+    /// Adam with a cosine from 0.002 to zero, and averaged weights.
+    Annealed,
+}
+
+impl Rate {
+    fn optimizer(self) -> Result<Box<dyn Optimizer>> {
+        if self == Rate::Constant {
+            return Ok(adam(1e-3));
+        }
+        let rate = Cosine { peak: 2e-3, constant_fraction: 0.2, ..Cosine::default() };
+        let inner = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
+        Ok(Box::new(ParamsEma::new(0.995, Box::new(inner))?))
+    }
+}
+
 /// One row: a form of iterative inference and how it is trained.
 #[derive(Clone)]
 pub struct Form {
@@ -52,7 +72,7 @@ pub struct Form {
     is_hybrid: bool,
     copies: usize,
     decoder_bounds: DecoderBounds,
-    is_annealed: bool,
+    rate: Rate,
 }
 
 impl Form {
@@ -66,7 +86,7 @@ impl Form {
             is_hybrid: false,
             copies: 1,
             decoder_bounds: DecoderBounds::Last,
-            is_annealed: false,
+            rate: Rate::Constant,
         }
     }
 }
@@ -83,16 +103,31 @@ fn main_forms() -> Vec<Form> {
 
 fn beyond() -> Vec<Form> {
     let all = DecoderBounds::All;
-    let error = |name| Form { is_annealed: true, ..Form::new(name, Encoding::Error) };
-    let both = |name| Form { is_annealed: true, ..Form::new(name, Encoding::ErrorAndGradient) };
+    let error = |name| Form { rate: Rate::Annealed, ..Form::new(name, Encoding::Error) };
+    let both = |name| Form { rate: Rate::Annealed, ..Form::new(name, Encoding::ErrorAndGradient) };
     vec![
         error("error; annealed rate, averaged weights"),
         Form { flow: Flow::Full, ..error("error, through everything") },
         Form { flow: Flow::Full, ..both("error and gradient, second order") },
+        Form {
+            flow: Flow::Full,
+            encoding: Encoding::RawGradient,
+            ..error("gradient as it is, second order")
+        },
         Form { is_hybrid: true, ..error("error, started by an encoder") },
         Form { is_hybrid: true, flow: Flow::Lambda, ..both("error and gradient, started, through lambda") },
         Form { decoder_bounds: all, ..error("error, decoder learns from all bounds") },
         Form { copies: ITERATIONS, ..error("error, a network per iteration") },
+        Form {
+            is_hybrid: true,
+            decoder_bounds: all,
+            ..error("error, started by an encoder, decoder learns from all bounds")
+        },
+        Form {
+            flow: Flow::Full,
+            decoder_bounds: all,
+            ..error("error, through everything, decoder learns from all bounds")
+        },
     ]
 }
 
@@ -140,14 +175,21 @@ impl Setting {
     }
 
     /// Trains any model of any problem on the same contexts, and evaluates its last iterate.
-    fn model<P: Problem, M: Model>(&self, o: &Options, problem: &P, model: M) -> Result<Vec<f64>> {
+    fn model<P: Problem, M: Model>(
+        &self,
+        o: &Options,
+        (problem, model): (&P, M),
+        rate: Rate,
+    ) -> Result<Vec<f64>> {
         let task = AmortizedTask::new(problem.clone(), model, Self::training())?;
         let mut means = Vec::new();
         for seed in o.seeds() {
-            let name = format!("{}-{}-{seed}", problem.name(), task.model.name());
-            let theta = o.train(&name, Arc::new(Typed::new(task.clone())), adam(1e-3), self.steps, seed)?;
+            let kind = if rate == Rate::Annealed { "annealed-" } else { "" };
+            let name = format!("{kind}{}-{}-{seed}", problem.name(), task.model.name());
+            let theta =
+                o.train(&name, Arc::new(Typed::new(task.clone())), rate.optimizer()?, self.steps, seed)?;
             let y = task.predict::<f32>(&theta, &self.x, Key::new(0)).pop().unwrap_or_default();
-            let own = task.own(&theta).iter().map(|x| f64::from(*x)).collect();
+            let own = double(task.own(&theta));
             let tests =
                 ContextTask { problem: problem.clone(), contexts: self.x.clone(), own, start: Vec::new() };
             means.push(value(&tests, &y));
@@ -161,7 +203,7 @@ impl Setting {
         let file = form.name.replace(|c: char| !c.is_alphanumeric(), "_");
         let mut all = [Vec::new(), Vec::new()];
         for seed in o.seeds() {
-            let opt = if form.is_annealed { annealed()? } else { adam(1e-3) };
+            let opt = form.rate.optimizer()?;
             let theta = o.train(
                 &format!("{file}-{seed}"),
                 Arc::new(Typed::new(task.clone())),
@@ -211,13 +253,6 @@ fn value<P: Problem>(tests: &ContextTask<P>, y: &[f32]) -> f64 {
     (0..DRAWS).map(draw).sum::<f64>() / DRAWS as f64
 }
 
-/// Adam with a cosine to zero and averaged weights.
-fn annealed() -> Result<Box<dyn Optimizer>> {
-    let rate = Cosine { peak: 2e-3, constant_fraction: 0.2, ..Cosine::default() };
-    let inner = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
-    Ok(Box::new(ParamsEma::new(0.995, Box::new(inner))?))
-}
-
 fn encoder() -> Full {
     Full { hidden: vec![128, 128], act: Act::Elu, init: Init::Glorot }
 }
@@ -235,8 +270,14 @@ pub fn run(o: &IterativeOptions) -> Result<()> {
     for (name, forms) in [("main", main_forms()), ("beyond", beyond()), ("ablation", ablation())] {
         if asked(name) {
             let mut rows = Vec::new();
-            if name == "main" {
-                rows.push(("direct encoder".into(), show(&s.model(&o.common, &s.vae, encoder())?)));
+            let direct = |rate| s.model(&o.common, (&s.vae, encoder()), rate);
+            match name {
+                "main" => rows.push(("direct encoder".into(), show(&direct(Rate::Constant)?))),
+                "beyond" => {
+                    let value = show(&direct(Rate::Annealed)?);
+                    rows.push(("direct encoder; annealed rate, averaged weights".into(), value));
+                }
+                _ => {}
             }
             let series = forms_table(&s, &o.common, &forms, &mut rows)?;
             table(&format!("{name}: {heading}"), &rows);
@@ -330,7 +371,10 @@ fn hierarchical(s: &Setting, o: &Options) -> Result<Vec<(String, String)>> {
         ..Semi::default()
     };
     Ok(vec![
-        ("direct encoder of both levels".into(), show(&s.model(o, &problem, encoder())?)),
-        ("encoder and 2 steps that see the gradient".into(), show(&s.model(o, &problem, refined)?)),
+        ("direct encoder of both levels".into(), show(&s.model(o, (&problem, encoder()), Rate::Constant)?)),
+        (
+            "encoder and 2 steps that see the gradient".into(),
+            show(&s.model(o, (&problem, refined), Rate::Constant)?),
+        ),
     ])
 }

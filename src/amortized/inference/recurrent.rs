@@ -1,7 +1,7 @@
 //! Amortized variational filtering of a recurrent latent variable model (VRNN), as a task.
 //!
 //! With a state `h` that remembers the past: `z_t ~ N(m(h), e^{s(h)})`, `x_t ~ p(x|z_t, h)`, and then
-//! `h ← GRU([x_t, z_t], h)`. The filtering bound is the sum over steps of
+//! `h ← GRU([x_t, z_t], h)`, or without the observation ([`Memory`]). The filtering bound is the sum over steps of
 //! `E_q log p(x_t|z_t, h) − KL(q(z_t) ‖ N(m, e^s))`, with one reparametrized sample that is carried on.
 //!
 //! Latents are seen from the prediction: `z = m + e^{s/2} u`, `u ~ N(0, I)`. The divergence is the same, inference of a step
@@ -45,9 +45,21 @@ pub struct SequenceTask {
     batch_size: usize,
     latent: usize,
     hidden: usize,
+    memory: Memory,
 }
 
-/// Sizes of a [`SequenceTask`].
+/// What the state is made of, beside the state before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// Observation and latents, as in the VRNN. Where the past alone predicts observations as well as they can be, the
+    /// latents stay unused, and inference has nothing to do. The default.
+    #[default]
+    Observations,
+    /// Latents alone, a state space model: what is to be known of the past must have been inferred.
+    Latents,
+}
+
+/// Sizes of a [`SequenceTask`], and what it remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Latents per step; default 4.
@@ -56,11 +68,13 @@ pub struct Sizes {
     pub hidden: usize,
     /// Sequences per batch; default 32.
     pub batch_size: usize,
+    /// Default: observations, too.
+    pub memory: Memory,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Sizes { latent: 4, hidden: 32, batch_size: 32 }
+        Sizes { latent: 4, hidden: 32, batch_size: 32, memory: Memory::Observations }
     }
 }
 
@@ -106,12 +120,13 @@ impl SequenceTask {
             return Err(Error::mismatch(what, shape(&*train), shape(&*test)));
         }
         let iterations = if let Inference::Iterations(_, n) = &inference { *n } else { 1 };
-        let Sizes { latent, hidden, batch_size } = sizes;
+        let Sizes { latent, hidden, batch_size, memory } = sizes;
         if shape(&*train).contains(&0) || [latent, hidden, batch_size, iterations].contains(&0) {
             let got = format!("{sizes:?}, {iterations} iterations, sequences {:?}", shape(&*train));
             return Err(Error::invalid("sequence task: sizes", format!("must be at least 1, got {got}")));
         }
-        let mut task = SequenceTask { train, test, likelihood, inference, batch_size, latent, hidden };
+        let mut task =
+            SequenceTask { train, test, likelihood, inference, batch_size, latent, hidden, memory };
         let dim = task.dim();
         if let Inference::Iterations(i, _) = &mut task.inference {
             i.likelihood = likelihood;
@@ -142,7 +157,8 @@ impl SequenceTask {
     }
     /// `[inputs, outputs]` of the GRU's gates and of its candidate.
     fn gru(&self) -> [[usize; 2]; 2] {
-        let inputs = self.dim() + self.latent + self.hidden;
+        let seen = if self.memory == Memory::Observations { self.dim() } else { 0 };
+        let inputs = seen + self.latent + self.hidden;
         [[inputs, 2 * self.hidden], [inputs, self.hidden]]
     }
     /// Positions of the decoder, the GRU and the inference.
@@ -169,7 +185,8 @@ impl SequenceTask {
         layout
     }
 
-    /// `h ← (1 − u) tanh(W [x, z, r h]) + u h`, with gates `r, u = σ(W [x, z, h])`.
+    /// `h ← (1 − u) tanh(W [x, z, r h]) + u h`, with gates `r, u = σ(W [x, z, h])`; without `x` where only latents are
+    /// remembered.
     fn remember<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
         params: &DynParams<E, B>,
@@ -178,7 +195,7 @@ impl SequenceTask {
     ) -> Rows<E, B, M> {
         let first = self.places()[1];
         let bare = |t: Rows<E, B, M>| t.split_tape().0;
-        let seen = ops::concat(z, x);
+        let seen = if self.memory == Memory::Observations { ops::concat(z, x) } else { z };
         let both = ops::concat(seen.clone(), &bare(h.clone()));
         let gates = ops::sigmoid(linear(params, first, both, 2 * self.hidden, Act::Identity));
         let gate = |i: usize| ops::columns(gates.clone(), i * self.hidden, self.hidden);
@@ -436,7 +453,7 @@ mod tests {
         likelihood: Likelihood,
     ) -> SequenceTask {
         let source: Arc<dyn SequenceSource> = Arc::new(source);
-        let sizes = Sizes { latent: 2, hidden: 12, batch_size: 8 };
+        let sizes = Sizes { latent: 2, hidden: 12, batch_size: 8, ..Sizes::default() };
         SequenceTask::new([source.clone(), source], likelihood, inference, sizes).expect("valid sizes")
     }
 
@@ -446,7 +463,11 @@ mod tests {
             (Inference::Encoder(vec![5]), Likelihood::LearnedGaussian),
             (iterative(Encoding::NormGradient), Likelihood::Gaussian(-4.0)),
         ] {
-            let t = task(NoisyPendulum::new(3), inference, likelihood);
+            let memory = match inference {
+                Inference::Encoder(_) => Memory::Latents,
+                Inference::Iterations(..) => Memory::Observations,
+            };
+            let t = SequenceTask { memory, ..task(NoisyPendulum::new(3), inference, likelihood) };
             check_task(&Typed::new(t.clone()), &Typed::new(t)).unwrap_or_else(|e| panic!("{e}"));
         }
         let sources: [Arc<dyn SequenceSource>; 2] = [Arc::new(NoisyPendulum::new(3)), Arc::new(linear(3))];

@@ -288,6 +288,9 @@ impl Recorded {
     /// # Errors
     /// A division that leaves one part empty.
     pub fn divide(&self, n: usize) -> Result<[Self; 2]> {
+        if self.len() < 2 {
+            return Err(Error::mismatch("sequences for training and test", "at least 2", self.len()));
+        }
         if n == 0 || n >= self.len() {
             let why = format!("must be from 1 to {} of {} sequences, got {n}", self.len() - 1, self.len());
             return Err(Error::invalid("sequences: number for training", why));
@@ -344,6 +347,8 @@ mod tests {
             same.mean.iter().all(|m| m.abs() < 1e-12) && same.std.iter().all(|s| (s - 1.0).abs() < 1e-12)
         );
         assert_eq!(Recorded::parse("a,7\na,7\n").unwrap().moments().std, [1.0]);
+        let one = Recorded::parse("a,1\na,2\n").unwrap().divide(1).unwrap_err().to_string();
+        assert!(one.contains("at least 2") && one.contains("got 1"), "{one}");
         assert!(good.divide(2).unwrap_err().to_string().contains("from 1 to 1 of 2"));
         let error = |text| Recorded::parse(text).unwrap_err();
         assert_eq!(error("a,1,2\na,,4\n"), "row 2, column 2: missing value");
