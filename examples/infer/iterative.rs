@@ -108,6 +108,7 @@ fn beyond() -> Vec<Form> {
     vec![
         error("error; annealed rate, averaged weights"),
         Form { flow: Flow::Full, ..error("error, through everything") },
+        // Through ln(|g| + 10⁻⁵), whose derivative reaches 10⁵: this one explodes, the next does not.
         Form { flow: Flow::Full, ..both("error and gradient, second order") },
         Form {
             flow: Flow::Full,
