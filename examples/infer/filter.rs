@@ -1,108 +1,140 @@
-//! Amortized filters in a linear-Gaussian model.
+//! Filtering of sequences: which model, on which data.
 
-use crate::Options;
-use outerloop::amortized::inference::filter::FilterStep;
+use crate::{filter_linear, filter_recurrent, Options};
 use outerloop::amortized::inference::kalman::LinearGaussian;
+use outerloop::amortized::inference::sequences::Recorded;
 use outerloop::amortized::matrix::Matrix;
-use outerloop::amortized::model::{Full, Model, Rule, Semi, Shown, Start};
-use outerloop::amortized::problem::Problem;
-use outerloop::amortized::report::{mean, table};
-use outerloop::amortized::task::{AmortizedTask, Training};
-use outerloop::core::{Key, Result, Typed};
-use outerloop::outer::plot::{Plot, Series};
-use std::sync::Arc;
+use outerloop::core::{Error, Result};
+use std::path::PathBuf;
+use std::str::FromStr;
 
-pub fn run(o: &Options) -> Result<()> {
+#[derive(clap::Args, Clone)]
+pub struct FilterOptions {
+    #[command(flatten)]
+    pub common: Options,
+    /// The model that made the data, its matrices known; or a recurrent latent variable model that is learned.
+    #[arg(long, value_enum, default_value_t = ModelKind::Linear)]
+    pub model: ModelKind,
+    /// linear (two coupled states, seen through noise), pendulum (seen through noise), digits (moving around the edges),
+    /// or a CSV file: one row per observation, its sequence's number or name first.
+    #[arg(long, default_value = "linear")]
+    pub data: Data,
+    /// Observations per simulated sequence [default: 30 for linear and pendulum, 12 for digits].
+    #[arg(long)]
+    pub length: Option<usize>,
+    /// Inference steps per observation in training; the recurrent model is trained with one, too.
+    #[arg(long, default_value_t = 2)]
+    pub steps: usize,
+    /// Latents of the recurrent model [default: 4, for digits 16].
+    #[arg(long)]
+    pub latent: Option<usize>,
+    /// Units of its state and of its networks [default: 32, for digits 64].
+    #[arg(long)]
+    pub hidden: Option<usize>,
+    /// What the recurrent model's state remembers: its latents alone, so that all that is known of the past was inferred; or
+    /// observations, too, where latents may stay unused.
+    #[arg(long, value_enum, default_value_t = Remembers::Latents)]
+    pub memory: Remembers,
+    /// Share of a file's sequences for training, from its beginning; the others are the test.
+    #[arg(long, default_value_t = 0.8)]
+    pub train_share: f64,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    Linear,
+    Recurrent,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum Remembers {
+    Latents,
+    Observations,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    Linear,
+    Pendulum,
+    Digits,
+    File(PathBuf),
+}
+
+impl std::fmt::Display for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Data::Linear => f.write_str("linear"),
+            Data::Pendulum => f.write_str("pendulum"),
+            Data::Digits => f.write_str("digits"),
+            Data::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl FromStr for Data {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        let is_csv = |p: &PathBuf| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+        match s {
+            "linear" => Ok(Data::Linear),
+            "pendulum" => Ok(Data::Pendulum),
+            "digits" => Ok(Data::Digits),
+            _ => Some(PathBuf::from(s)).filter(is_csv).map(Data::File).ok_or_else(|| Error::Unknown {
+                what: "data",
+                got: s.into(),
+                allowed: ["linear", "pendulum", "digits", "FILE.csv"].map(String::from).to_vec(),
+            }),
+        }
+    }
+}
+
+impl FilterOptions {
+    /// Refuses settings that do not fit each other; reads a file.
+    fn checked(&self) -> Result<Option<[Recorded; 2]>> {
+        let sizes = [
+            ("--length", self.length),
+            ("--steps", Some(self.steps)),
+            ("--latent", self.latent),
+            ("--hidden", self.hidden),
+        ];
+        if let Some((name, _)) = sizes.iter().find(|s| s.1 == Some(0)) {
+            return Err(Error::invalid(*name, "must be at least 1, got 0"));
+        }
+        if self.model == ModelKind::Linear && self.data != Data::Linear {
+            let what = "--data for --model linear, whose matrices must be known";
+            return Err(Error::mismatch(what, "linear", self.data.to_string()));
+        }
+        let Data::File(path) = &self.data else { return Ok(None) };
+        if let Some(n) = self.length {
+            return Err(Error::mismatch("--length for a file, whose rows say it", "none", n));
+        }
+        if !(self.train_share > 0.0 && self.train_share < 1.0) {
+            let why = format!("must lie between 0 and 1, got {}", self.train_share);
+            return Err(Error::invalid("--train-share", why));
+        }
+        let all = Recorded::read(path)?;
+        let train = (self.train_share * all.len() as f64).round() as usize;
+        all.divide(train).map(Some)
+    }
+}
+
+pub fn run(o: &FilterOptions) -> Result<()> {
+    let recorded = o.checked()?;
+    match o.model {
+        ModelKind::Linear => filter_linear::run(o),
+        ModelKind::Recurrent => filter_recurrent::run(o, recorded),
+    }
+}
+
+/// Two states that turn around each other, both seen through noise.
+pub fn coupled() -> LinearGaussian {
     let (s, c) = 0.4f64.sin_cos();
-    let model = LinearGaussian {
+    LinearGaussian {
         a: Matrix::new(2, 2, vec![0.97 * c, -0.97 * s, 0.97 * s, 0.97 * c]),
         c: Matrix::new(2, 2, vec![1.0, 0.4, -0.3, 0.8]),
         q: Matrix::new(2, 2, vec![0.3, 0.1, 0.1, 0.2]),
         r: Matrix::new(2, 2, vec![0.5, 0.1, 0.1, 0.4]),
         m0: vec![0.0, 0.0],
         p0: Matrix::identity(2),
-    };
-    let problem = FilterStep { model, steps: 20 };
-    let steps = o.epochs.unwrap_or(3000);
-    let network = |n: usize| Semi {
-        start: Start::Zero,
-        rule: Rule::Network { hidden: 64, shown: Shown::Raw },
-        steps: n,
-        ..Semi::default()
-    };
-    let sequences: Vec<Vec<Vec<f64>>> = (0..50)
-        .map(|i| problem.model.simulate(30, Key::new(1 + o.seed).named("test").fold_in(i)).1)
-        .collect();
-    let exact: Vec<f64> = sequences
-        .iter()
-        .map(|xs| problem.model.filter(xs).iter().map(|s| s.log_likelihood).sum::<f64>() / 30.0)
-        .collect();
-    let mut rows = vec![("log p(x), Kalman".to_string(), format!("{:.4}", mean(&exact).0))];
-    let oracle = |x: &[f64]| problem.optimum(x).map_or_else(Vec::new, |o| o.y);
-    let best = filtered(&problem, &sequences, oracle);
-    rows.push(("best diagonal posterior of every step".into(), format!("{:.4}", mean(&best.0).0)));
-    let mut report = |name: &str, (bounds, errors): (Vec<f64>, Vec<f64>)| {
-        let apart: Vec<f64> = best.0.iter().zip(&bounds).map(|(b, x)| b - x).collect();
-        let (gap, error) = mean(&apart);
-        let value = format!("{:.4}   below the best {gap:.4} +- {error:.4}", mean(&bounds).0);
-        rows.push((name.into(), format!("{value}   error of the mean {:.4}", mean(&errors).0)));
-    };
-    report("full model", learned(o, &problem, Full::new([64, 64]), steps, &sequences)?);
-    report("1 gradient step of a network", learned(o, &problem, network(1), steps, &sequences)?);
-    report("2 gradient steps of a network", learned(o, &problem, network(2), steps, &sequences)?);
-    table("bounds in nats per step, 50 sequences of 30 steps", &rows);
-    let xs = &sequences[0];
-    let kalman = problem.model.filter(xs);
-    let line = |name: &str, f: &dyn Fn(usize) -> f64| {
-        Series::line(name, (0..xs.len()).map(|t| (t as f64, f(t))).collect())
-    };
-    let chosen = problem.run(xs, oracle);
-    Plot {
-        title: "first state of one sequence".into(),
-        x_label: "step".into(),
-        y_label: "posterior mean".into(),
-        series: vec![
-            line("Kalman", &|t| kalman[t].filtered.mean[0]),
-            line("diagonal", &|t| chosen[t].0.mean[0]),
-        ],
-        ..Plot::default()
     }
-    .save(o.dir.join("filter.svg"))
-}
-
-/// Bounds per step of every sequence, and distances of the means from Kalman's.
-fn filtered(
-    problem: &FilterStep,
-    sequences: &[Vec<Vec<f64>>],
-    infer: impl Fn(&[f64]) -> Vec<f64>,
-) -> (Vec<f64>, Vec<f64>) {
-    let one = |xs: &Vec<Vec<f64>>| {
-        let steps = problem.run(xs, &infer);
-        let exact = problem.model.filter(xs);
-        let off = |(s, e): (&(outerloop::amortized::inference::kalman::Gaussian, f64), _)| {
-            let e: &outerloop::amortized::inference::kalman::Filtered = e;
-            s.0.mean.iter().zip(&e.filtered.mean).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
-        };
-        let n = xs.len() as f64;
-        let apart = steps.iter().zip(&exact).map(off).sum::<f64>() / n;
-        (steps.iter().map(|s| s.1).sum::<f64>() / n, apart)
-    };
-    sequences.iter().map(one).unzip()
-}
-
-fn learned<M: Model>(
-    o: &Options,
-    problem: &FilterStep,
-    model: M,
-    steps: u64,
-    sequences: &[Vec<Vec<f64>>],
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let task =
-        AmortizedTask::new(problem.clone(), model, Training { batch_size: 64, ..Training::default() })?;
-    let name = format!("filter-{}", task.model.name());
-    let theta = o.train(&name, Arc::new(Typed::new(task.clone())), crate::adam(2e-3), steps, o.seed)?;
-    Ok(filtered(problem, sequences, |x| {
-        let y = task.predict::<f32>(&theta, x, Key::new(0)).pop().unwrap_or_default();
-        y.iter().map(|y| f64::from(*y)).collect()
-    }))
 }

@@ -1,15 +1,28 @@
 //! Amortized inference: variational autoencoders on the embedded digits, iterative inference, filtering.
 //!
-//! `cargo run --release --example infer -- iterative --seeds 3`
+//! ```sh
+//! cargo run --release --example infer -- vae --net conv               # an encoder against Adam; pictures
+//! cargo run --release --example infer -- iterative --seeds 3          # the published forms, in one table
+//! cargo run --release --example infer -- iterative --table surface    # 2 latents: the way over the bound, as a picture
+//! cargo run --release --example infer -- filter                       # filters in a known linear model, against Kalman
+//! cargo run --release --example infer -- filter --model recurrent --data pendulum
+//! cargo run --release --example infer -- filter --model recurrent --data walks.csv    # sequence,number,number,...
+//! ```
+//!
+//! Each prints tables, and leaves pictures and its training runs below `--dir`.
 
 mod filter;
+mod filter_linear;
+mod filter_recurrent;
 mod iterative;
+mod pictures;
+mod surface;
 mod vae;
 
 use clap::{Parser, Subcommand};
-use outerloop::amortized::report::mean;
+use outerloop::amortized::report::interval;
 use outerloop::amortized::train::{task_learner, TrainRun};
-use outerloop::core::{FlatTask, Optimizer, Result};
+use outerloop::core::{Error, FlatTask, Optimizer, Result};
 use outerloop::lopt::hand::Adam;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,19 +57,25 @@ struct Options {
 #[derive(Subcommand)]
 enum What {
     /// A VAE with a direct encoder, against Adam on every image's posterior.
-    Vae(Options),
+    Vae(vae::VaeOptions),
     /// Direct, gradient and error encoding at equal epochs.
     Iterative(iterative::IterativeOptions),
-    /// Filtering in a linear-Gaussian model against Kalman.
-    Filter(Options),
+    /// Filtering of sequences: in a linear-Gaussian model against Kalman, or by a learned recurrent model.
+    Filter(filter::FilterOptions),
 }
 
 fn main() -> std::process::ExitCode {
-    let outcome = match Cli::parse().what {
-        What::Vae(o) => vae::run(&o),
-        What::Iterative(o) => iterative::run(&o),
-        What::Filter(o) => filter::run(&o),
+    let what = Cli::parse().what;
+    let common = match &what {
+        What::Vae(o) => &o.common,
+        What::Iterative(o) => &o.common,
+        What::Filter(o) => &o.common,
     };
+    let outcome = common.check().and_then(|()| match &what {
+        What::Vae(o) => vae::run(o),
+        What::Iterative(o) => iterative::run(o),
+        What::Filter(o) => filter::run(o),
+    });
     match outcome {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(e) => {
@@ -67,6 +86,14 @@ fn main() -> std::process::ExitCode {
 }
 
 impl Options {
+    /// Refuses what no run could have.
+    fn check(&self) -> Result<()> {
+        let counts = [("--seeds", Some(self.seeds)), ("--epochs", self.epochs)];
+        match counts.into_iter().find(|c| c.1 == Some(0)) {
+            Some((name, _)) => Err(Error::invalid(name, "must be at least 1, got 0")),
+            None => Ok(()),
+        }
+    }
     /// Seeds of the runs.
     fn seeds(&self) -> std::ops::Range<u64> {
         self.seed..self.seed + self.seeds
@@ -86,14 +113,24 @@ impl Options {
     }
 }
 
-/// Mean over runs and its standard error, where there is one.
+/// Mean over runs and half of its 95 % interval, where there is one.
 fn show(x: &[f64]) -> String {
-    let (m, e) = mean(x);
+    let (m, half) = interval(x);
     if x.len() > 1 {
-        format!("{m:.3} +- {e:.3}")
+        format!("{m:.3} +- {half:.3}")
     } else {
         format!("{m:.3}")
     }
+}
+
+/// Numbers as the engine trains with.
+fn single(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|x| *x as f32).collect()
+}
+
+/// Numbers as reports are made of.
+fn double(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
 }
 
 /// Adam of this rate, as torch has it.

@@ -3,6 +3,7 @@
 use crate::problem::{Classifier, Set, Tuned};
 use crate::{percent, Options, Table};
 use outerloop::outer::implicit::{HyperEvaluator, HyperState};
+use outerloop::outer::plot::{ImageGrid, ImageRow};
 use outerloop::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -192,35 +193,14 @@ pub fn distill(options: &Options) -> Result<()> {
         table.row([name.to_string(), percent(accuracy), format!("{:.3}", done.losses(&w)?[1])]);
     }
     picture(&dir, "Ten images are learned", &[("learned images", &done)])?;
-    write_atomic(dir.join("images.svg"), images_svg(&learned, 8).as_bytes())?;
+    let row = ImageRow::new("", &learned, pixels);
+    let grid = ImageGrid { shape: [8, 8], rows: vec![row], zoom: 12, ..ImageGrid::default() };
+    grid.save(dir.join("images.svg"))?;
     table.save(&dir)
 }
 
 fn unreachable_parts() -> Error {
     Error::invalid("digits", "expected two parts")
-}
-
-/// Square grey images side by side, each from its darkest to its brightest pixel.
-fn images_svg(pixels: &[f32], side: usize) -> String {
-    const PIXEL: usize = 12;
-    let images = pixels.chunks_exact(side * side);
-    let width = images.len() * (side + 1) * PIXEL;
-    let mut svg =
-        format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{}\">\n", side * PIXEL);
-    for (i, image) in images.enumerate() {
-        let low = image.iter().copied().fold(f32::INFINITY, f32::min);
-        let high = image.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        for (p, x) in image.iter().enumerate() {
-            let (row, column) = (p / side, i * (side + 1) + p % side);
-            let grey = (255.0 * (x - low) / (high - low).max(1e-9)) as u8;
-            svg += &format!(
-                "<rect x=\"{}\" y=\"{}\" width=\"{PIXEL}\" height=\"{PIXEL}\" fill=\"rgb({grey},{grey},{grey})\"/>\n",
-                column * PIXEL,
-                row * PIXEL
-            );
-        }
-    }
-    svg + "</svg>\n"
 }
 
 /// Wrong labels lose their weight.

@@ -1,7 +1,11 @@
-//! Pictures of a run: lines with bands on linear, logarithmic or symmetric-logarithmic axes, as SVG or PNG.
+//! Pictures of a run: lines with bands on linear, logarithmic or symmetric-logarithmic axes, contours, and grids of grey
+//! images, as SVG or PNG.
 
 mod axis;
+mod contour;
 mod draw;
+mod images;
+mod picture;
 #[cfg(not(feature = "png"))]
 #[path = "plot/png_disabled.rs"]
 mod png;
@@ -10,8 +14,12 @@ mod png;
 mod png;
 mod trace;
 
+pub use contour::Surface;
+pub use images::{ImageGrid, ImageRow, Shades};
+
 use axis::Axis;
-use outerloop_core::{atomic::write_atomic, Error, Result};
+use outerloop_core::{Error, Result};
+use picture::Picture;
 use std::path::Path;
 
 /// How an axis maps numbers to places.
@@ -88,6 +96,8 @@ pub enum Style {
     Line,
     /// Points joined by a broken line.
     Dashed,
+    /// Points joined by a thin, faint line: level lines, and others that stand behind the rest.
+    Thin,
     /// Points only.
     Points,
 }
@@ -111,7 +121,7 @@ pub fn palette(i: usize) -> ([u8; 3], Style) {
 /// One line of a plot, with an entry in the legend.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Series {
-    /// Text in the legend.
+    /// Text in the legend; without one, there is no entry.
     pub name: String,
     /// `(x, y)` in drawing order. A point that is not finite, not positive on a logarithmic axis,
     /// or outside `y_range` interrupts the line. Of more than 1000 points, the lowest and the
@@ -214,29 +224,12 @@ impl Plot {
     /// another extension; [`Error::Invalid`] for a `y_range` that is empty or does not fit its scale, and for a
     /// threshold of [`Scale::SymLog`] that is not from 1e-300 to 1e300.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let bytes = match extension.to_ascii_lowercase().as_str() {
-            "svg" => self.svg()?.into_bytes(),
-            "png" => png::encode(self)?,
-            _ => {
-                return Err(Error::Unknown {
-                    what: "picture format",
-                    got: extension.into(),
-                    allowed: vec!["svg".into(), "png".into()],
-                })
-            }
-        };
-        write_atomic(path, &bytes)
+        picture::save(self, path.as_ref())
     }
 
     /// The plot as SVG text; it needs no script, style sheet or font file.
     pub fn svg(&self) -> Result<String> {
-        png::register_font()?;
-        let mut svg = String::new();
-        let backend = plotters::prelude::SVGBackend::with_string(&mut svg, self.total_size());
-        draw::draw(self, backend)?;
-        Ok(svg)
+        picture::svg(self)
     }
 
     /// Width and height in pixels with the legend.
@@ -285,6 +278,15 @@ impl Plot {
     fn shows(&self, (x, y): (f64, f64)) -> bool {
         let inside = self.y_range.is_none_or(|(low, high)| low <= y && y <= high);
         self.x_scale.has_place(x) && self.y_scale.has_place(y) && inside
+    }
+}
+
+impl Picture for Plot {
+    fn size(&self) -> (u32, u32) {
+        self.total_size()
+    }
+    fn draw<B: plotters::prelude::DrawingBackend>(&self, backend: B) -> Result<()> {
+        draw::draw(self, backend)
     }
 }
 

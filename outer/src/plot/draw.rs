@@ -68,8 +68,8 @@ pub(super) fn draw<B: DrawingBackend>(plot: &Plot, backend: B) -> Result<()> {
     paint(plot, &root, axes).map_err(|e| Error::invalid("plot", e.to_string()))
 }
 
-type Area<B> = DrawingArea<B, plotters::coord::Shift>;
-type Painted<B> = std::result::Result<(), DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>>;
+pub(super) type Area<B> = DrawingArea<B, plotters::coord::Shift>;
+pub(super) type Painted<B> = std::result::Result<(), DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>>;
 
 fn paint<B: DrawingBackend>(plot: &Plot, root: &Area<B>, axes: (Axis, Axis)) -> Painted<B> {
     root.fill(&WHITE)?;
@@ -112,6 +112,8 @@ fn paint<B: DrawingBackend>(plot: &Plot, root: &Area<B>, axes: (Axis, Axis)) -> 
                 chart.draw_series(piece.into_iter().map(|p| Circle::new(p, DOT, color.filled())))?;
             } else if style == Style::Dashed {
                 chart.draw_series(DashedLineSeries::new(piece, DASH, DASH / 2, stroke))?;
+            } else if style == Style::Thin {
+                chart.draw_series(LineSeries::new(piece, color.mix(0.4).stroke_width(1)))?;
             } else {
                 chart.draw_series(LineSeries::new(piece, stroke))?;
             }
@@ -125,14 +127,15 @@ fn paint<B: DrawingBackend>(plot: &Plot, root: &Area<B>, axes: (Axis, Axis)) -> 
 
 fn legend<B: DrawingBackend>(plot: &Plot, area: &Area<B>) -> Painted<B> {
     let font = ("sans-serif", 16).into_font();
-    for (row, (i, series, color)) in colored(plot).enumerate() {
+    let named = colored(plot).filter(|(_, series, _)| !series.name.is_empty());
+    for (row, (i, series, color)) in named.enumerate() {
         let y = 58 + ROW * row as i32;
         let stroke = color.stroke_width(3);
         if series.band.is_some() {
             area.draw(&Rectangle::new([(0, y - 6), (28, y + 6)], color.mix(0.18).filled()))?;
         }
         match style(i, series) {
-            Style::Line => area.draw(&PathElement::new([(0, y), (28, y)], stroke))?,
+            Style::Line | Style::Thin => area.draw(&PathElement::new([(0, y), (28, y)], stroke))?,
             Style::Dashed => {
                 for x in [0, 12, 24] {
                     area.draw(&PathElement::new([(x, y), ((x + DASH).min(28), y)], stroke))?;

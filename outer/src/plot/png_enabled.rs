@@ -2,7 +2,7 @@
 //!
 //! The font is a subset of DejaVu Sans, under the licence in `lopt-sans.LICENSE.txt`.
 
-use super::{draw, Plot};
+use super::picture::Picture;
 use outerloop_core::{Error, Result};
 use plotters::{
     prelude::BitMapBackend,
@@ -15,11 +15,11 @@ pub(super) fn register_font() -> Result<()> {
         .map_err(|_| Error::invalid("embedded font", "plotters cannot read it"))
 }
 
-pub(super) fn encode(plot: &Plot) -> Result<Vec<u8>> {
+pub(super) fn encode(picture: &impl Picture) -> Result<Vec<u8>> {
     register_font()?;
-    let (width, height) = plot.total_size();
+    let (width, height) = picture.size();
     let mut rgb = vec![255; 3 * width as usize * height as usize];
-    draw::draw(plot, BitMapBackend::with_buffer(&mut rgb, (width, height)))?;
+    picture.draw(BitMapBackend::with_buffer(&mut rgb, (width, height)))?;
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, height);
     encoder.set_color(png::ColorType::Rgb);

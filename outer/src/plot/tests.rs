@@ -74,6 +74,16 @@ fn text_is_escaped_and_the_legend_names_every_series() {
 }
 
 #[test]
+fn series_without_a_name_have_no_entry() {
+    let series = |name: &str| Series { style: Style::Thin, ..Series::line(name, curve(9, 0.1)) };
+    let texts = |name: &str| {
+        let plot = Plot { series: vec![series("shown"), series(name)], ..Plot::default() };
+        plot.svg().unwrap().matches("<text").count()
+    };
+    assert_eq!(texts("also shown"), texts("") + 1);
+}
+
+#[test]
 fn save_picks_the_format_by_extension() {
     let dir = tempfile::tempdir().unwrap();
     let (_, plot) = &plots()[1];

@@ -10,7 +10,7 @@ use outerloop_core::ops;
 use outerloop_core::tensor::{Backend, Float, HasShape, Mode, Rank0, Tensor};
 use std::f64::consts::PI;
 
-/// The density of data given a decoder's outputs, `[N, P]` each.
+/// The density of data given a decoder's outputs, `[N, P]` each where nothing else is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Likelihood {
     /// Bernoulli from logits `o`, also of grey values: `x o − softplus(o)`. Finite for every finite logit.
@@ -21,17 +21,33 @@ pub enum Likelihood {
     BernoulliFloor(f64),
     /// Gaussian of this log-variance: `−½ (ln 2π + v + (x − o)² e^{−v})`.
     Gaussian(f64),
+    /// Gaussian of which the outputs are mean and log-variance `[o, v]`, `[N, 2 P]`, `v` clamped to ±[`CLAMP`]: the noise is
+    /// learned, and may depend on the state. Its density has no upper bound but by the clamp: constant data drives `v` there.
+    LearnedGaussian,
     /// Logistic of this log-scale, integrated over the bin of 1/255 around the value, the outer bins to infinity: for
     /// bytes scaled to `[0, 1]`.
     DiscretizedLogistic(f64),
 }
 
+/// Learned log-variances of data are clamped to this, both ways.
+pub const CLAMP: f64 = 10.0;
+
 impl Likelihood {
+    /// Numbers that a decoder has to give for data of `P` numbers.
+    pub fn outputs(self, dim: usize) -> usize {
+        if self == Likelihood::LearnedGaussian {
+            2 * dim
+        } else {
+            dim
+        }
+    }
+
     /// What the data is expected to be: probabilities of Bernoulli outputs, the outputs themselves of others.
     pub fn mean<E: Float, B: Backend<E>, M: Mode<E, B>>(self, o: Rows<E, B, M>) -> Rows<E, B, M> {
         match self {
             Likelihood::Bernoulli | Likelihood::BernoulliFloor(_) => ops::sigmoid(o),
             Likelihood::Gaussian(_) | Likelihood::DiscretizedLogistic(_) => o,
+            Likelihood::LearnedGaussian => ops::columns(o.clone(), 0, o.shape().1 / 2),
         }
     }
 
@@ -51,6 +67,12 @@ impl Likelihood {
             }
             Likelihood::Gaussian(v) => {
                 ops::affine(ops::square(ops::sub(o, x)), -0.5 * (-v).exp(), -0.5 * ((2.0 * PI).ln() + v))
+            }
+            Likelihood::LearnedGaussian => {
+                let [o, v] = split(&o);
+                let v = ops::clip(v, -CLAMP, CLAMP);
+                let fit = ops::mul(ops::square(ops::sub(o, x)), &ops::exp(ops::neg(v.clone())));
+                ops::scale(ops::shift(ops::add(fit, &v), (2.0 * PI).ln()), -0.5)
             }
             Likelihood::DiscretizedLogistic(log_scale) => discretized_logistic(x, o, log_scale),
         };

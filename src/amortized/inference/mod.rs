@@ -7,6 +7,7 @@
 //! | [`encoding`] | how gradients are shown to a network |
 //! | [`update`] | the network that moves λ, gated |
 //! | [`iterative`] | iterative inference by encoded gradients or errors, differentiated in three grades |
+//! | [`decoder`] | decoders, fully connected or convolutional; a convolutional encoder |
 //! | [`vae`] | the VAE as a problem; iterative inference on it as a task |
 //! | [`hierarchical`] | a VAE with two levels of latents as a problem |
 //! | [`sequences`] | sequences to filter, simulated or from CSV files |
@@ -17,6 +18,7 @@
 //! References: Kingma, Welling 2014, arXiv:1312.6114; Marino, Yue, Mandt 2018, arXiv:1807.09356; Marino, Cvitkovic, Yue
 //! 2018, arXiv:1811.05090.
 
+pub mod decoder;
 pub mod elbo;
 pub mod encoding;
 pub mod filter;

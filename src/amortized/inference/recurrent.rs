@@ -1,7 +1,7 @@
 //! Amortized variational filtering of a recurrent latent variable model (VRNN), as a task.
 //!
 //! With a state `h` that remembers the past: `z_t ~ N(m(h), e^{s(h)})`, `x_t ~ p(x|z_t, h)`, and then
-//! `h ← GRU([x_t, z_t], h)`. The filtering bound is the sum over steps of
+//! `h ← GRU([x_t, z_t], h)`, or without the observation ([`Memory`]). The filtering bound is the sum over steps of
 //! `E_q log p(x_t|z_t, h) − KL(q(z_t) ‖ N(m, e^s))`, with one reparametrized sample that is carried on.
 //!
 //! Latents are seen from the prediction: `z = m + e^{s/2} u`, `u ~ N(0, I)`. The divergence is the same, inference of a step
@@ -45,9 +45,21 @@ pub struct SequenceTask {
     batch_size: usize,
     latent: usize,
     hidden: usize,
+    memory: Memory,
 }
 
-/// Sizes of a [`SequenceTask`].
+/// What the state is made of, beside the state before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// Observation and latents, as in the VRNN. Where the past alone predicts observations as well as they can be, the
+    /// latents stay unused, and inference has nothing to do. The default.
+    #[default]
+    Observations,
+    /// Latents alone, a state space model: what is to be known of the past must have been inferred.
+    Latents,
+}
+
+/// Sizes of a [`SequenceTask`], and what it remembers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Latents per step; default 4.
@@ -56,11 +68,13 @@ pub struct Sizes {
     pub hidden: usize,
     /// Sequences per batch; default 32.
     pub batch_size: usize,
+    /// Default: observations, too.
+    pub memory: Memory,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Sizes { latent: 4, hidden: 32, batch_size: 32 }
+        Sizes { latent: 4, hidden: 32, batch_size: 32, memory: Memory::Observations }
     }
 }
 
@@ -106,12 +120,13 @@ impl SequenceTask {
             return Err(Error::mismatch(what, shape(&*train), shape(&*test)));
         }
         let iterations = if let Inference::Iterations(_, n) = &inference { *n } else { 1 };
-        let Sizes { latent, hidden, batch_size } = sizes;
+        let Sizes { latent, hidden, batch_size, memory } = sizes;
         if shape(&*train).contains(&0) || [latent, hidden, batch_size, iterations].contains(&0) {
             let got = format!("{sizes:?}, {iterations} iterations, sequences {:?}", shape(&*train));
             return Err(Error::invalid("sequence task: sizes", format!("must be at least 1, got {got}")));
         }
-        let mut task = SequenceTask { train, test, likelihood, inference, batch_size, latent, hidden };
+        let mut task =
+            SequenceTask { train, test, likelihood, inference, batch_size, latent, hidden, memory };
         let dim = task.dim();
         if let Inference::Iterations(i, _) = &mut task.inference {
             i.likelihood = likelihood;
@@ -131,7 +146,7 @@ impl SequenceTask {
         self.net([self.hidden, self.hidden, 2 * self.latent])
     }
     fn decoder(&self) -> Mlp {
-        self.net([self.latent + self.hidden, self.hidden, self.dim()])
+        self.net([self.latent + self.hidden, self.hidden, self.likelihood.outputs(self.dim())])
     }
     fn encoder(&self) -> Option<Mlp> {
         let Inference::Encoder(hidden) = &self.inference else { return None };
@@ -142,7 +157,8 @@ impl SequenceTask {
     }
     /// `[inputs, outputs]` of the GRU's gates and of its candidate.
     fn gru(&self) -> [[usize; 2]; 2] {
-        let inputs = self.dim() + self.latent + self.hidden;
+        let seen = if self.memory == Memory::Observations { self.dim() } else { 0 };
+        let inputs = seen + self.latent + self.hidden;
         [[inputs, 2 * self.hidden], [inputs, self.hidden]]
     }
     /// Positions of the decoder, the GRU and the inference.
@@ -169,7 +185,8 @@ impl SequenceTask {
         layout
     }
 
-    /// `h ← (1 − u) tanh(W [x, z, r h]) + u h`, with gates `r, u = σ(W [x, z, h])`.
+    /// `h ← (1 − u) tanh(W [x, z, r h]) + u h`, with gates `r, u = σ(W [x, z, h])`; without `x` where only latents are
+    /// remembered.
     fn remember<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
         params: &DynParams<E, B>,
@@ -178,7 +195,7 @@ impl SequenceTask {
     ) -> Rows<E, B, M> {
         let first = self.places()[1];
         let bare = |t: Rows<E, B, M>| t.split_tape().0;
-        let seen = ops::concat(z, x);
+        let seen = if self.memory == Memory::Observations { ops::concat(z, x) } else { z };
         let both = ops::concat(seen.clone(), &bare(h.clone()));
         let gates = ops::sigmoid(linear(params, first, both, 2 * self.hidden, Act::Identity));
         let gate = |i: usize| ops::columns(gates.clone(), i * self.hidden, self.hidden);
@@ -229,34 +246,111 @@ impl SequenceTask {
     /// Mean bounds of `n` test sequences of a key, `[T]` lists at the prediction and after each of `iterations`, nats. An
     /// encoder's lists have one entry.
     pub fn bounds(&self, theta: &[f32], n: usize, iterations: usize, key: Key) -> Vec<Vec<f64>> {
-        let dev = Cpu::default();
-        let params = DynParams::<f32, Cpu>::new(&dev, Arc::new(self.layout()), theta);
-        let xs = self.observations::<f32, Cpu>(&dev, &*self.test, n, key);
-        let steps: Vec<Vec<Elbo<f32, Cpu, NoneTape>>> =
-            self.steps(&params, (&xs, key.named("samples")), iterations);
-        let value = |e: &Elbo<f32, Cpu, NoneTape>| f64::from(host_data(&e.mean())[0]);
-        steps.iter().map(|bounds| bounds.iter().map(value).collect()).collect()
+        let mean = |b: Vec<f64>| b.iter().sum::<f64>() / b.len() as f64;
+        let all = self.bounds_of(theta, &drawn(&*self.test, n, key), iterations, key.named("samples"));
+        all.into_iter().map(|visits| visits.into_iter().map(mean).collect()).collect()
     }
 
-    /// `n` sequences of a key's children, step by step.
-    fn observations<E: Float, B: Backend<E>>(
+    /// Bounds of sequences `[N][T, dim]`: for every step, at the prediction and after each of `iterations` (an encoder has
+    /// one entry alone), those of the sequences, `[N]`, nats.
+    ///
+    /// # Panics
+    /// If a sequence is not of the task's length, or there is none.
+    pub fn bounds_of(
         &self,
-        dev: &B,
-        source: &dyn SequenceSource,
-        n: usize,
+        theta: &[f32],
+        sequences: &[Vec<f64>],
+        iterations: usize,
         key: Key,
-    ) -> Vec<Rows<E, B>> {
-        let (steps, dim) = (source.steps(), source.dim());
-        let mut all = vec![0.0; n * steps * dim];
-        for (i, one) in all.chunks_mut(steps * dim).enumerate() {
-            source.sequence(key.fold_in(i as u64), one);
-        }
-        let at = |t: usize| {
-            let rows = all.chunks(steps * dim).flat_map(move |s| &s[t * dim..(t + 1) * dim]);
-            dev.tensor_from_vec(rows.map(|x| E::of(*x)).collect::<Vec<E>>(), (n, dim))
-        };
-        (0..steps).map(at).collect()
+    ) -> Vec<Vec<Vec<f64>>> {
+        let of = |e: &Elbo<f32, Cpu, NoneTape>| numbers(&e.value);
+        let steps = self.evaluated(theta, sequences, iterations, key);
+        steps.iter().map(|bounds| bounds.iter().map(of).collect()).collect()
     }
+
+    /// What a sequence `[T, dim]` is filtered to, from `samples` runs with noise of their own.
+    ///
+    /// # Panics
+    /// If the sequence is not of the task's length, or there are no samples.
+    pub fn filter(
+        &self,
+        theta: &[f32],
+        sequence: &[f64],
+        (samples, iterations): (usize, usize),
+        key: Key,
+    ) -> FilteredSequence {
+        let runs = vec![sequence.to_vec(); samples];
+        let steps = self.evaluated(theta, &runs, iterations, key);
+        let dim = self.dim();
+        let moments = |e: &Elbo<f32, Cpu, NoneTape>| {
+            let x = numbers(&self.likelihood.mean(e.output.clone()));
+            let over = |f: &dyn Fn(f64, usize) -> f64| -> Vec<f64> {
+                (0..dim)
+                    .map(|c| x.iter().skip(c).step_by(dim).map(|x| f(*x, c)).sum::<f64>() / samples as f64)
+                    .collect()
+            };
+            let mean = over(&|x, _| x);
+            let std = over(&|x, c| (x - mean[c]).powi(2)).into_iter().map(f64::sqrt).collect();
+            (mean, std)
+        };
+        let last = |bounds: &Vec<Elbo<f32, Cpu, NoneTape>>| moments(&bounds[bounds.len() - 1]);
+        let (mean, std) = steps.iter().map(last).unzip();
+        let predicts = matches!(self.inference, Inference::Iterations(..));
+        let predicted = predicts.then(|| steps.iter().map(|bounds| moments(&bounds[0]).0).collect());
+        FilteredSequence { mean, std, predicted }
+    }
+
+    fn evaluated(
+        &self,
+        theta: &[f32],
+        sequences: &[Vec<f64>],
+        iterations: usize,
+        key: Key,
+    ) -> Vec<Vec<Elbo<f32, Cpu, NoneTape>>> {
+        let len = self.train.steps() * self.dim();
+        assert!(
+            !sequences.is_empty() && sequences.iter().all(|s| s.len() == len),
+            "sequences of {len} numbers"
+        );
+        let dev = Cpu::default();
+        let params = DynParams::<f32, Cpu>::new(&dev, Arc::new(self.layout()), theta);
+        self.steps(&params, (&by_step(&dev, sequences, self.dim()), key), iterations)
+    }
+}
+
+/// A filtered sequence, in units of the observations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FilteredSequence {
+    /// What is expected of every observation given all up to it, `[T][dim]`: the decoder's mean, averaged over samples.
+    pub mean: Vec<Vec<f64>>,
+    /// Standard deviation of the decoder's mean over samples: what is not known of the state, without the noise of the
+    /// observation.
+    pub std: Vec<Vec<f64>>,
+    /// What was expected of every observation before it was seen; an encoder says nothing about it.
+    pub predicted: Option<Vec<Vec<f64>>>,
+}
+
+/// Sequences of a key's children, `[N][T, dim]`.
+pub fn drawn(source: &dyn SequenceSource, n: usize, key: Key) -> Vec<Vec<f64>> {
+    let one = |i: usize| {
+        let mut out = vec![0.0; source.steps() * source.dim()];
+        source.sequence(key.fold_in(i as u64), &mut out);
+        out
+    };
+    (0..n).map(one).collect()
+}
+
+fn numbers<S: outerloop_core::tensor::Shape>(t: &Tensor<S, f32, Cpu>) -> Vec<f64> {
+    host_data(t).iter().map(|x| f64::from(*x)).collect()
+}
+
+/// Sequences as the rows of every step.
+fn by_step<E: Float, B: Backend<E>>(dev: &B, sequences: &[Vec<f64>], dim: usize) -> Vec<Rows<E, B>> {
+    let at = |t: usize| {
+        let rows = sequences.iter().flat_map(move |s| &s[t * dim..(t + 1) * dim]);
+        dev.tensor_from_vec(rows.map(|x| E::of(*x)).collect::<Vec<E>>(), (sequences.len(), dim))
+    };
+    (0..sequences[0].len() / dim).map(at).collect()
 }
 
 impl<E: Float, B: Backend<E>> Task<E, B> for SequenceTask
@@ -297,7 +391,8 @@ where
     fn batch(&self, dev: &B, at: BatchKey) -> Self::Batch {
         let source = if at.split == Split::Train { &self.train } else { &self.test };
         let key = at.noise();
-        (self.observations(dev, &**source, self.batch_size, key.named("sequences")), key.named("samples"))
+        let sequences = drawn(&**source, self.batch_size, key.named("sequences"));
+        (by_step(dev, &sequences, self.dim()), key.named("samples"))
     }
     fn loss<M: Mode<E, B>>(&self, p: &Self::Params, (xs, key): &Self::Batch, _: M) -> Tensor<Rank0, E, B, M> {
         let iterations = if let Inference::Iterations(_, n) = &self.inference { *n } else { 0 };
@@ -352,17 +447,27 @@ mod tests {
         LinearSequences { model, steps }
     }
 
-    fn task(source: impl SequenceSource + 'static, inference: Inference, noise: f64) -> SequenceTask {
+    fn task(
+        source: impl SequenceSource + 'static,
+        inference: Inference,
+        likelihood: Likelihood,
+    ) -> SequenceTask {
         let source: Arc<dyn SequenceSource> = Arc::new(source);
-        let sizes = Sizes { latent: 2, hidden: 12, batch_size: 8 };
-        SequenceTask::new([source.clone(), source], Likelihood::Gaussian(noise.ln()), inference, sizes)
-            .expect("valid sizes")
+        let sizes = Sizes { latent: 2, hidden: 12, batch_size: 8, ..Sizes::default() };
+        SequenceTask::new([source.clone(), source], likelihood, inference, sizes).expect("valid sizes")
     }
 
     #[test]
     fn filters_are_tasks() {
-        for inference in [Inference::Encoder(vec![5]), iterative(Encoding::NormGradient)] {
-            let t = task(NoisyPendulum::new(3), inference, 0.01);
+        for (inference, likelihood) in [
+            (Inference::Encoder(vec![5]), Likelihood::LearnedGaussian),
+            (iterative(Encoding::NormGradient), Likelihood::Gaussian(-4.0)),
+        ] {
+            let memory = match inference {
+                Inference::Encoder(_) => Memory::Latents,
+                Inference::Iterations(..) => Memory::Observations,
+            };
+            let t = SequenceTask { memory, ..task(NoisyPendulum::new(3), inference, likelihood) };
             check_task(&Typed::new(t.clone()), &Typed::new(t)).unwrap_or_else(|e| panic!("{e}"));
         }
         let sources: [Arc<dyn SequenceSource>; 2] = [Arc::new(NoisyPendulum::new(3)), Arc::new(linear(3))];
@@ -379,7 +484,7 @@ mod tests {
     #[test]
     fn a_trained_filter_stays_below_the_exact_likelihood_and_comes_near() {
         let source = linear(4);
-        let t = task(source.clone(), iterative(Encoding::Error), 0.2);
+        let t = task(source.clone(), iterative(Encoding::Error), Likelihood::Gaussian(0.2f64.ln()));
         let adam = Box::new(Adam { epsilon_root: 0.0, ..Adam::new(1e-2) });
         let learner = task_learner(Arc::new(Typed::new(t.clone())), adam, 300, 1).expect("valid settings");
         let state = train_task(&learner, Key::new(1), &Workers::new(1).expect("a thread"), |_, _| ());
@@ -395,6 +500,20 @@ mod tests {
             / n as f64;
         let after: f64 = bounds.iter().map(|b| b[1]).sum();
         let before: f64 = bounds.iter().map(|b| b[0]).sum();
+        // What it takes the state for is nearer to Kalman's than to the observation itself.
+        let (mut off, mut raw) = (0.0, 0.0);
+        for i in 0..20 {
+            let mut x = vec![0.0; 4];
+            source.sequence(Key::new(10).fold_in(i), &mut x);
+            let kalman = source.model.filter(&x.iter().map(|x| vec![*x]).collect::<Vec<_>>());
+            let filtered = t.filter(&theta, &x, (50, 1), Key::new(11));
+            assert!(filtered.std.iter().flatten().all(|s| *s > 0.0) && filtered.predicted.is_some());
+            for (s, (k, x)) in kalman.iter().zip(&x).enumerate() {
+                off += (filtered.mean[s][0] - k.filtered.mean[0]).abs();
+                raw += (x - k.filtered.mean[0]).abs();
+            }
+        }
+        assert!(off < raw, "{off} {raw}");
         assert!(after < exact + 0.05, "{after} {exact}");
         assert!(after > exact - 0.6 && after > before + 1.0, "{before} {after} {exact}");
     }

@@ -19,6 +19,12 @@ pub trait SequenceSource: Debug + Send + Sync {
     fn steps(&self) -> usize;
     /// Writes the sequence of a key, `[steps, dim]`.
     fn sequence(&self, key: Key, out: &mut [f64]);
+    /// Writes what the sequence of a key would be if it were seen without noise, `[steps, dim]`, and returns true; by
+    /// default nobody knows.
+    fn signal(&self, key: Key, out: &mut [f64]) -> bool {
+        let _ = (key, out);
+        false
+    }
 }
 
 /// Observations of a linear-Gaussian model, whose exact likelihood Kalman's filter knows.
@@ -44,6 +50,12 @@ impl SequenceSource for LinearSequences {
         let (_, xs) = self.model.simulate(self.steps, key);
         out.chunks_mut(self.dim()).zip(xs).for_each(|(out, x)| out.copy_from_slice(&x));
     }
+    fn signal(&self, key: Key, out: &mut [f64]) -> bool {
+        let (zs, _) = self.model.simulate(self.steps, key);
+        let rows = out.chunks_mut(self.dim()).zip(&zs);
+        rows.for_each(|(out, z)| out.copy_from_slice(&self.model.c.apply(z)));
+        true
+    }
 }
 
 /// A pendulum without friction, pushed by noise and seen through noise: `(cos φ, sin φ)` of the angle.
@@ -65,6 +77,19 @@ impl NoisyPendulum {
     pub fn new(steps: usize) -> Self {
         NoisyPendulum { steps, push: 0.1, noise: 0.1 }
     }
+    /// The motion of a key, seen through noise of a standard deviation.
+    fn run(&self, key: Key, noise: f64, out: &mut [f64]) {
+        const H: f64 = 0.2;
+        let mut n = vec![0.0f64; 2 + 3 * self.steps];
+        key.fill_normal(&mut n);
+        let (mut angle, mut speed) = (2.0 * n[0], n[1]);
+        for (out, n) in out.chunks_mut(2).zip(n[2..].chunks(3)) {
+            speed += -H * angle.sin() + self.push * H.sqrt() * n[0];
+            angle += H * speed;
+            out[0] = angle.cos() + noise * n[1];
+            out[1] = angle.sin() + noise * n[2];
+        }
+    }
 }
 
 impl SequenceSource for NoisyPendulum {
@@ -78,16 +103,11 @@ impl SequenceSource for NoisyPendulum {
         self.steps
     }
     fn sequence(&self, key: Key, out: &mut [f64]) {
-        const H: f64 = 0.2;
-        let mut n = vec![0.0f64; 2 + 3 * self.steps];
-        key.fill_normal(&mut n);
-        let (mut angle, mut speed) = (2.0 * n[0], n[1]);
-        for (out, n) in out.chunks_mut(2).zip(n[2..].chunks(3)) {
-            speed += -H * angle.sin() + self.push * H.sqrt() * n[0];
-            angle += H * speed;
-            out[0] = angle.cos() + self.noise * n[1];
-            out[1] = angle.sin() + self.noise * n[2];
-        }
+        self.run(key, self.noise, out);
+    }
+    fn signal(&self, key: Key, out: &mut [f64]) -> bool {
+        self.run(key, 0.0, out);
+        true
     }
 }
 
@@ -124,6 +144,11 @@ impl SequenceSource for MovingImages {
                 }
             }
         }
+    }
+    /// The sequence itself: there is no noise.
+    fn signal(&self, key: Key, out: &mut [f64]) -> bool {
+        self.sequence(key, out);
+        true
     }
 }
 
@@ -229,11 +254,43 @@ impl Recorded {
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
+    /// Sequence `i`, `[steps, dim]`.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    pub fn get(&self, i: usize) -> &[f64] {
+        &self.sequences[i]
+    }
+    /// Mean and standard deviation of every number of an observation over all observations; 1 in place of a standard
+    /// deviation of 0.
+    pub fn moments(&self) -> Moments {
+        let n = (self.len() * self.steps()) as f64;
+        let column = |c: usize| self.sequences.iter().flat_map(move |s| s.iter().skip(c).step_by(self.dim));
+        let mean: Vec<f64> = (0..self.dim).map(|c| column(c).sum::<f64>() / n).collect();
+        let spread = |c: usize| (column(c).map(|x| (x - mean[c]).powi(2)).sum::<f64>() / n).sqrt();
+        let std = (0..self.dim).map(spread).map(|s| if s > 0.0 { s } else { 1.0 }).collect();
+        Moments { mean, std }
+    }
+    /// The same sequences with every number shifted and scaled by moments, their own or others'.
+    ///
+    /// # Panics
+    /// If the moments are of other numbers of columns.
+    #[must_use]
+    pub fn standardized(&self, by: &Moments) -> Self {
+        assert_eq!(by.mean.len(), self.dim, "recorded sequences: columns of the moments");
+        let one = |s: &Vec<f64>| {
+            s.iter().enumerate().map(|(i, x)| (x - by.mean[i % self.dim]) / by.std[i % self.dim]).collect()
+        };
+        Recorded { sequences: self.sequences.iter().map(one).collect(), dim: self.dim }
+    }
     /// Two parts: the first `n` sequences, and the rest.
     ///
     /// # Errors
     /// A division that leaves one part empty.
     pub fn divide(&self, n: usize) -> Result<[Self; 2]> {
+        if self.len() < 2 {
+            return Err(Error::mismatch("sequences for training and test", "at least 2", self.len()));
+        }
         if n == 0 || n >= self.len() {
             let why = format!("must be from 1 to {} of {} sequences, got {n}", self.len() - 1, self.len());
             return Err(Error::invalid("sequences: number for training", why));
@@ -241,6 +298,15 @@ impl Recorded {
         let part = |s: &[Vec<f64>]| Recorded { sequences: s.to_vec(), dim: self.dim };
         Ok([part(&self.sequences[..n]), part(&self.sequences[n..])])
     }
+}
+
+/// Mean and standard deviation of every number of an observation, `[dim]` each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    /// Means.
+    pub mean: Vec<f64>,
+    /// Standard deviations, positive.
+    pub std: Vec<f64>,
 }
 
 impl SequenceSource for Recorded {
@@ -261,6 +327,7 @@ impl SequenceSource for Recorded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::matrix::Matrix;
 
     #[test]
     fn files_are_read_or_refused_with_row_and_column() {
@@ -269,6 +336,19 @@ mod tests {
         assert_eq!(good.sequences[1], [5.0, 6.0, 7.0, 8.0]);
         let [train, test] = good.divide(1).unwrap();
         assert_eq!((train.len(), test.len()), (1, 1));
+        let moments = good.moments();
+        assert_eq!((&moments.mean[..], &moments.std[..]), (&[4.0, 5.0][..], &[5.0f64.sqrt(); 2][..]));
+        let scaled = good.standardized(&moments);
+        assert!(
+            (scaled.get(1)[0] - 1.0 / 5.0f64.sqrt()).abs() < 1e-12 && !scaled.signal(Key::new(0), &mut [])
+        );
+        let same = scaled.moments();
+        assert!(
+            same.mean.iter().all(|m| m.abs() < 1e-12) && same.std.iter().all(|s| (s - 1.0).abs() < 1e-12)
+        );
+        assert_eq!(Recorded::parse("a,7\na,7\n").unwrap().moments().std, [1.0]);
+        let one = Recorded::parse("a,1\na,2\n").unwrap().divide(1).unwrap_err().to_string();
+        assert!(one.contains("at least 2") && one.contains("got 1"), "{one}");
         assert!(good.divide(2).unwrap_err().to_string().contains("from 1 to 1 of 2"));
         let error = |text| Recorded::parse(text).unwrap_err();
         assert_eq!(error("a,1,2\na,,4\n"), "row 2, column 2: missing value");
@@ -298,6 +378,32 @@ mod tests {
             seen.insert(format!("{:?}", &out[9..18]));
         }
         assert_eq!(seen.len(), 9);
+    }
+
+    #[test]
+    fn signals_are_the_sequences_without_their_noise() {
+        let model = LinearGaussian {
+            a: Matrix::new(1, 1, vec![0.9]),
+            c: Matrix::new(2, 1, vec![1.0, -2.0]),
+            q: Matrix::new(1, 1, vec![0.5]),
+            r: Matrix::diagonal(&[0.04, 0.09]),
+            m0: vec![0.0],
+            p0: Matrix::identity(1),
+        };
+        let linear = LinearSequences { model, steps: 400 };
+        let pendulum = NoisyPendulum::new(400);
+        let sources: [(&dyn SequenceSource, [f64; 2]); 2] = [(&linear, [0.2, 0.3]), (&pendulum, [0.1, 0.1])];
+        for (source, std) in sources {
+            let (mut seen, mut signal) = (vec![0.0; 800], vec![0.0; 800]);
+            source.sequence(Key::new(5), &mut seen);
+            assert!(source.signal(Key::new(5), &mut signal));
+            for (c, std) in std.iter().enumerate() {
+                let noise = |t: usize| (seen[2 * t + c] - signal[2 * t + c]) / std;
+                let variance = (0..400).map(|t| noise(t).powi(2)).sum::<f64>() / 400.0;
+                // Four standard errors of a variance of 400 numbers.
+                assert!((variance - 1.0).abs() < 4.0 * (2.0f64 / 400.0).sqrt(), "{variance}");
+            }
+        }
     }
 
     #[test]

@@ -41,6 +41,39 @@ fn likelihoods_are_finite_at_the_ends() {
     }
 }
 
+#[test]
+fn a_learned_variance_is_that_of_a_gaussian() {
+    let x = rows(vec![0.3, -1.2, 0.5, 2.0], 2);
+    let (o, v) = ([0.1, -0.7, 1.5, 2.5], [-0.4, 0.8, 25.0, -25.0]);
+    let outputs = rows(vec![o[0], o[1], v[0], v[1], o[2], o[3], v[2], v[3]], 4);
+    let likelihood = Likelihood::LearnedGaussian;
+    let got = host_data(&likelihood.log_density(&x, outputs.clone())).to_vec();
+    let by_hand = |i: usize| {
+        let (x, v): (f64, f64) = ([0.3, -1.2, 0.5, 2.0][i], v[i].clamp(-10.0, 10.0));
+        -0.5 * ((2.0 * std::f64::consts::PI).ln() + v + (x - o[i]).powi(2) * (-v).exp())
+    };
+    assert!((got[0] - by_hand(0) - by_hand(1)).abs() < 1e-12);
+    assert!((got[1] - by_hand(2) - by_hand(3)).abs() < 1e-9 * got[1].abs());
+    assert_eq!(host_data(&likelihood.mean(outputs)).to_vec(), o);
+    assert_eq!((likelihood.outputs(3), Likelihood::Bernoulli.outputs(3)), (6, 3));
+}
+
+#[test]
+fn pictures_are_decoded_at_the_posteriors_means() {
+    let vae = small();
+    let mut own = vec![0.0; vae.own_layout().len()];
+    vae.own_init(Key::new(1), &mut own);
+    let own: Vec<f32> = own.iter().map(|x| *x as f32).collect();
+    let lambda: Vec<f32> = (0..16).map(|i| 0.1 * i as f32).collect();
+    let z = [&lambda[..4], &lambda[8..12]].concat();
+    let pixels = vae.reconstructed(&own, &lambda);
+    assert_eq!(pixels, vae.decoded(&own, &z));
+    assert_eq!((pixels.len(), vae.shape()), (128, [8, 8, 1]));
+    assert!(pixels.iter().all(|p| (0.0..=1.0).contains(p)));
+    let drawn = vae.samples(&own, 3, Key::new(2));
+    assert!(drawn.len() == 192 && drawn != vae.samples(&own, 3, Key::new(3)));
+}
+
 fn small() -> Vae {
     let decoder = Mlp { widths: vec![4, 24, 64], act: Act::Elu, init: Init::Glorot };
     Vae::new(&digits(), 1500, decoder).expect("digits")
@@ -125,5 +158,11 @@ fn iterations_improve_the_bound_on_unseen_digits() {
         assert!(bounds[3] > bounds[0] + 1.0, "{encoding:?}: {bounds:?}");
         assert!(bounds[6] > bounds[3] - 0.5, "twice as many iterations diverge: {bounds:?}");
         assert_eq!(task.own(&theta).len(), vae.own_layout().len());
+        let inferred = task.infer(&theta, &vae.test_set(1), 1, Key::new(3));
+        assert!(
+            inferred[0].lambda.iter().all(|l| *l == 0.0)
+                && inferred[1].lambda[..8] != inferred[0].lambda[..8]
+        );
+        assert_eq!(inferred[1].bounds.len(), vae.len()[1]);
     }
 }

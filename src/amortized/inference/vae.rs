@@ -4,8 +4,9 @@
 //! [`ContextTask`](crate::problem::ContextTask); semi-amortized inference is a [`Semi`](crate::model::Semi) model or
 //! [`IterativeTask`].
 
+use super::decoder::{Decoder, DecoderAt};
 use super::elbo::{divergence_per_dim, elbo, split, Likelihood};
-use super::iterative::{prior, Decode, Iterative, Parts, Visit};
+use super::iterative::{prior, Iterative, Parts, Visit};
 use super::update::UpdateNet;
 use crate::net::{Act, Mlp};
 use crate::problem::{Own, Problem, Query, Rows};
@@ -38,8 +39,8 @@ pub struct Vae {
     pub train: Splits,
     /// Images for the test.
     pub test: Splits,
-    /// From latents to logits (or means); its first width is the number of latents.
-    pub decoder: Mlp,
+    /// From latents to logits (or means).
+    pub decoder: Decoder,
     /// Default: Bernoulli.
     pub likelihood: Likelihood,
     /// Default: grey.
@@ -57,14 +58,14 @@ impl Vae {
     ///
     /// # Errors
     /// A division that leaves one part empty, a decoder that does not give as many pixels as there are.
-    pub fn new(images: &ImageData, train: usize, decoder: Mlp) -> Result<Self> {
-        let n = images.len();
+    pub fn new(images: &ImageData, train: usize, decoder: impl Into<Decoder>) -> Result<Self> {
+        let (n, decoder) = (images.len(), decoder.into());
         if train == 0 || train >= n {
             let why = format!("must be from 1 to {} of {n} images, got {train}", n - 1);
             return Err(Error::invalid("vae: number of images for training", why));
         }
-        let outputs = decoder.widths.last().copied().unwrap_or(0);
-        if decoder.widths.len() < 2 || outputs != images.features() {
+        let outputs = decoder.outputs();
+        if outputs != images.features() {
             return Err(Error::mismatch("vae: outputs of the decoder", images.features(), outputs));
         }
         let part = |range: std::ops::Range<usize>| -> Result<Splits> {
@@ -87,7 +88,34 @@ impl Vae {
 
     /// Latent dimensions Z.
     pub fn latent(&self) -> usize {
-        self.decoder.widths[0]
+        self.decoder.latent()
+    }
+    /// Height, width and channels of an image.
+    pub fn shape(&self) -> [usize; 3] {
+        let images = self.train.data();
+        [images.height, images.width, images.channels]
+    }
+    /// What is expected of the pixels at latents `[N, Z]`, `[N, P]`; `own`: the decoder's parameters.
+    ///
+    /// # Panics
+    /// If there are other numbers of parameters than the decoder has.
+    pub fn decoded(&self, own: &[f32], z: &[f32]) -> Vec<f32> {
+        let dev = Cpu::default();
+        let params = DynParams::<f32, Cpu>::new(&dev, Arc::new(self.own_layout()), own);
+        let z: Rows<f32, Cpu> = dev.tensor_from_vec(z.to_vec(), (z.len() / self.latent(), self.latent()));
+        self.likelihood.mean(self.decoder.forward(&params, 0, z)).as_vec()
+    }
+    /// [`Self::decoded`] at the means of posteriors `λ = [μ, ln σ²]` `[N, 2 Z]`: reconstructions.
+    pub fn reconstructed(&self, own: &[f32], lambda: &[f32]) -> Vec<f32> {
+        let z = self.latent();
+        let means: Vec<f32> = lambda.chunks(2 * z).flat_map(|row| &row[..z]).copied().collect();
+        self.decoded(own, &means)
+    }
+    /// [`Self::decoded`] at `n` draws from the prior of the latents.
+    pub fn samples(&self, own: &[f32], n: usize, key: Key) -> Vec<f32> {
+        let mut z = vec![0.0; n * self.latent()];
+        key.fill_normal(&mut z);
+        self.decoded(own, &z)
     }
     /// Number of images for training and for the test.
     pub fn len(&self) -> [usize; 2] {
@@ -181,21 +209,6 @@ impl Problem for Vae {
     }
 }
 
-/// A decoder among other parameters.
-#[derive(Clone, Debug)]
-pub struct MlpDecoder {
-    /// The network.
-    pub net: Mlp,
-    /// Position of its first tensor.
-    pub first: usize,
-}
-
-impl<E: Float, B: Backend<E>> Decode<E, B> for MlpDecoder {
-    fn run<M: Mode<E, B>>(&self, params: &DynParams<E, B>, z: Rows<E, B, M>) -> Rows<E, B, M> {
-        self.net.forward(params, self.first, z)
-    }
-}
-
 /// Which bounds the decoder learns from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DecoderBounds {
@@ -242,7 +255,7 @@ impl IterativeTask {
         let mut widths = vec![self.vae.context_dim()];
         widths.extend(hidden);
         widths.push(2 * self.vae.latent());
-        let start = Some(Mlp { widths, act, init: self.vae.decoder.init });
+        let start = Some(Mlp { widths, act, init: self.vae.decoder.init() });
         IterativeTask { start, ..self }
     }
     /// Position of the start's first tensor, and of the decoder's.
@@ -250,8 +263,8 @@ impl IterativeTask {
         let start = self.copies * UpdateNet::TENSORS;
         [start, start + self.start.as_ref().map_or(0, Mlp::tensors)]
     }
-    fn decoder(&self) -> MlpDecoder {
-        MlpDecoder { net: self.vae.decoder.clone(), first: self.places()[1] }
+    fn decoder(&self) -> DecoderAt {
+        DecoderAt { net: self.vae.decoder.clone(), first: self.places()[1] }
     }
     /// Names and shapes of the parameters.
     pub fn layout(&self) -> Layout {
@@ -294,14 +307,29 @@ impl IterativeTask {
 
     /// Mean bounds at the prior and after each iteration on data `[N][P]`, in nats.
     pub fn bounds(&self, theta: &[f32], data: &[f64], iterations: usize, key: Key) -> Vec<f64> {
+        let mean = |b: &[f32]| b.iter().map(|b| f64::from(*b)).sum::<f64>() / b.len() as f64;
+        self.infer(theta, data, iterations, key).iter().map(|i| mean(&i.bounds)).collect()
+    }
+
+    /// Posteriors of data `[N][P]` at the start and after each iteration.
+    pub fn infer(&self, theta: &[f32], data: &[f64], iterations: usize, key: Key) -> Vec<Inferred> {
         let dev = Cpu::default();
         let params = DynParams::<f32, Cpu>::new(&dev, Arc::new(self.layout()), theta);
         let p = self.vae.context_dim();
         let x =
             dev.tensor_from_vec(data.iter().map(|x| *x as f32).collect::<Vec<f32>>(), (data.len() / p, p));
         let visits: Vec<Visit<f32, Cpu, NoneTape>> = self.visits((&x, key), iterations, (&params, &params));
-        visits.iter().map(|v| f64::from(v.elbo.mean().as_vec()[0])).collect()
+        visits.iter().map(|v| Inferred { lambda: v.lambda.as_vec(), bounds: v.elbo.value.as_vec() }).collect()
     }
+}
+
+/// What iterative inference has come to for a batch of data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Inferred {
+    /// `[μ, ln σ²]`, `[N, 2 Z]`.
+    pub lambda: Vec<f32>,
+    /// The bound of every row with one draw of the noise, nats, `[N]`.
+    pub bounds: Vec<f32>,
 }
 
 impl<E: Float, B: Backend<E>> Task<E, B> for IterativeTask {

@@ -2,7 +2,7 @@
 
 use super::sample::Samples;
 use outerloop_core::{atomic::write_atomic, Error, Result};
-use outerloop_outer::plot::{Legend, Plot, Series, Style};
+use outerloop_outer::plot::{Legend, Plot, Series, Style, Surface};
 use std::path::Path;
 
 /// Histograms of the parameters on the diagonal; below it, for every pair, contours around 68 and 95 % of the draws.
@@ -25,8 +25,6 @@ const PANEL: (u32, u32) = (260, 220);
 const BINS: usize = 40;
 /// Masses inside the contours.
 const MASSES: [f64; 2] = [0.68, 0.95];
-/// Segments in a series: longer ones would be thinned out.
-const SEGMENTS: usize = 300;
 
 impl Corner<'_> {
     /// Writes the picture, SVG, atomically.
@@ -110,18 +108,19 @@ impl Corner<'_> {
         }
         let counts = smooth(&smooth(&counts));
         let (rx, ry) = (self.ranges[x], self.ranges[y]);
-        let place = |k: f64, (low, high): (f64, f64)| low + (k + 0.5) / BINS as f64 * (high - low);
+        let centres = |(low, high): (f64, f64)| {
+            (0..BINS).map(|k| low + (k as f64 + 0.5) / BINS as f64 * (high - low)).collect::<Vec<f64>>()
+        };
+        let surface = Surface { x: centres(rx), y: centres(ry), heights: counts };
         let mut series = Vec::new();
         for mass in MASSES {
-            let segments = marching_squares(&counts, level_of(&counts, mass));
-            for part in segments.chunks(SEGMENTS) {
-                let points = part.iter().flat_map(|[a, b]| {
-                    let at = |p: &(f64, f64)| (place(p.0, rx), place(p.1, ry));
-                    [at(a), at(b), (f64::NAN, f64::NAN)]
-                });
-                let color = if mass == MASSES[0] { 0 } else { 6 };
-                series.push(Series::line(format!("{mass}"), points.collect()).with_color(color));
-            }
+            let color = if mass == MASSES[0] { 0 } else { 6 };
+            let lines = surface.series(level_of(&surface.heights, mass), color);
+            series.extend(lines.into_iter().map(|s| Series {
+                name: mass.to_string(),
+                style: Style::Line,
+                ..s
+            }));
         }
         // The axes reach over the whole ranges.
         let lines = match self.truth {
@@ -165,32 +164,6 @@ fn level_of(cells: &[f64], mass: f64) -> f64 {
             sum >= mass * total
         })
         .unwrap_or(0.0)
-}
-
-/// The line at a height, as segments between the edges of squares of four cells; `(column, row)`.
-fn marching_squares(cells: &[f64], level: f64) -> Vec<[(f64, f64); 2]> {
-    let at = |i: usize, j: usize| cells[i * BINS + j] - level;
-    let mut segments = Vec::new();
-    for i in 0..BINS - 1 {
-        for j in 0..BINS - 1 {
-            // Corners around the square, and where the line crosses between two of them.
-            let corners = [(i, j), (i, j + 1), (i + 1, j + 1), (i + 1, j)];
-            let mut crossings = Vec::new();
-            for k in 0..4 {
-                let (p, q) = (corners[k], corners[(k + 1) % 4]);
-                let (a, b) = (at(p.0, p.1), at(q.0, q.1));
-                if (a >= 0.0) != (b >= 0.0) {
-                    let t = a / (a - b);
-                    let mix = |p: usize, q: usize| p as f64 + t * (q as f64 - p as f64);
-                    crossings.push((mix(p.1, q.1), mix(p.0, q.0)));
-                }
-            }
-            for pair in crossings.chunks_exact(2) {
-                segments.push([pair[0], pair[1]]);
-            }
-        }
-    }
-    segments
 }
 
 #[cfg(test)]
