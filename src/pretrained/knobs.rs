@@ -127,7 +127,8 @@ mod tests {
             (SMALL, Knobs { rate: 1.0, decay: f64::NAN }, "decay"),
             (FAST, Knobs { rate: 1.0, decay: 0.5 }, "no weight decay"),
         ] {
-            let error = shipped.turned(knobs).err().expect("refused").to_string();
+            let Err(error) = shipped.turned(knobs) else { panic!("{part}: not refused") };
+            let error = error.to_string();
             assert!(error.contains(part), "{error}");
         }
         assert_eq!([SMALL, FAST].map(|s| s.sweep().unwrap().len()), [25, 5]);

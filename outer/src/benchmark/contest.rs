@@ -335,7 +335,6 @@ impl Contest {
                 eval_every: self.config.eval_every(),
                 eval_batches: self.config.eval_batches,
                 splits: [self.config.validation].into_iter().chain(self.config.test).collect(),
-                ..EvalConfig::default()
             };
             let optimizer = &*c.variants[variant].optimizer;
             let key = self.key.fold_in(seed);

@@ -101,7 +101,8 @@ fn a_trained_start_is_where_the_steps_begin() {
     for (bad, part) in
         [(weights[1..].to_vec(), "weights of the trained start"), (vec![f64::NAN; weights.len()], "finite")]
     {
-        let error = semi(bad.into()).err().expect("refused").to_string();
+        let Err(error) = semi(bad.into()) else { panic!("{part}: not refused") };
+        let error = error.to_string();
         assert!(error.contains(part), "{error}");
     }
 }
