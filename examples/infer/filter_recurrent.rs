@@ -32,8 +32,8 @@ struct World {
     sources: [Arc<dyn SequenceSource>; 2],
     /// `[N][T, dim]`
     tests: Vec<Vec<f64>>,
-    /// Of the first test sequence without noise, where that is known.
-    truth: Option<Vec<f64>>,
+    /// The first test sequences without noise, where that is known.
+    truth: Vec<Vec<f64>>,
     likelihood: Likelihood,
     sizes: Sizes,
     /// What a file's numbers were shifted and scaled by.
@@ -86,6 +86,10 @@ pub fn run(o: &FilterOptions, recorded: Option<[Recorded; 2]>) -> Result<()> {
         ),
         &rows,
     );
+    if !world.truth.is_empty() {
+        let title = format!("distance from the signal without noise, root mean square, {WRITTEN} sequences");
+        table(&title, &world.distances(o, &trained));
+    }
     let (dir, last) = (&o.common.dir, &trained[trained.len() - 1]);
     let name = format!("recurrent_{}", world.sources[0].name());
     bounds_over_time(&trained, exact.as_deref()).save(dir.join(format!("{name}_bounds.svg")))?;
@@ -120,7 +124,7 @@ impl World {
             return Ok(World {
                 sources,
                 tests,
-                truth: None,
+                truth: Vec::new(),
                 likelihood,
                 sizes,
                 moments: Some(moments),
@@ -133,8 +137,11 @@ impl World {
             Data::Linear | Data::File(_) => Arc::new(LinearSequences { model: coupled(), steps: length }),
         };
         let tests = drawn(&*source, TESTS, key);
-        let mut truth = vec![0.0; tests[0].len()];
-        let truth = source.signal(key.fold_in(0), &mut truth).then_some(truth);
+        let signal = |i: usize| {
+            let mut out = vec![0.0; tests[i].len()];
+            source.signal(key.fold_in(i as u64), &mut out).then_some(out)
+        };
+        let truth = (0..WRITTEN).filter_map(signal).collect();
         let sources = [source.clone(), source];
         Ok(World { sources, tests, truth, likelihood, sizes, moments: None, written: WRITTEN })
     }
@@ -209,6 +216,28 @@ impl World {
         trained.task.filter(&trained.theta, &self.tests[i], (RUNS, trained.steps), key)
     }
 
+    /// How far from the signal the observations are, and what filters make of them.
+    fn distances(&self, o: &FilterOptions, trained: &[Trained]) -> Vec<(String, String)> {
+        let rms = |estimate: &dyn Fn(usize) -> Vec<f64>| {
+            let one = |(i, truth): (usize, &Vec<f64>)| {
+                estimate(i).iter().zip(truth).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / truth.len() as f64
+            };
+            let all = self.truth.iter().enumerate().map(one).sum::<f64>();
+            format!("{:.4}", (all / self.truth.len() as f64).sqrt())
+        };
+        let mut rows = vec![("observations".to_string(), rms(&|i| self.tests[i].clone()))];
+        if o.data == Data::Linear {
+            let model = coupled();
+            let kalman = |i: usize| {
+                let xs: Vec<Vec<f64>> = self.tests[i].chunks(2).map(<[f64]>::to_vec).collect();
+                model.filter(&xs).iter().flat_map(|s| model.c.apply(&s.filtered.mean)).collect()
+            };
+            rows.push(("Kalman, who knows the model".into(), rms(&kalman)));
+        }
+        rows.extend(trained.iter().map(|t| (t.name.clone(), rms(&|i| self.filter(t, i).mean.concat()))));
+        rows
+    }
+
     /// The number of the first test sequence that varies most: seen, filtered, and the truth.
     fn means(&self, o: &FilterOptions, trained: &Trained) -> Plot {
         let (x, dim) = (&self.tests[0], self.sources[1].dim());
@@ -233,7 +262,7 @@ impl World {
             };
             series.push(banded("Kalman", &at));
         }
-        if let Some(truth) = self.truth.as_ref().filter(|_| o.data != Data::Digits) {
+        if let Some(truth) = self.truth.first().filter(|_| o.data != Data::Digits) {
             series.push(Series { style: Style::Dashed, ..Series::line("truth", over(&column(truth, c))) });
         }
         let seen = Series::line("seen", over(&column(x, c))).with_color(4);
