@@ -1,37 +1,43 @@
-//! The four jobs that train weights and hyperparameters together.
+//! Training weights and hyperparameters together, and the two jobs that weigh: weights by decays, examples by weights.
 
-use crate::problem::{Classifier, Set, Tuned};
+use crate::problem::{unreachable_parts, Classifier, Set, Tuned};
 use crate::{percent, Options, Table};
-use outerloop::outer::implicit::{HyperEvaluator, HyperState};
-use outerloop::outer::plot::{ImageGrid, ImageRow};
+use outerloop::lopt::hand::Momentum;
+use outerloop::outer::implicit::{Constraint, HyperEvaluator, HyperState};
 use outerloop::prelude::*;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a job does beside its problem.
-struct Plan {
-    /// Learning rate of the weights, also the step of the series.
-    inner_rate: f64,
-    hyper: Box<dyn Optimizer>,
-    steps: u64,
-    inner_steps: u64,
-    warm_up: u64,
+pub struct Plan {
+    /// Trains the weights.
+    pub inner: Momentum,
+    pub implicit: Implicit,
+    pub hyper: Box<dyn Optimizer>,
+    /// Where all hyperparameters lie.
+    pub range: Constraint,
+    pub steps: u64,
+    pub inner_steps: u64,
+    pub warm_up: u64,
 }
 
 /// A finished run.
-struct Done {
-    learner: HyperLearner,
-    task: Arc<Classifier>,
-    state: HyperState,
+pub struct Done {
+    pub learner: HyperLearner,
+    pub task: Arc<Classifier>,
+    pub state: HyperState,
     dir: RunDir,
+    inner: Momentum,
 }
 
-fn tune(options: &Options, dir: PathBuf, task: Arc<Classifier>, plan: Plan) -> Result<Done> {
+pub fn tune(options: &Options, dir: PathBuf, task: Arc<Classifier>, plan: Plan) -> Result<Done> {
     let problem = Arc::new(HyperProblem::of(&task)?);
+    let tensors = problem.hyper.entries().iter();
     let config = HyperConfig {
         hyper_steps: options.steps.unwrap_or(plan.steps),
         inner_steps: plan.inner_steps,
         warm_up: plan.warm_up,
+        constraints: tensors.map(|e| (e.name.clone(), plan.range)).collect(),
         ..HyperConfig::default()
     };
     println!(
@@ -41,43 +47,63 @@ fn tune(options: &Options, dir: PathBuf, task: Arc<Classifier>, plan: Plan) -> R
         problem.hyper.len(),
         config.hyper_steps
     );
-    let implicit = Implicit::new(Neumann::new(20, plan.inner_rate));
-    let inner = Box::new(Sgd::new(plan.inner_rate));
-    let learner = HyperLearner::new(problem, inner, plan.hyper, implicit, config)?;
+    let inner = Box::new(plan.inner.clone());
+    let learner = HyperLearner::new(problem, inner, plan.hyper, plan.implicit, config)?;
     let dir = RunDir::new(dir);
     let config = RunConfig { seed: options.seed, resume: options.resume, ..RunConfig::default() };
     let state = train(&learner, &Workers::new(1)?, &dir, &config)?;
-    Ok(Done { learner, task, state, dir })
+    Ok(Done { learner, task, state, dir, inner: plan.inner })
+}
+
+/// The weights after so many steps from the start, with these hyperparameters.
+fn trained(problem: &Arc<HyperProblem>, hyper: &[f32], inner: &Momentum, steps: u64) -> Result<Vec<f32>> {
+    let mut evaluator = HyperEvaluator::new(problem.clone());
+    let (w, _) = problem.init(Key::new(1));
+    let inner: &dyn Optimizer = inner;
+    let mut state = inner.init(&w, Some(steps), Key::new(2));
+    let mut grad = vec![0.0; w.data.len()];
+    let mut joint = [&w.data[..], hyper].concat();
+    for step in 0..steps {
+        let loss = evaluator.loss_and_grad(&joint, BatchKey::train(step, Key::new(2)), &mut grad)?;
+        inner.update(&mut state, &grad, loss, Key::new(2));
+        joint[..grad.len()].copy_from_slice(&state.params);
+    }
+    Ok(state.params)
 }
 
 impl Done {
     /// `[w, λ]` at the end.
-    fn joint(&self) -> Vec<f32> {
+    pub fn joint(&self) -> Vec<f32> {
         self.learner.joint(&self.state.lanes[0])
     }
 
-    /// The weights after `steps` steps of gradient descent from the start, with these hyperparameters.
-    fn retrained(&self, hyper: &[f32], rate: f32, steps: u64) -> Result<Vec<f32>> {
-        let mut evaluator = HyperEvaluator::new(self.learner.problem().clone());
-        let (w, _) = self.learner.problem().init(Key::new(1));
-        let n = w.data.len();
-        let mut joint = [&w.data[..], hyper].concat();
-        let mut grad = vec![0.0; n];
-        for step in 0..steps {
-            evaluator.loss_and_grad(&joint, BatchKey::train(step, Key::new(2)), &mut grad)?;
-            joint.iter_mut().zip(&grad).for_each(|(w, g)| *w -= rate * g);
-        }
-        joint.truncate(n);
-        Ok(joint)
+    /// The weights after so many steps from the start, with these hyperparameters.
+    pub fn retrained(&self, hyper: &[f32], steps: u64) -> Result<Vec<f32>> {
+        trained(self.learner.problem(), hyper, &self.inner, steps)
+    }
+
+    /// The weights after so many steps from the start on these images as they are.
+    pub fn trained_on(&self, set: Set, steps: u64) -> Result<Vec<f32>> {
+        let equal = vec![0.0; set.y.len()];
+        let Classifier { widths, decay, .. } = &*self.task;
+        let sets = [set, Set::default(), Set::default()];
+        let (widths, tuned) = (widths.clone(), Tuned::Weights);
+        let task = Classifier { widths, tuned, decay: *decay, sets, batch: usize::MAX };
+        trained(&Arc::new(HyperProblem::new(task)?), &equal, &self.inner, steps)
+    }
+
+    /// Steps on the weights in the run.
+    pub fn inner_steps(&self) -> u64 {
+        self.state.lanes[0].inner.step
     }
 
     /// The initial hyperparameters.
-    fn initial(&self) -> Vec<f32> {
+    pub fn initial(&self) -> Vec<f32> {
         self.learner.problem().init(self.state.key.named("lane").fold_in(0).named("init")).1.data
     }
 
     /// Losses on validation and test data.
-    fn losses(&self, w: &[f32]) -> Result<[f64; 2]> {
+    pub fn losses(&self, w: &[f32]) -> Result<[f64; 2]> {
         let mut evaluator = HyperEvaluator::new(self.learner.problem().clone());
         let joint = [w, &self.initial()].concat();
         let mut on = |split| {
@@ -101,7 +127,7 @@ impl Done {
 }
 
 /// The validation loss over hyper steps.
-fn picture(dir: &Path, title: &str, runs: &[(&str, &Done)]) -> Result<()> {
+pub fn picture(dir: &Path, title: &str, runs: &[(&str, &Done)]) -> Result<()> {
     let line = |(name, done): &(&str, &Done)| -> Result<Series> {
         Ok(Series::line(*name, done.metric("valid_loss")?))
     };
@@ -128,10 +154,18 @@ pub fn overfit(options: &Options) -> Result<()> {
         let task =
             Arc::new(Classifier { widths, tuned: Tuned::Decays(-4.0), decay: 0.0, sets, batch: usize::MAX });
         let hyper = Box::new(RmsProp { learning_rate: 0.1f64.into(), ..RmsProp::default() });
-        let plan = Plan { inner_rate: rate, hyper, steps: 300, inner_steps: 5, warm_up: 200 };
+        let plan = Plan {
+            inner: Momentum::new(rate, 0.0),
+            implicit: Implicit::new(Neumann::new(20, rate)),
+            hyper,
+            range: Constraint::Free,
+            steps: 300,
+            inner_steps: 5,
+            warm_up: 200,
+        };
         let done = tune(options, dir.join(name), task, plan)?;
         let n = done.learner.problem().params.len();
-        let before = done.retrained(&done.initial(), rate as f32, 1700)?;
+        let before = done.retrained(&done.initial(), done.inner_steps())?;
         let joint = done.joint();
         let after = &joint[..n];
         let [_, valid, test] = &done.task.sets;
@@ -152,57 +186,6 @@ pub fn overfit(options: &Options) -> Result<()> {
     table.save(&dir)
 }
 
-/// Ten images teach a model to read digits.
-pub fn distill(options: &Options) -> Result<()> {
-    let dir = options.out.join("distill");
-    let key = Key::new(options.seed).named("digits");
-    let [valid, test] = <[Set; 2]>::try_from(Set::parts([600], key)).map_err(|_| unreachable_parts())?;
-    let pixels = 64;
-    let classes: Vec<u32> = (0..10).collect();
-    // Of real digits: the first of each class in the validation data.
-    let first = |class: &u32| valid.y.iter().position(|y| y == class).unwrap_or(0);
-    let real: Vec<f32> =
-        classes.iter().flat_map(|c| &valid.x[first(c) * pixels..][..pixels]).copied().collect();
-    let mean = |class: &u32| -> Vec<f32> {
-        let of_class: Vec<usize> = (0..valid.y.len()).filter(|i| valid.y[*i] == *class).collect();
-        let sum = |p: usize| of_class.iter().map(|i| valid.x[i * pixels + p]).sum::<f32>();
-        (0..pixels).map(|p| sum(p) / of_class.len() as f32).collect()
-    };
-    let means: Vec<f32> = classes.iter().flat_map(mean).collect();
-    let train = Set { x: Vec::new(), y: classes };
-    let (rate, decay) = (0.1, 0.1);
-    let sets = [train, valid, test];
-    let task =
-        Arc::new(Classifier { widths: vec![64, 10], tuned: Tuned::Images, decay, sets, batch: usize::MAX });
-    let plan = Plan {
-        inner_rate: rate,
-        hyper: Box::new(Adam::new(0.02)),
-        steps: 300,
-        inner_steps: 20,
-        warm_up: 100,
-    };
-    let done = tune(options, dir.clone(), task, plan)?;
-    let learned = done.learner.hyper(&done.state.lanes[0]);
-    let mut table = Table::new(
-        "Softmax regression trained from zero on ten images",
-        &["ten images", "test accuracy", "test loss"],
-    );
-    for (name, images) in [("real digits", &real), ("class means", &means), ("learned", &learned)] {
-        let w = done.retrained(images, rate as f32, 500)?;
-        let accuracy = done.task.accuracy(&w, &done.task.sets[2]);
-        table.row([name.to_string(), percent(accuracy), format!("{:.3}", done.losses(&w)?[1])]);
-    }
-    picture(&dir, "Ten images are learned", &[("learned images", &done)])?;
-    let row = ImageRow::new("", &learned, pixels);
-    let grid = ImageGrid { shape: [8, 8], rows: vec![row], zoom: 12, ..ImageGrid::default() };
-    grid.save(dir.join("images.svg"))?;
-    table.save(&dir)
-}
-
-fn unreachable_parts() -> Error {
-    Error::invalid("digits", "expected two parts")
-}
-
 /// Wrong labels lose their weight.
 pub fn reweight(options: &Options) -> Result<()> {
     let dir = options.out.join("reweight");
@@ -213,7 +196,7 @@ pub fn reweight(options: &Options) -> Result<()> {
         *y = (*y + 1 + (key.named("label").fold_in(i as u64).uniform() * 9.0) as u32) % 10;
     }
     let sets = <[Set; 3]>::try_from(parts).map_err(|_| unreachable_parts())?;
-    let rate = 0.3;
+    let rate = 0.05;
     let task = Arc::new(Classifier {
         widths: vec![64, 10],
         tuned: Tuned::Weights,
@@ -221,12 +204,20 @@ pub fn reweight(options: &Options) -> Result<()> {
         sets,
         batch: usize::MAX,
     });
-    let plan =
-        Plan { inner_rate: rate, hyper: Box::new(Adam::new(0.1)), steps: 300, inner_steps: 10, warm_up: 300 };
+    let plan = Plan {
+        inner: Momentum::new(rate, 0.9),
+        implicit: Implicit::new(Neumann::new(20, rate)),
+        hyper: Box::new(Adam::new(0.1)),
+        // Weights of examples multiply the curvature: unbounded, they outgrow any learning rate.
+        range: Constraint::Between { low: -6.0, high: 2f64.ln() },
+        steps: 300,
+        inner_steps: 10,
+        warm_up: 300,
+    };
     let done = tune(options, dir.clone(), task, plan)?;
     let weights = done.learner.hyper(&done.state.lanes[0]);
     let n = done.learner.problem().params.len();
-    let before = done.retrained(&done.initial(), rate as f32, 3300)?;
+    let before = done.retrained(&done.initial(), done.inner_steps())?;
     let mut table = Table::new(
         "A weight per training example, 30 % of 300 labels wrong",
         &["weights", "valid accuracy", "test accuracy", "test loss"],
@@ -279,47 +270,4 @@ fn median(x: &[f32]) -> f32 {
     let mut sorted = x.to_vec();
     sorted.sort_by(f32::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f32::NAN)
-}
-
-/// A network whose every weight is a hyperparameter changes the training images.
-pub fn augment(options: &Options) -> Result<()> {
-    let dir = options.out.join("augment");
-    let parts = Set::parts([100, 300], Key::new(options.seed).named("digits"));
-    let sets = <[Set; 3]>::try_from(parts).map_err(|_| unreachable_parts())?;
-    let rate = 0.2;
-    let task = Arc::new(Classifier {
-        widths: vec![64, 32, 10],
-        tuned: Tuned::Augmentation(32),
-        decay: 1e-3,
-        sets,
-        batch: usize::MAX,
-    });
-    let plan = Plan {
-        inner_rate: rate,
-        hyper: Box::new(Adam::new(0.01)),
-        steps: 300,
-        inner_steps: 10,
-        warm_up: 500,
-    };
-    let done = tune(options, dir.clone(), task, plan)?;
-    let n = done.learner.problem().params.len();
-    let without = done.retrained(&done.initial(), rate as f32, 3500)?;
-    let mut table = Table::new(
-        "An augmentation network, 100 training and 300 validation digits",
-        &["training images", "valid loss", "test loss", "valid accuracy", "test accuracy"],
-    );
-    for (name, w) in [("as they are", &without[..]), ("augmented", &done.joint()[..n])] {
-        let [_, valid, test] = &done.task.sets;
-        let share = |set| percent(done.task.accuracy(w, set));
-        let [on_valid, on_test] = done.losses(w)?;
-        table.row([
-            name.to_string(),
-            format!("{on_valid:.3}"),
-            format!("{on_test:.3}"),
-            share(valid),
-            share(test),
-        ]);
-    }
-    picture(&dir, "An augmentation network is learned", &[("augmented", &done)])?;
-    table.save(&dir)
 }

@@ -12,6 +12,7 @@
 //! Each prints a table, and writes it with a picture and the run's metrics below `runs/tune_millions`.
 
 mod accuracy;
+mod images;
 mod jobs;
 mod million;
 mod problem;
@@ -74,9 +75,9 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<()> {
     match options.job {
         Job::Overfit => jobs::overfit(options),
-        Job::Distill => jobs::distill(options),
+        Job::Distill => images::distill(options),
         Job::Reweight => jobs::reweight(options),
-        Job::Augment => jobs::augment(options),
+        Job::Augment => images::augment(options),
         Job::Accuracy => accuracy::accuracy(options),
         Job::Million => million::million(options),
     }

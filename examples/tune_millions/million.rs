@@ -36,26 +36,33 @@ pub fn million(options: &Options) -> Result<()> {
     let hyper = Box::new(RmsProp { learning_rate: 0.1f64.into(), ..RmsProp::default() });
     forget_peak();
     let before = memory("VmRSS:");
-    let learner = HyperLearner::new(problem, Box::new(Sgd::new(0.05)), hyper, implicit, config)?;
-    let (workers, mut state) = (Workers::new(1)?, learner.init(Key::new(options.seed))?);
-    let mut times = Vec::new();
-    let mut losses = Vec::new();
-    for step in 0..steps {
-        let began = Instant::now();
-        let report = learner.step(&mut state, &workers).remove(0);
-        times.push(began.elapsed().as_secs_f64());
-        losses.push((step as f64, report.valid_loss));
-    }
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    let run = || -> Result<()> {
+        let learner = HyperLearner::new(problem, Box::new(Sgd::new(0.05)), hyper, implicit, config)?;
+        let (workers, mut state) = (Workers::new(1)?, learner.init(Key::new(options.seed))?);
+        for step in 0..steps {
+            let began = Instant::now();
+            let report = learner.step(&mut state, &workers).remove(0);
+            times.push(began.elapsed().as_secs_f64());
+            losses.push((step as f64, report.valid_loss));
+        }
+        Ok(())
+    };
+    let mut done = Ok(());
+    // One worker: its allocations are this thread's.
+    let allocated = allocation_counter::measure(|| done = run()).bytes_max as f64;
+    done?;
     times.sort_by(f64::total_cmp);
     let mut table = Table::new("A weight decay for each of a million weights", &["what", "how much"]);
     let mut row = |what: &str, how_much: String| table.row([what.to_string(), how_much]);
     row("weights", weights.to_string());
     row("hyperparameters", decays.to_string());
     row("hyper step: 5 training steps, 5 Neumann terms", format!("{:.0} ms", 1e3 * times[times.len() / 2]));
+    let buffers = |bytes: f64| format!("{:.1}", bytes / (4.0 * weights as f64));
+    row("most memory allocated at a time, in buffers of the size of w", buffers(allocated));
     if let Some((before, after)) = before.zip(memory("VmHWM:")) {
+        row("growth of the process, holes of the allocator included, likewise", buffers(after - before));
         row("largest memory of the process", format!("{:.0} MB", after / 1e6));
-        let buffers = (after - before) / (4.0 * weights as f64);
-        row("memory of the run, in buffers of the size of w", format!("{buffers:.1}"));
     }
     let [first, last] = [losses[0].1, losses[losses.len() - 1].1];
     row("validation loss, first and last step", format!("{first:.4}, {last:.4}"));

@@ -39,6 +39,11 @@ impl Set {
     }
 }
 
+/// [`Set::parts`] made another number of parts than it was asked for.
+pub fn unreachable_parts() -> Error {
+    Error::invalid("digits", "expected a part per size and the rest")
+}
+
 /// What is a hyperparameter.
 pub enum Tuned {
     /// The logarithm of a decay per weight; the initial one for all.

@@ -12,8 +12,9 @@
 //! Integers are little endian. bincode stores no field names: a change of any saved struct needs a
 //! new format version.
 
-use outerloop_core::{atomic::write_atomic, Error, Result};
+use outerloop_core::{atomic::write_atomic_with, Error, Result};
 use serde::{de::DeserializeOwned, Serialize};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::{fmt, fs, path::Path};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -48,7 +49,7 @@ impl fmt::Debug for Kind {
 
 /// The codec, and nothing else in the crate knows it.
 mod codec {
-    use super::{DeserializeOwned, Serialize};
+    use super::{io, DeserializeOwned, Serialize, Write};
 
     macro_rules! config {
         () => {
@@ -56,9 +57,13 @@ mod codec {
         };
     }
 
-    /// Appends the encoded value.
-    pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), String> {
-        bincode::serde::encode_into_std_write(value, out, config!()).map(drop).map_err(|e| e.to_string())
+    /// Writes the encoded value.
+    pub fn encode<T: Serialize>(value: &T, out: &mut impl Write) -> io::Result<()> {
+        let written = bincode::serde::encode_into_std_write(value, out, config!());
+        written.map(drop).map_err(|e| match e {
+            bincode::error::EncodeError::Io { inner, .. } => inner,
+            e => io::Error::new(io::ErrorKind::InvalidData, format!("cannot encode: {e}")),
+        })
     }
 
     /// Decodes a value that fills `bytes` exactly.
@@ -90,22 +95,68 @@ fn checksum(fields: &[u8], payload: &[u8]) -> u64 {
     hash.digest()
 }
 
-/// Saves a value; a crash leaves the old file or the new one (see [`write_atomic`]).
+/// Saves a value; a crash leaves the old file or the new one (see [`write_atomic_with`]). It is encoded straight into
+/// the file.
 ///
 /// The value's `Serialize` must be symmetric: no `flatten`, `skip_serializing_if` or untagged
 /// enums, and no hash maps where the bytes should repeat.
 pub fn save<T: Serialize>(path: impl AsRef<Path>, kind: Kind, value: &T) -> Result<()> {
+    // Twice: the length precedes the content in the file and in the checksum, and the content may be millions of numbers
+    // that should not lie in memory a second time.
+    let mut length = Length(0);
     let path = path.as_ref();
-    let mut file = Vec::from(MAGIC);
-    file.extend(VERSION.to_le_bytes());
-    file.extend(kind.0);
-    file.resize(HEADER, 0);
-    codec::encode(value, &mut file).map_err(|e| Error::format(path, format!("cannot encode: {e}")))?;
-    let len = (file.len() - HEADER) as u64;
-    file[16..24].copy_from_slice(&len.to_le_bytes());
-    let sum = checksum(&file[8..24], &file[HEADER..]);
-    file[24..32].copy_from_slice(&sum.to_le_bytes());
-    write_atomic(path, &file)
+    codec::encode(value, &mut length).map_err(|e| Error::io(path, e))?;
+    let mut fields = Vec::from(VERSION.to_le_bytes());
+    fields.extend(kind.0);
+    fields.extend(length.0.to_le_bytes());
+    write_atomic_with(path, |file| {
+        file.write_all(&MAGIC)?;
+        file.write_all(&fields)?;
+        file.write_all(&[0; 8])?;
+        let mut hash = Xxh3::new();
+        hash.update(&fields);
+        let mut payload = io::BufWriter::new(Hashed { file: &mut *file, hash, length: 0 });
+        codec::encode(value, &mut payload)?;
+        let Hashed { hash, length: written, .. } = payload.into_inner().map_err(|e| e.into_error())?;
+        if written != length.0 {
+            let why = format!("encoded to {} bytes and then to {written}", length.0);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        file.seek(SeekFrom::Start(24))?;
+        file.write_all(&hash.digest().to_le_bytes())
+    })
+}
+
+/// Counts bytes.
+struct Length(u64);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A file whose bytes are counted and hashed on the way.
+struct Hashed<'a> {
+    file: &'a mut fs::File,
+    hash: Xxh3,
+    length: u64,
+}
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(bytes)?;
+        self.hash.update(&bytes[..n]);
+        self.length += n as u64;
+        Ok(n)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Loads what [`save`] wrote.

@@ -22,18 +22,27 @@ fn parent(path: &Path) -> &Path {
 /// `path`; then the directory is flushed. On Unix the mode is 0666 less the umask. A process killed
 /// in between leaves the temporary file: see [`sweep_temp`].
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-    let path = path.as_ref();
-    persist(path, bytes).map_err(|e| Error::io(path, e))
+    write_atomic_with(path, |file| file.write_all(bytes))
 }
 
-fn persist(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// [`write_atomic`] of what `write` puts into the temporary file, for content that should not lie in memory as a whole.
+/// If it fails, nothing has changed.
+pub fn write_atomic_with(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut fs::File) -> io::Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    persist(path, write).map_err(|e| Error::io(path, e))
+}
+
+fn persist(path: &Path, write: impl FnOnce(&mut fs::File) -> io::Result<()>) -> io::Result<()> {
     let dir = parent(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut temp = builder.tempfile_in(dir)?;
-    temp.write_all(bytes)?;
+    write(temp.as_file_mut())?;
     temp.as_file().sync_all()?;
     temp.persist(path).map_err(|e| e.error)?;
     // Without this the rename itself may be lost in a power cut.
@@ -80,6 +89,20 @@ mod tests {
         write_atomic(&path, b"old").unwrap();
         write_atomic(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn content_that_cannot_be_made_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write_atomic(&path, b"old").unwrap();
+        let fail = write_atomic_with(&path, |file| {
+            file.write_all(b"half")?;
+            Err(io::Error::other("no more"))
+        });
+        assert!(fail.unwrap_err().to_string().contains("no more"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

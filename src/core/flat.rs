@@ -315,7 +315,11 @@ where
         if r.wide && size_of::<E>() < size_of::<f64>() {
             self.wide_grad(params, state, at, grad);
         } else {
-            params!(self).read_grads(&self.dev, &mut r.grads, grad);
+            // Without asking for gradients that are zero: there may be millions.
+            let end = self.layout.entries()[..r.used].last().map_or(0, |e| e.range().end);
+            let (used, unused) = grad.split_at_mut(end);
+            params!(self).read_grads(&self.dev, &mut r.grads, used);
+            unused.fill(E::of(0.0));
         }
         self.keep_buffers(r.largest);
         number(&r.value)
@@ -393,9 +397,17 @@ where
         });
         params!(self).read_grads(&self.dev, &mut r.grads, grad);
         self.keep_buffers(r.largest);
-        let layout = self.layout.clone();
-        let kept = r.linear.map(|linear| Box::new(OnTape { linear, layout }) as Box<dyn Linearization<E>>);
-        (number(&r.value), kept)
+        let (loss, layout) = (number(&r.value), self.layout.clone());
+        let linear = r.linear.take();
+        if self.cached.is_some() && layout.len() > r.largest {
+            // Products take nothing from the device's cache, and spare gradients as large as the parameters weigh more
+            // than what they save.
+            drop(r);
+            self.dev.empty_cache();
+            self.cached = Some(0);
+        }
+        let kept = linear.map(|linear| Box::new(OnTape { linear, layout }) as Box<dyn Linearization<E>>);
+        (loss, kept)
     }
 }
 

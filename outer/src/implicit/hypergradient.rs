@@ -154,19 +154,21 @@ impl<E: Float> HyperEvaluator<E> {
         joint: &[E],
         start: Option<&[E]>,
     ) -> Result<Hypergradient<E>> {
-        let (mut joint, start) = (joint.to_vec(), start.map(<[E]>::to_vec));
-        hypergradient(&self.problem, &mut *self.evaluator, implicit, at, (&mut joint, start))
+        let start = start.map(<[E]>::to_vec);
+        let mut h = hypergradient(&self.problem, &mut *self.evaluator, implicit, at, (joint, start))?;
+        h.direct.resize(h.grad.len(), E::of(0.0));
+        Ok(h)
     }
 }
 
-/// [`HyperEvaluator::hypergradient`] with a thread's evaluator of the joint task. Frees what it can before it solves:
-/// `start` becomes the solution, and `joint` may lose its λ.
+/// [`HyperEvaluator::hypergradient`] with a thread's evaluator of the joint task. There may be millions of numbers, so
+/// `start` becomes the solution, and `direct` is empty where it is zero.
 pub(super) fn hypergradient<E: Float>(
     problem: &HyperProblem<E>,
     evaluator: &mut dyn Evaluator<E>,
     implicit: &Implicit<E>,
     at: &HyperBatches,
-    (joint, start): (&mut Vec<E>, Option<Vec<E>>),
+    (joint, start): (&[E], Option<Vec<E>>),
 ) -> Result<Hypergradient<E>> {
     problem.check_len(joint)?;
     let n = problem.params.len();
@@ -180,18 +182,19 @@ pub(super) fn hypergradient<E: Float>(
         false => None,
     };
     let (zero, whole) = (E::of(0.0), joint.len());
+    // First, since nothing of it needs to be kept.
+    let mut g = vec![zero; whole];
+    let valid_loss = evaluator.loss_and_grad(joint, &mut [], at.valid, &mut g).f64();
+    let direct = match g[n..].iter().all(|d| *d == zero) {
+        true => Vec::new(),
+        false => g[n..].to_vec(),
+    };
+    g.truncate(n);
+    g.shrink_to_fit();
     let mut inner = vec![zero; n];
     let (train_loss, kept) = evaluator.linearize(joint, &mut [], at.curvature, &mut inner);
     let (train_loss, inner_grad_norm) = (train_loss.f64(), norm(&inner));
     drop(inner);
-    let mut g = vec![zero; whole];
-    let valid_loss = evaluator.loss_and_grad(joint, &mut [], at.valid, &mut g).f64();
-    let direct = g.split_off(n);
-    g.shrink_to_fit();
-    if kept.is_some() && at.mixed == at.curvature {
-        joint.truncate(n);
-        joint.shrink_to_fit();
-    }
     let mut products = Products { evaluator, joint, at: at.curvature, kept, scratch: Vec::new() };
     if products.kept.is_none() && implicit.curvature == Curvature::GaussNewton {
         let why = "needs losses made of `outerloop_core::ops` alone";
@@ -221,7 +224,10 @@ pub(super) fn hypergradient<E: Float>(
     product.drain(..n);
     product.shrink_to_fit();
     let mut grad = product;
-    grad.iter_mut().zip(&direct).for_each(|(b, d)| *b = *d - *b);
+    match direct.is_empty() {
+        true => grad.iter_mut().for_each(|b| *b = zero - *b),
+        false => grad.iter_mut().zip(&direct).for_each(|(b, d)| *b = *d - *b),
+    }
     if !residual.is_finite() && solution.status.is_good() && norm(&g) != 0.0 {
         solution.status = Status::NonFinite;
     }

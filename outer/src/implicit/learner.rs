@@ -24,7 +24,10 @@ use std::sync::Arc;
 /// the number of threads. NaN is a value: a hypergradient that is not finite, or whose solve diverged, is counted and its
 /// step left out; weights that are not finite are counted and begin anew.
 ///
-/// Biased by the distance of `w` from `w*(λ)` and by the solve; both are in the metrics. Stateless: all that changes is in
+/// Biased by the distance of `w` from `w*(λ)` and by the solve; both are in the metrics. Where λ moves faster than `w`
+/// follows, it is tuned to the lag: the validation loss falls, and weights trained anew do not have it. A large
+/// `inner_grad_norm` beside a `hypergrad_norm` that does not fall tells; more inner steps, momentum in them and a falling
+/// hyper rate cure it. Stateless: all that changes is in
 /// [`HyperState`]. A [`Trainable`]: [`train`](crate::run::train) runs it on disk.
 ///
 /// Reference: Lorraine, Vicol, Duvenaud 2020, arXiv:1911.02590, Algorithm 1.
@@ -96,7 +99,7 @@ pub enum DecayLimit {
 pub enum SolveFrom {
     /// At zero.
     Zero,
-    /// At the last hyper step's solution.
+    /// At the last hyper step's solution; at zero where that leaves more than nothing would.
     LastSolution,
 }
 
@@ -177,7 +180,9 @@ impl HyperLearner {
             let range = problem.hyper.entry(name)?.range();
             // The last one counts.
             constraints.retain(|(other, _)| *other != range);
-            constraints.push((range, *constraint));
+            if *constraint != Constraint::Free {
+                constraints.push((range, *constraint));
+            }
         }
         for candidate in &config.candidates {
             problem.hyper.check_len("initial hyperparameters", candidate.len())?;
@@ -338,8 +343,12 @@ impl HyperLearner {
 
     fn step_lane(&self, lane: &mut HyperLane, step: u64, key: Key, worker: &mut Worker) -> HyperReport {
         let n = self.problem.params.len();
-        let mut joint = [&lane.inner.params[..], &self.transformed(&lane.hyper.params)].concat();
         // Of all buffers as large as w, only those that are needed live at a time.
+        let is_free = self.constraints.is_empty();
+        let mut joint = match is_free {
+            true => [&lane.inner.params[..], &std::mem::take(&mut lane.hyper.params)].concat(),
+            false => [&lane.inner.params[..], &self.transformed(&lane.hyper.params)].concat(),
+        };
         let evaluator = worker.evaluator_alone(&self.problem.joint);
         let mut grad = vec![0.0; n];
         let inner_steps = self.config.inner_steps + if step == 0 { self.config.warm_up } else { 0 };
@@ -354,6 +363,9 @@ impl HyperLearner {
         if !is_finite(&lane.inner.params) {
             let (w, _) = self.problem.init(key.named("init"));
             lane.inner = self.inner.init(&w, Some(self.all_inner_steps()), inner_key);
+            if is_free {
+                lane.hyper.params = joint.split_off(n);
+            }
             lane.q.clear();
             lane.resets += 1;
             lane.skipped += 1;
@@ -374,14 +386,17 @@ impl HyperLearner {
         let valid = BatchKey { split: Split::OuterValid, step, key: key.named("valid") };
         let at = HyperBatches { curvature, mixed: curvature, valid };
         let start = Some(std::mem::take(&mut lane.q)).filter(|q| !q.is_empty());
-        let h = hypergradient(&self.problem, evaluator, &self.implicit, &at, (&mut joint, start))
+        let h = hypergradient(&self.problem, evaluator, &self.implicit, &at, (&joint, start))
             .expect("settings and lengths were checked by `new`");
-        joint.truncate(n);
+        let lambda = joint.split_off(n);
+        joint.shrink_to_fit();
+        if is_free {
+            lane.hyper.params = lambda;
+        }
         if is_evaluated {
             lane.inner.params = joint;
         }
-        let Hypergradient { grad, direct, solution, .. } = h;
-        drop(direct);
+        let Hypergradient { grad, solution, .. } = h;
         let report = HyperReport {
             valid_loss: h.valid_loss,
             train_loss: h.train_loss,

@@ -134,6 +134,19 @@ fn every_method_finds_the_solution_of_a_definite_system() {
 }
 
 #[test]
+fn a_start_that_is_worse_than_none_is_not_used() {
+    let mut a = Spectrum::new(&[0.2, 0.7, 1.0, 2.5, 4.0]);
+    for method in all_methods() {
+        let none = method.solve(&mut a, &RIGHT, None);
+        for far in [1e9, f64::NAN, f64::INFINITY] {
+            let solution = method.solve(&mut a, &RIGHT, Some(vec![far; 5]));
+            assert_eq!(solution.q, none.q, "{} from {far}", method.name());
+            assert_eq!(solution.status, none.status, "{} from {far}", method.name());
+        }
+    }
+}
+
+#[test]
 fn a_truncated_series_weighs_eigenvalues_as_its_formula_says() {
     let (alpha, terms) = (0.3, 7);
     let mut a = Spectrum::new(&[0.0, 0.1, 1.0, 2.5, 4.0]);

@@ -40,15 +40,21 @@ pub fn scale_add<E: Float>(y: &mut [E], c: f64, x: &[E]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y = *x + c * *y);
 }
 
-/// The start of an iteration and its residual `b − A q`, with the products that took.
+/// The start of an iteration and its residual `b − A q`, with the products that took. A start that leaves more than
+/// `b` itself, or anything not finite, is worse than none: the iteration begins at zero.
 pub fn begin<E: Float>(
     a: &mut dyn LinearOperator<E>,
     b: &[E],
     start: Option<Vec<E>>,
 ) -> (Vec<E>, Vec<E>, usize) {
-    let Some(q) = start else { return (vec![E::of(0.0); b.len()], b.to_vec(), 0) };
+    let Some(mut q) = start else { return (vec![E::of(0.0); b.len()], b.to_vec(), 0) };
     let mut r = vec![E::of(0.0); b.len()];
     a.apply(&q, &mut r);
     r.iter_mut().zip(b).for_each(|(r, b)| *r = *b - *r);
+    let is_good = norm(&r) <= norm(b);
+    if !is_good {
+        q.fill(E::of(0.0));
+        r.copy_from_slice(b);
+    }
     (q, r, 1)
 }

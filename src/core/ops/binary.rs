@@ -17,6 +17,7 @@ trait Pair: 'static {
 struct Binary<P>(std::marker::PhantomData<P>);
 
 impl<P: Pair> ScalarOp for Binary<P> {
+    const READS_TANGENTS: bool = !matches!(P::KNOWN, KnownPair::Add | KnownPair::Sub);
     fn known<E: Float>(&self) -> Option<KnownOp<'_, E>> {
         Some(KnownOp::Pair(P::KNOWN))
     }

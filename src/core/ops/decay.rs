@@ -4,34 +4,43 @@ use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use crate::math::vectorize;
 use crate::tensor::{Backend, Float, Mode, Rank0, Shape, Tensor};
 use dfdx::prelude::{HasShape, Merge};
+use std::ops::Range;
 
 /// `½ Σᵢ e^(λᵢ) wᵢ²`; a single λ serves all weights.
 struct Decay;
 
-/// Calls `f(i, j, e^(λⱼ))` for every weight `i` and its strength `j`.
+/// Calls `f` with one range of weights after the other, and their `e^λ`.
 #[inline(always)]
-fn each<E: Float>(n: usize, lambda: &[E], mut f: impl FnMut(usize, usize, E)) {
-    if let [one] = lambda {
-        let e = one.fast_exp();
-        (0..n).for_each(|i| f(i, 0, e));
-        return;
-    }
+fn blocks<E: Float>(n: usize, lambda: &[E], mut f: impl FnMut(Range<usize>, &[E])) {
     // In blocks: a buffer of their size is a lot where there are millions.
     const BLOCK: usize = 256;
     let mut block = [E::of(0.0); BLOCK];
-    for (b, lambda) in lambda.chunks(BLOCK).enumerate() {
-        let e = &mut block[..lambda.len()];
-        e.copy_from_slice(lambda);
+    if let [one] = lambda {
+        block.fill(one.fast_exp());
+    }
+    for start in (0..n).step_by(BLOCK) {
+        let range = start..n.min(start + BLOCK);
+        let e = &mut block[..range.len()];
         vectorize(
             #[inline(always)]
             || {
-                for e in e.iter_mut() {
-                    *e = e.fast_exp();
+                if lambda.len() > 1 {
+                    e.copy_from_slice(&lambda[range.clone()]);
+                    for e in e.iter_mut() {
+                        *e = e.fast_exp();
+                    }
                 }
+                f(range, e);
             },
         );
-        e.iter().enumerate().for_each(|(i, e)| f(b * BLOCK + i, b * BLOCK + i, *e));
     }
+}
+
+/// Calls `f(i, j, e^(λⱼ))` for every weight `i` and its strength `j`.
+#[inline(always)]
+fn each<E: Float>(n: usize, lambda: &[E], mut f: impl FnMut(usize, usize, E)) {
+    let own = usize::from(lambda.len() > 1);
+    blocks(n, lambda, |range, e| range.zip(e).for_each(|(i, e)| f(i, own * i, *e)));
 }
 
 /// Terms of a sum, added in blocks to keep rounding in f32 small.
@@ -61,6 +70,9 @@ impl<E: Float> RawOp<E> for Decay {
     fn is_loss(&self) -> bool {
         true
     }
+    fn reads_tangents(&self) -> [bool; 2] {
+        [true, false]
+    }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         let (w, lambda) = (x[0], x[1]);
         let mut sum = Sum::new();
@@ -71,7 +83,10 @@ impl<E: Float> RawOp<E> for Decay {
         let (w, lambda) = (x[0], x[1]);
         let [dw, dl] = dx else { unreachable!("weight decay has two inputs") };
         if let Some(dw) = dw {
-            each(w.len(), lambda, |i, _, e| dw[i] += dy[0] * e * w[i]);
+            blocks(w.len(), lambda, |at, e| {
+                let parts = dw[at.clone()].iter_mut().zip(e).zip(&w[at]);
+                parts.for_each(|((dw, e), w)| *dw += dy[0] * *e * *w);
+            });
         }
         if let Some(dl) = dl {
             let half = E::of(0.5) * dy[0];
@@ -98,7 +113,13 @@ impl<E: Float> RawOp<E> for Decay {
         let [dw, dl] = ddx else { unreachable!("weight decay has two inputs") };
         if let Some(dw) = dw {
             // d(dy e w) = e (ddy w + dy (ẇ + w λ̇))
-            each(w.len(), lambda, |i, j, e| dw[i] += e * (ddy * w[i] + dy * (tw(i) + w[i] * tl(j))));
+            match (t.tx[0], t.tx[1]) {
+                (Some(tw), None) => blocks(w.len(), lambda, |at, e| {
+                    let parts = dw[at.clone()].iter_mut().zip(e).zip(w[at.clone()].iter().zip(&tw[at]));
+                    parts.for_each(|((dw, e), (w, tw))| *dw += *e * (ddy * *w + dy * *tw));
+                }),
+                _ => each(w.len(), lambda, |i, j, e| dw[i] += e * (ddy * w[i] + dy * (tw(i) + w[i] * tl(j)))),
+            }
         }
         if let Some(dl) = dl {
             // d(dy e w² / 2) = e w (ddy w / 2 + dy (ẇ + w λ̇ / 2))

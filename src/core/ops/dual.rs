@@ -137,6 +137,8 @@ impl<E: Float> Scalar for Dual<E> {
 pub(crate) trait ScalarOp: 'static {
     /// See [`RawOp::is_loss`].
     const IS_LOSS: bool = false;
+    /// See [`RawOp::reads_tangents`].
+    const READS_TANGENTS: bool = true;
     /// See [`RawOp::known`].
     fn known<E: Float>(&self) -> Option<KnownOp<'_, E>> {
         None
@@ -160,6 +162,9 @@ fn zip<E: Float>(v: &[E], t: Option<&[E]>) -> Vec<Dual<E>> {
 impl<E: Float, O: ScalarOp> RawOp<E> for ByDuals<O> {
     fn is_loss(&self) -> bool {
         O::IS_LOSS
+    }
+    fn reads_tangents(&self) -> [bool; 2] {
+        [O::READS_TANGENTS; 2]
     }
     fn known(&self) -> Option<KnownOp<'_, E>> {
         self.0.known()

@@ -41,12 +41,24 @@ impl Activation {
         if self == Activation::Identity {
             return Chained::Same(d);
         }
-        let mut out = Buffer::copy(d);
-        let z = &mut out[..];
-        each!(self, ACT => for (z, y) in z.iter_mut().zip(y) {
-            *z *= ACT.d1(*y);
-        });
-        Chained::Scaled(out)
+        Chained::Scaled(Buffer::mapped(d, |at, z| {
+            each!(self, ACT => for (z, y) in z.iter_mut().zip(&y[at]) {
+                *z *= ACT.d1(*y);
+            });
+        }))
+    }
+
+    /// The tangent of [`Self::chain`] along `ẏ`, with `ḋ`: `act' ḋ + act'' ż d`, where `act' ż = ẏ`.
+    fn chain_tangent<'a, E: Float>(self, [d, td]: [&'a [E]; 2], y: &[E], ty: &[E]) -> Chained<'a, E> {
+        if !matches!(self, Activation::Tanh | Activation::Sigmoid) {
+            return self.chain(td, y);
+        }
+        Chained::Scaled(Buffer::mapped(td, |at, z| {
+            let parts = y[at.clone()].iter().zip(&d[at.clone()]).zip(&ty[at]);
+            each!(self, ACT => for (z, ((y, d), ty)) in z.iter_mut().zip(parts) {
+                *z = *z * ACT.d1(*y) + *d * ACT.ratio(*y) * *ty;
+            });
+        }))
     }
 }
 
@@ -76,15 +88,23 @@ struct Linear {
 impl Linear {
     /// Adds the column sums of `[n, o]` to `[o]`.
     fn add_rows<E: Float>(&self, d: &[E], out: &mut [E]) {
-        for row in d.chunks_exact(self.o.max(1)) {
-            for (a, v) in out.iter_mut().zip(row) {
-                *a += *v;
-            }
-        }
+        vectorize(
+            #[inline(always)]
+            || {
+                for row in d.chunks_exact(self.o.max(1)) {
+                    for (a, v) in out.iter_mut().zip(row) {
+                        *a += *v;
+                    }
+                }
+            },
+        );
     }
 }
 
 impl<E: Float> RawOp<E> for Linear {
+    fn reads_tangents(&self) -> [bool; 2] {
+        [true, matches!(self.act, Activation::Tanh | Activation::Sigmoid)]
+    }
     fn known(&self) -> Option<KnownOp<'_, E>> {
         let Linear { n, i, o, act } = *self;
         Some(KnownOp::Linear { n, i, o, act })
@@ -137,26 +157,22 @@ impl<E: Float> RawOp<E> for Linear {
 
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
         let &[x, w, _] = p.x else { unreachable!("linear has three inputs") };
-        let dz = self.act.chain(p.dy, p.y);
-        // d(dz) = act' ddy + act'' ż dy, with act' ż = ẏ
-        let mut ddz = self.act.chain(t.ddy, p.y);
-        if let (Activation::Tanh | Activation::Sigmoid, Chained::Scaled(ddz)) = (self.act, &mut ddz) {
-            let ddz = &mut ddz[..];
-            each!(self.act, ACT => for (((ddz, y), dy), ty) in ddz.iter_mut().zip(p.y).zip(p.dy).zip(t.ty) {
-                *ddz += *dy * ACT.ratio(*y) * *ty;
-            });
-        }
-        let (dz_m, ddz_m) = (Mat::new(&dz, self.n, self.o), Mat::new(&ddz, self.n, self.o));
+        let ddz = self.act.chain_tangent([p.dy, t.ddy], p.y, t.ty);
+        let ddz_m = Mat::new(&ddz, self.n, self.o);
+        // dz, where it is multiplied by something.
+        let is_used = (ddx[0].is_some() && t.tx[1].is_some()) || (ddx[1].is_some() && t.tx[0].is_some());
+        let dz = is_used.then(|| self.act.chain(p.dy, p.y));
+        let dz_m = dz.as_deref().map(|dz| Mat::new(dz, self.n, self.o));
         if let Some(ddx) = &mut ddx[0] {
             add_matmul(ddx, ddz_m, Mat::new(w, self.i, self.o).t());
-            if let Some(tw) = t.tx[1] {
-                add_matmul(ddx, dz_m, Mat::new(tw, self.i, self.o).t());
+            if let Some((dz, tw)) = dz_m.zip(t.tx[1]) {
+                add_matmul(ddx, dz, Mat::new(tw, self.i, self.o).t());
             }
         }
         if let Some(ddw) = &mut ddx[1] {
             add_matmul(ddw, Mat::new(x, self.n, self.i).t(), ddz_m);
-            if let Some(tx) = t.tx[0] {
-                add_matmul(ddw, Mat::new(tx, self.n, self.i).t(), dz_m);
+            if let Some((dz, tx)) = dz_m.zip(t.tx[0]) {
+                add_matmul(ddw, Mat::new(tx, self.n, self.i).t(), dz);
             }
         }
         if let Some(ddb) = &mut ddx[2] {

@@ -28,6 +28,11 @@ pub trait RawOp<E: Float>: 'static {
     fn is_loss(&self) -> bool {
         false
     }
+    /// Whether `vjp_tangent` reads the tangents of the inputs, and that of the output. What nobody reads is not
+    /// computed in products with a kept linearization. Default: both.
+    fn reads_tangents(&self) -> [bool; 2] {
+        [true, true]
+    }
     /// What it is by name, for devices with kernels of their own. Default: none, it runs on the host.
     fn known(&self) -> Option<KnownOp<'_, E>> {
         None
@@ -98,6 +103,9 @@ impl<E: Float, O: AffineOp<E>> RawOp<E> for Affine<O> {
     }
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
         self.vjp(p.x, p.y, t.ddy, ddx);
+    }
+    fn reads_tangents(&self) -> [bool; 2] {
+        [false, false]
     }
     fn known(&self) -> Option<KnownOp<'_, E>> {
         self.0.known()
@@ -197,6 +205,7 @@ pub(crate) fn run<E: Float, B: Backend<E>>(
     let ids: Vec<UniqueId> = inputs.iter().map(unique_id).collect();
     let (active, swept, tangents, keep) = with_recording::<E, B, _>(|r| {
         let active: Vec<bool> = ids.iter().map(|&id| r.is_active(id)).collect();
+        r.uses(&ids);
         let swept: Vec<bool> = ids.iter().zip(&active).map(|(&id, a)| *a && r.is_swept(id)).collect();
         (active, swept, r.tangents.clone(), r.nodes.is_some())
     });
@@ -259,6 +268,12 @@ impl<E: Float, B: Backend<E>> Node<E> for Done<E, B> {
         let tx: Vec<Option<&[E]>> = self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
         with_host(&self.inputs, |x| self.op.jvp(x, &y, &tx, &mut ty));
         t.value.insert(self.out, Value::Own(ty));
+    }
+    fn leave(&self, t: &mut Tangents<'_, E>) {
+        t.value.insert(self.out, Value::Own(Buffer::zeros(self.y.shape().0)));
+    }
+    fn reads_tangents(&self) -> [bool; 2] {
+        self.op.reads_tangents()
     }
     fn is_loss(&self) -> bool {
         self.op.is_loss()

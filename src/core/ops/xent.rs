@@ -33,6 +33,9 @@ impl<E: Float> RawOp<E> for Xent<E> {
     fn is_loss(&self) -> bool {
         true
     }
+    fn reads_tangents(&self) -> [bool; 2] {
+        [true, false]
+    }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
         self.probs.extend_from_slice(x[0]);
         let c = self.classes.max(1);

@@ -6,7 +6,7 @@
 use crate::Float;
 use std::any::Any;
 use std::cell::RefCell;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 /// Buffers that a thread keeps at most.
 const KEPT: usize = 128;
@@ -33,6 +33,19 @@ impl<E: Float> Buffer<E> {
     pub fn copy(x: &[E]) -> Self {
         let mut data = Self::spare(x.len());
         data.extend_from_slice(x);
+        Buffer(data)
+    }
+
+    /// The elements of `x`, changed by `f` block by block, so that memory is passed over once: it is called with the
+    /// place of a block and its elements.
+    pub fn mapped(x: &[E], mut f: impl FnMut(Range<usize>, &mut [E])) -> Self {
+        const BLOCK: usize = 1 << 10;
+        let mut data = Self::spare(x.len());
+        for block in x.chunks(BLOCK) {
+            let start = data.len();
+            data.extend_from_slice(block);
+            f(start..data.len(), &mut data[start..]);
+        }
         Buffer(data)
     }
 
@@ -102,6 +115,16 @@ mod tests {
         let copy = Buffer::copy(&x);
         assert_eq!(copy.as_ptr(), place);
         assert_eq!(copy[..], x);
+    }
+
+    #[test]
+    fn a_mapped_buffer_is_changed_block_by_block() {
+        let x: Vec<f64> = (0..2500).map(f64::from).collect();
+        let mapped = Buffer::mapped(&x, |at, block| {
+            assert_eq!(x[at.clone()], *block);
+            block.iter_mut().zip(at).for_each(|(b, i)| *b += 0.5 * i as f64);
+        });
+        assert!(mapped.len() == 2500 && mapped.iter().zip(&x).all(|(m, x)| *m == 1.5 * x));
     }
 
     #[test]

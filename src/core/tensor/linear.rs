@@ -28,6 +28,10 @@ pub(crate) trait Node<E: Float> {
     fn inputs(&self) -> (&[UniqueId], &[bool]);
     /// The tangent of the result from those of the inputs.
     fn push(&self, t: &mut Tangents<'_, E>);
+    /// Notes that the result has a tangent, which nobody reads: zeros stand for it.
+    fn leave(&self, t: &mut Tangents<'_, E>);
+    /// Whether `pull` reads the tangents of the inputs, and that of the result.
+    fn reads_tangents(&self) -> [bool; 2];
     /// Whether it is a convex loss.
     fn is_loss(&self) -> bool;
     /// Adds the tangents of the adjoints of the `active` inputs; without the operation's own curvature unless
@@ -39,13 +43,16 @@ pub(crate) trait Node<E: Float> {
 pub(crate) struct Linear<E: Float> {
     nodes: Vec<Rc<dyn Node<E>>>,
     params: Vec<UniqueId>,
+    /// Operations whose result's tangent is read when the adjoints' tangents are pulled back.
+    read: Vec<bool>,
     /// For a number of leading parameters: each operation's inputs that depend on one.
     plan: Option<(usize, Vec<Vec<bool>>)>,
 }
 
 impl<E: Float> Linear<E> {
     pub fn new(nodes: Vec<Rc<dyn Node<E>>>, params: Vec<UniqueId>) -> Self {
-        Linear { nodes, params, plan: None }
+        let read = read_tangents(&nodes);
+        Linear { nodes, params, read, plan: None }
     }
 
     /// Elements of all results and their adjoints.
@@ -59,7 +66,7 @@ impl<E: Float> Linear<E> {
     pub fn product(&mut self, v: &[&[E]], out: Vec<&mut [E]>, curvature: Curvature) {
         let mut t = self.seeded(v);
         self.make_plan(out.len());
-        self.push(&mut t);
+        self.push(&mut t, &self.read);
         for (id, out) in self.params.iter().zip(out) {
             out.fill(E::of(0.0));
             t.adjoint.insert(*id, Sum::Lent(out));
@@ -72,7 +79,7 @@ impl<E: Float> Linear<E> {
     pub fn jvp(&mut self, v: &[&[E]], out: UniqueId) -> Option<Vec<E>> {
         let mut t = self.seeded(v);
         self.make_plan(self.params.len());
-        self.push(&mut t);
+        self.push(&mut t, &[]);
         t.value.remove(&out).map(|t| t.to_vec())
     }
 
@@ -96,23 +103,28 @@ impl<E: Float> Linear<E> {
         }
     }
 
-    fn planned(&self) -> impl DoubleEndedIterator<Item = (&Rc<dyn Node<E>>, &Vec<bool>)> {
+    /// Places of the operations that matter, and which of their inputs do.
+    fn planned(&self) -> impl DoubleEndedIterator<Item = (usize, &Rc<dyn Node<E>>, &Vec<bool>)> {
         let (_, plan) = self.plan.as_ref().expect("a plan was made");
-        self.nodes.iter().zip(plan).filter(|(_, active)| active.contains(&true))
+        let all = self.nodes.iter().zip(plan).enumerate();
+        all.map(|(i, (node, active))| (i, node, active)).filter(|(_, _, active)| active.contains(&true))
     }
 
-    /// Tangents forwards.
-    fn push(&self, t: &mut Tangents<'_, E>) {
-        for (node, _) in self.planned() {
+    /// Tangents forwards, those that are `read`; of operations behind its end all.
+    fn push(&self, t: &mut Tangents<'_, E>, read: &[bool]) {
+        for (i, node, _) in self.planned() {
             if node.inputs().0.iter().any(|id| t.value.contains_key(id)) {
-                node.push(t);
+                match read.get(i) {
+                    Some(false) => node.leave(t),
+                    _ => node.push(t),
+                }
             }
         }
     }
 
     /// Their adjoints' tangents backwards.
     fn pull(&self, t: &mut Tangents<'_, E>, curved: impl Fn(&dyn Node<E>) -> bool) {
-        for (node, active) in self.planned().rev() {
+        for (_, node, active) in self.planned().rev() {
             node.pull(t, curved(&**node), active);
             t.value.remove(&node.out());
         }
@@ -131,4 +143,20 @@ impl<E: Float> Linear<E> {
         };
         self.nodes.iter().map(of_node).collect()
     }
+}
+
+/// Whether somebody reads the tangent of each operation's result: itself, an operation that it is an input of, or one
+/// further on by way of that one's own.
+fn read_tangents<E: Float>(nodes: &[Rc<dyn Node<E>>]) -> Vec<bool> {
+    // Of tensors, by those behind them.
+    let mut wanted: HashSet<UniqueId> = HashSet::new();
+    let mut read = vec![false; nodes.len()];
+    for (node, read) in nodes.iter().zip(&mut read).rev() {
+        let [of_inputs, of_result] = node.reads_tangents();
+        *read = of_result || wanted.contains(&node.out());
+        if of_inputs || *read {
+            wanted.extend(node.inputs().0);
+        }
+    }
+    read
 }

@@ -137,6 +137,8 @@ pub(crate) struct Recording<E: 'static, D: Storage<E>> {
     active: HashSet<UniqueId>,
     /// Parameters by which tangents are asked for, but not the gradient.
     unswept: HashSet<UniqueId>,
+    /// Parameters that no operation has seen.
+    unused: HashSet<UniqueId>,
     /// An operation of dfdx itself took part: exact tangents are not available.
     pub foreign: bool,
     /// A derivative that is differenced takes part: it needs f64.
@@ -155,6 +157,7 @@ impl<E: 'static, D: Storage<E>> Recording<E, D> {
         Recording {
             tape: OwnedTape::default(),
             active: params.iter().copied().collect(),
+            unused: params.iter().copied().collect(),
             unswept: match aim {
                 Aim::Linearization(leading) => params[*leading..].iter().copied().collect(),
                 Aim::Gradient | Aim::Product(_) => HashSet::new(),
@@ -175,6 +178,14 @@ impl<E: 'static, D: Storage<E>> Recording<E, D> {
     pub fn is_active(&self, id: UniqueId) -> bool {
         self.foreign || self.active.contains(&id)
     }
+    /// Notes inputs of an operation.
+    pub fn uses(&mut self, ids: &[UniqueId]) {
+        if !self.unused.is_empty() {
+            for id in ids {
+                self.unused.remove(id);
+            }
+        }
+    }
     /// Whether the gradient by an active tensor is asked for.
     pub fn is_swept(&self, id: UniqueId) -> bool {
         !self.unswept.contains(&id)
@@ -182,6 +193,8 @@ impl<E: 'static, D: Storage<E>> Recording<E, D> {
     /// An operation of ours, whose derivative is on the tape, produced `out` of so many elements.
     #[cfg(any(test, feature = "cuda"))]
     pub fn made(&mut self, out: UniqueId, len: usize) {
+        // What a device's own kernels see is not tracked.
+        self.unused.clear();
         self.active.insert(out);
         self.largest = self.largest.max(len);
     }
@@ -233,6 +246,8 @@ pub struct Recorded<E: Float, B: Backend<E>> {
     pub(crate) holds_gradient: bool,
     /// Elements of the largest intermediate result.
     pub(crate) largest: usize,
+    /// Leading parameters up to the last one that took part: the others' gradients are zero.
+    pub(crate) used: usize,
     /// What further products with the Hessian need, from [`record_linear`].
     pub(crate) linear: Option<Linear<E>>,
 }
@@ -316,6 +331,8 @@ fn differentiated<E: Float, B: Backend<E>>(
         let mut t = t.borrow_mut();
         params.iter().map(|id| t.adjoint.remove(id).map(|d| d.to_vec())).collect()
     });
+    let is_used = |id: &UniqueId| recording.foreign || !recording.unused.contains(id);
+    let used = params.iter().rposition(is_used).map_or(0, |last| last + 1);
     let nodes = recording.nodes.filter(|_| !recording.foreign);
     let linear = nodes.map(|nodes| Linear::new(nodes, params.to_vec()));
     Recorded {
@@ -327,6 +344,7 @@ fn differentiated<E: Float, B: Backend<E>>(
         foreign: recording.foreign,
         holds_gradient: recording.holds_gradient,
         largest: recording.largest,
+        used,
         linear,
     }
 }
