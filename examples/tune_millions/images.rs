@@ -87,7 +87,7 @@ pub fn augment(options: &Options) -> Result<()> {
         implicit: Implicit::new(Neumann::new(20, rate)),
         hyper: Box::new(Adam::new(0.01)),
         range: Constraint::Free,
-        steps: 600,
+        steps: 300,
         inner_steps: 10,
         warm_up: 500,
     };
