@@ -10,8 +10,9 @@ use outerloop::amortized::task::{AmortizedTask, Training};
 use outerloop::amortized::train::{task_learner, train_task};
 use outerloop::core::{BatchKey, FlatTask, Key, Result, Split, Typed};
 use outerloop::lopt::hand::Adam;
-use outerloop::outer::plot::{Plot, Scale, Series};
+use outerloop::outer::plot::{Plot, Scale, Series, Style, Surface};
 use outerloop::outer::Workers;
+use std::f64::consts::{PI, TAU};
 use std::sync::Arc;
 
 /// Unseen functions.
@@ -104,7 +105,8 @@ pub fn run(o: &Options) -> Result<()> {
         ..Plot::default()
     };
     plot.save(o.dir.join("sphere_regret.svg"))?;
-    map(&problem, &x[..c], &paths[0], &unseen.best[0]).save(o.dir.join("sphere_path.svg"))
+    let path = &paths[paths.len() - 1];
+    map(&problem, &x[..c], path, &unseen.best[0]).save(o.dir.join("sphere_path.svg"))
 }
 
 /// Functions with their optima.
@@ -182,45 +184,54 @@ fn mollweide(y: &[f64]) -> (f64, f64) {
     for _ in 0..50 {
         let slope = 2.0 + 2.0 * (2.0 * t).cos();
         if slope.abs() > 1e-9 {
-            t -= (2.0 * t + (2.0 * t).sin() - std::f64::consts::PI * latitude.sin()) / slope;
+            t -= (2.0 * t + (2.0 * t).sin() - PI * latitude.sin()) / slope;
         }
     }
-    (2.0 * 2f64.sqrt() / std::f64::consts::PI * longitude * t.cos(), 2f64.sqrt() * t.sin())
+    (2.0 * 2f64.sqrt() / PI * longitude * t.cos(), 2f64.sqrt() * t.sin())
 }
 
-/// Level sets of one function, the path of the semi-amortized model and the optimum.
+/// The point on the sphere that the projection puts there, if any.
+fn unproject(x: f64, y: f64) -> Option<Vec<f64>> {
+    let t = (y / 2f64.sqrt()).asin();
+    let latitude = ((2.0 * t + (2.0 * t).sin()) / PI).asin();
+    let longitude = PI * x / (2.0 * 2f64.sqrt() * t.cos());
+    // Outside: not a number, or around once more.
+    (longitude.abs() <= PI)
+        .then(|| vec![latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()])
+}
+
+/// Level lines of one function, the path of the semi-amortized model and the optimum.
 fn map(problem: &Sphere, x: &[f64], iterates: &[Vec<f32>], best: &Optimum) -> Plot {
+    const LEVELS: usize = 8;
     let f = problem.function(x);
-    let at = |i: usize, j: usize| {
-        let (lat, lon) = (
-            std::f64::consts::PI * ((i as f64 + 0.5) / 90.0 - 0.5),
-            std::f64::consts::TAU * ((j as f64 + 0.5) / 180.0 - 0.5),
-        );
-        vec![lat.cos() * lon.cos(), lat.cos() * lon.sin(), lat.sin()]
+    let axis = |n: usize, end: f64| {
+        (0..n).map(|i| end * (2.0 * i as f64 / (n - 1) as f64 - 1.0)).collect::<Vec<f64>>()
     };
-    let grid: Vec<(Vec<f64>, f64)> =
-        (0..90).flat_map(|i| (0..180).map(move |j| (i, j))).map(|(i, j)| (at(i, j), 0.0)).collect();
-    let grid: Vec<(Vec<f64>, f64)> = grid.into_iter().map(|(y, _)| (y.clone(), f.value(&y))).collect();
-    let (low, high) =
-        grid.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |a, g| (a.0.min(g.1), a.1.max(g.1)));
-    let step = (high - low) / 8.0;
-    // Cells next to a level, as points.
-    let mut series: Vec<Series> = (1..8)
-        .map(|k| {
-            let level = low + step * f64::from(k);
-            let near = grid.iter().filter(|g| (g.1 - level).abs() < 0.04 * step).map(|g| mollweide(&g.0));
-            let mut s = Series::line(format!("level {level:.2}"), near.collect());
-            s.style = outerloop::outer::plot::Style::Points;
-            s
-        })
-        .collect();
+    let (x, y) = (axis(241, 2.0 * 2f64.sqrt()), axis(121, 2f64.sqrt()));
+    let height = |(x, y): (f64, f64)| unproject(x, y).map_or(f64::NAN, |y| f.value(&y));
+    let heights: Vec<f64> = y.iter().flat_map(|y| x.iter().map(|x| height((*x, *y)))).collect();
+    let finite = || heights.iter().copied().filter(|h| h.is_finite());
+    let (low, high) = (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
+    let surface = Surface { x, y, heights };
+    let level = |k: usize| low + (high - low) * k as f64 / LEVELS as f64;
+    let mut series: Vec<Series> = (1..LEVELS).flat_map(|k| surface.series(level(k), 4)).collect();
+    let edge = (0..=100).map(|i| {
+        let angle = TAU * f64::from(i) / 100.0;
+        (2.0 * 2f64.sqrt() * angle.cos(), 2f64.sqrt() * angle.sin())
+    });
+    series.push(Series { style: Style::Thin, ..Series::line("", edge.collect()).with_color(4) });
     let path = iterates.iter().map(|y| {
         let y: Vec<f64> = y[..3].iter().map(|y| f64::from(*y)).collect();
         mollweide(&project(&y))
     });
-    series.push(Series::line("path of the model", path.collect()));
-    let mut end = Series::line("optimum", vec![mollweide(&best.y)]);
-    end.style = outerloop::outer::plot::Style::Points;
-    series.push(end);
-    Plot { title: "one unseen function (Mollweide)".into(), size: (900, 450), series, ..Plot::default() }
+    series.push(Series::line("prediction and learned steps", path.collect()).with_color(0));
+    let end = Series::line("optimum", vec![mollweide(&best.y)]).with_color(1);
+    series.push(Series { style: Style::Points, ..end });
+    let title = format!(
+        "One unseen function (Mollweide), {} levels from {:.2} to {:.2}",
+        LEVELS - 1,
+        level(1),
+        level(LEVELS - 1)
+    );
+    Plot { title, size: (900, 450), series, ..Plot::default() }
 }
