@@ -37,23 +37,26 @@ const RATES: [f64; 5] = [0.3, 1.0, 2.0, 3.0, 6.0];
 const DECAYS: [f64; 5] = [0.01, 0.1, 0.3, 1.0, 3.0];
 
 impl Pretrained {
+    /// The rule that it is, as shipped.
+    fn rule(&self) -> Result<ControlledAdam> {
+        let file = self.file()?;
+        let (_, settings) = file.architecture.split_once(' ').unwrap_or_default();
+        serde_json::from_str(settings).map_err(|e| Error::format(self.name, e.to_string()))
+    }
+
     /// The learned optimizer with other lengths of step and another decay, and its theta.
     ///
     /// # Errors
     /// Factors that are not positive, and a decay for an optimizer without one.
     pub fn learned_with(&self, knobs: Knobs) -> Result<(Box<dyn LearnedOptimizer>, Vec<f32>)> {
-        let named = |knob| format!("{knob} of `{}`", self.name);
         check_settings(
             self.name,
             [("rate", knobs.rate, Interval::POSITIVE), ("decay", knobs.decay, Interval::POSITIVE)],
         )?;
-        let file = self.file()?;
-        let (_, settings) = file.architecture.split_once(' ').unwrap_or_default();
-        let mut rule: ControlledAdam =
-            serde_json::from_str(settings).map_err(|e| Error::format(self.name, e.to_string()))?;
+        let mut rule = self.rule()?;
         if rule.weight_decay == 0.0 && knobs.decay != 1.0 {
             let why = format!("it has no weight decay to multiply by {}", knobs.decay);
-            return Err(Error::invalid(named("decay"), why));
+            return Err(Error::invalid(format!("decay of `{}`", self.name), why));
         }
         rule.step_mult *= knobs.rate;
         rule.weight_decay *= knobs.decay;
@@ -70,8 +73,7 @@ impl Pretrained {
     /// What one would try of it, labelled: steps of 0.3, 1, 2, 3 and 6 times the length, each with 0.01, 0.1, 0.3, 1 and 3
     /// times the decay where there is one.
     pub fn sweep(&self) -> Result<Vec<(String, Box<dyn Optimizer>)>> {
-        let no_decay = self.learned_with(Knobs { decay: 2.0, ..Knobs::default() }).is_err();
-        let decays = if no_decay { &[1.0][..] } else { &DECAYS };
+        let decays = if self.rule()?.weight_decay == 0.0 { &[1.0][..] } else { &DECAYS };
         let all = RATES.iter().flat_map(|&rate| decays.iter().map(move |&decay| Knobs { rate, decay }));
         all.map(|knobs| Ok((format!("rate x{} decay x{}", knobs.rate, knobs.decay), self.turned(knobs)?)))
             .collect()
