@@ -127,7 +127,7 @@ fn chaos(length: u64, make: Make<'_>) -> outerloop_outer::lab::Uncertain {
     let common = Antithetic { num_tasks: 4, trunc_length: 100, std: 0.04, ..Antithetic::default() };
     let warmup = length / 100 - 1;
     let at =
-        Experiment { theta: &theta, key: Key::new(1), samples: 100, warmup, estimates: 1, workers: &workers };
+        Experiment { theta: &theta, key: Key::new(1), samples: 50, warmup, estimates: 1, workers: &workers };
     at.measure(&*make(lorenz(length), common)).unwrap().total_variance()
 }
 

@@ -102,7 +102,7 @@ fn gap(a: &[f64], b: &[f64]) -> (f64, f64) {
 /// differ, they differ in a single one of 2410 parameters. All other runs agree within 1e-6.
 #[test]
 fn f32_agrees_with_f64() {
-    let runs = 5;
+    let runs = 3;
     let mut kinks = 0;
     for k in 0..runs {
         let theta: Vec<f32> = LearnedOptimizer::<f32>::init(&MlpLopt::default(), Key::new(k));
@@ -118,5 +118,5 @@ fn f32_agrees_with_f64() {
         assert!(share > 0.9, "run {k}: {relative:e}, at first {first:e}, one parameter has {share}");
         assert!(relative < 1e-4, "run {k}: {relative:e} is too much for one ReLU");
     }
-    assert!(kinks <= 2, "{kinks} of {runs} runs");
+    assert!(kinks <= 1, "{kinks} of {runs} runs");
 }

@@ -93,7 +93,7 @@ proptest! {
 /// Weights and their decays, trained together.
 fn tune(dir: &RunDir, resume: bool, threads: usize) {
     let problem = Arc::new(HyperProblem::new(Wide).unwrap());
-    let config = HyperConfig { hyper_steps: STEPS, inner_steps: 2, lanes: 2, ..HyperConfig::default() };
+    let config = HyperConfig { hyper_steps: STEPS / 4, inner_steps: 2, lanes: 2, ..HyperConfig::default() };
     let implicit = Implicit::new(Neumann::new(3, 0.01));
     let (inner, hyper) = (Box::new(Momentum::new(0.01, 0.9)), Box::new(Adam::new(0.1)));
     let learner = HyperLearner::new(problem, inner, hyper, implicit, config).unwrap();

@@ -400,9 +400,9 @@ mod tests {
     #[test]
     fn all_modes_of_the_exact_likelihood_have_their_weights_and_moments() {
         let (slcp, x, workers) = (Slcp::seed(), observation(), Workers::new(2).unwrap());
-        let exact = slcp_posterior(&x, Resolution { panels: 12, nodes: 6 }, &workers);
+        let exact = slcp_posterior(&x, Resolution { panels: 6, nodes: 6 }, &workers);
         let density = ExactDensity::new(&slcp, &x).unwrap();
-        let smc = Smc { particles: 600, populations: 4, final_moves: 3000, thinning: 3, ..Smc::default() };
+        let smc = Smc { particles: 600, populations: 4, final_moves: 1500, thinning: 3, ..Smc::default() };
         let s = smc.sample(&density, 600_000, Key::new(1), &workers).unwrap();
         let r = &s.report;
         assert!(r.rhat.iter().all(|r| *r < 1.01) && r.warnings().is_empty(), "{r:?}");
