@@ -1,6 +1,5 @@
 //! The final comparison: learned against hand-designed optimizers on fresh tasks.
 
-use crate::config::Config;
 use crate::plan::Plan;
 use crate::settings::Parts;
 use outerloop::lopt::baselines::nadamw_decays;
@@ -8,9 +7,7 @@ use outerloop::outer::benchmark::{
     time_steps, Contest, ContestConfig, ContestTask, Contestant, Receipt, Report, Results, Role,
 };
 use outerloop::outer::eval::EvalPoint;
-use outerloop::outer::objective::{Emphasis, LossScale};
 use outerloop::prelude::*;
-use std::path::Path;
 
 /// Steps that a final loss is averaged over: batch losses are noisy.
 const TAIL: usize = 20;
@@ -62,8 +59,8 @@ pub fn contest(plan: &Plan, key: Key, theta: &[f32]) -> Contest {
     }
 }
 
-/// Trains fresh tasks with every contestant, prints the table and writes the report.
-pub fn compare(plan: &Plan, state: &LearnerState, workers: &Workers) -> Result<()> {
+/// Trains fresh tasks with every contestant, prints the table and writes the report, which shows `training`, too.
+pub fn compare(plan: &Plan, state: &LearnerState, training: Vec<Plot>, workers: &Workers) -> Result<()> {
     let theta = plan.learner.chosen_theta(state);
     let contest = contest(plan, state.key, &theta);
     let results = contest.run(workers)?;
@@ -81,6 +78,7 @@ pub fn compare(plan: &Plan, state: &LearnerState, workers: &Workers) -> Result<(
         report.receipt = report.receipt.with("warning", warning.to_string());
     }
     report.times = time_steps(&contest);
+    report.training = training;
     table(&contest, &results, &report);
     let files = plan.dir.file("report");
     std::fs::create_dir_all(&files).map_err(|e| Error::io(&files, e))?;
@@ -157,72 +155,4 @@ fn short(loss: f32) -> String {
     } else {
         format!("{loss:.2e}")
     }
-}
-
-/// Draws the meta-loss of the whole run from its metrics. Without any (the file may have been deleted before
-/// a resume) there is no picture, and the run is none the worse.
-pub fn meta_loss_plot(dir: &RunDir, path: &Path, config: &Config) -> Result<()> {
-    let bad = |why: String| Error::format(path, why);
-    let mut reader = csv::Reader::from_path(path).map_err(|e| bad(e.to_string()))?;
-    let column = |name: &str, headers: &csv::StringRecord| {
-        headers
-            .iter()
-            .position(|h| h == name)
-            .ok_or_else(|| bad(format!("not the metrics of a run: expected a column `{name}`")))
-    };
-    let headers = reader.headers().map_err(|e| bad(e.to_string()))?.clone();
-    if headers.is_empty() {
-        println!("{} holds no outer step: no picture of the meta-loss", path.display());
-        return Ok(());
-    }
-    let (x, y) = (column("step", &headers)?, column("meta_loss", &headers)?);
-    let mut points = Vec::new();
-    for row in reader.records() {
-        let row = row.map_err(|e| bad(e.to_string()))?;
-        let number = |i: usize| row.get(i).and_then(|v| v.parse::<f64>().ok());
-        if let (Some(x), Some(y)) = (number(x), number(y)) {
-            points.push((x, y));
-        }
-    }
-    // Windows of 50 outer steps: single estimates jump with the lanes' resets.
-    let smooth = points
-        .iter()
-        .enumerate()
-        .map(|(i, p)| {
-            let window = &points[i.saturating_sub(49)..=i];
-            (p.0, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
-        })
-        .collect();
-    let y_scale = Scale::for_values(points.iter().map(|p| p.1));
-    let raw = Series { style: Style::Points, ..Series::line("per outer step", points) };
-    let scale = match config.objective.scale {
-        LossScale::Linear => "normalized",
-        LossScale::Log { .. } | LossScale::FittedLog { .. } => "ln of the",
-        LossScale::Power { .. } => "power of the",
-    };
-    let loss = config.meta_loss.text();
-    let emphasis = match config.objective.emphasis {
-        Emphasis::Uniform => "",
-        Emphasis::Power(_) => ", weighted towards the end of runs",
-    };
-    let plot = Plot {
-        title: format!("Meta-loss over {} outer steps", config.outer_steps),
-        x_label: "outer step".into(),
-        y_label: format!("mean {scale} {loss}{emphasis}"),
-        y_scale,
-        series: vec![raw, Series::line("mean of 50", smooth)],
-        ..Plot::default()
-    };
-    save(dir, "meta_loss", &plot)
-}
-
-/// SVG always; PNG too where the feature is on.
-fn save(dir: &RunDir, name: &str, plot: &Plot) -> Result<()> {
-    let path = dir.file(&format!("{name}.svg"));
-    plot.save(&path)?;
-    println!("wrote {}", path.display());
-    if cfg!(feature = "png") {
-        plot.save(dir.file(&format!("{name}.png")))?;
-    }
-    Ok(())
 }

@@ -14,6 +14,7 @@ mod settings;
 mod start;
 #[cfg(test)]
 mod tests;
+mod training;
 
 use options::Options;
 use outerloop::outer::guard::input_ranges;
@@ -84,8 +85,8 @@ fn run(options: Options) -> Result<()> {
     let steps = state.outer_step;
     println!("{steps} outer steps, {inner_steps} inner steps in all; theta: {}", file.display());
 
-    contest::meta_loss_plot(dir, &best_dir.metrics(), config)?;
-    contest::compare(&plan, &state, &workers)
+    let pictures = training::pictures(dir, &best_dir.metrics(), config)?;
+    contest::compare(&plan, &state, pictures, &workers)
 }
 
 /// The run of one seed; continues where it was stopped.

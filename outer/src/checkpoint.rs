@@ -19,7 +19,7 @@ use std::{fmt, fs, path::Path};
 use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"\x89OUTL\r\n\x1a";
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 const HEADER: usize = 32;
 
 /// What a file holds: four readable bytes, so that a wrong file can be named.

@@ -1,5 +1,6 @@
 //! The outer update: estimates averaged, one step of any [`Optimizer`] on theta.
 
+use crate::diagnostics::{Diagnostics, Lanes};
 use crate::estimator::{Estimate, EstimatorState, GradientEstimator};
 use crate::fingerprint;
 use crate::health::{Health, Warning};
@@ -40,6 +41,8 @@ pub struct LearnerState {
     pub skipped: u64,
     /// Counts of steps that taught nothing.
     pub health: Health,
+    /// Noise of the meta-gradients, and when lanes began their runs.
+    pub diagnostics: Diagnostics,
     /// One state per estimator.
     pub estimators: Vec<EstimatorState>,
     /// What validation found, if the learner has one.
@@ -60,6 +63,12 @@ pub struct StepReport {
     pub mean_loss: f64,
     /// 2-norm of the averaged estimate.
     pub grad_norm: f64,
+    /// Running signal-to-noise ratio of the averaged estimate ([`Diagnostics`]); none in the first step.
+    pub signal_to_noise: Option<f64>,
+    /// Share of its elements that the outer optimizer clipped.
+    pub clipped: f64,
+    /// The lanes after this step, where they go on from step to step.
+    pub runs: Option<Lanes>,
     /// Inner steps computed in this step.
     pub inner_steps: u64,
     /// Lanes that diverged and were reset.
@@ -158,6 +167,7 @@ impl GradientLearner {
             inner_steps: 0,
             skipped: 0,
             health: Health::default(),
+            diagnostics: Diagnostics::default(),
             estimators,
             validated: None,
             theta: self.theta_opt.init(&theta, Some(self.num_steps), key.named("outer")),
@@ -225,10 +235,15 @@ impl GradientLearner {
         }
         let losses = || estimates.iter().map(|e| e.mean_loss).filter(|loss| !loss.is_nan());
         let mean_loss = losses().sum::<f64>() / losses().count() as f64;
-        let grad_norm = grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+        let square = grad.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
+        let grad_norm = square.sqrt();
+        state.diagnostics.signal_to_noise.observe_with(&grad, square);
         let mut report = StepReport {
             mean_loss,
             grad_norm,
+            signal_to_noise: state.diagnostics.signal_to_noise.ratio(),
+            clipped: self.theta_opt.clipped(&grad),
+            runs: state.diagnostics.observe_lanes(&state.estimators, state.outer_step),
             inner_steps: estimates.iter().map(|e| e.inner_steps).sum(),
             diverged: estimates.iter().map(|e| e.diverged).sum(),
             masked: estimates.iter().map(|e| e.masked).sum(),
@@ -244,7 +259,7 @@ impl GradientLearner {
         state.inner_steps += report.inner_steps;
         state.skipped += u64::from(report.skipped);
         state.health.zero += u64::from(grad_norm == 0.0);
-        state.health.clipped += u64::from(self.theta_opt.clipped(&grad) >= 0.5);
+        state.health.clipped += u64::from(report.clipped >= 0.5);
         for e in &estimates {
             state.health.saturated = state.health.saturated + e.saturated;
         }

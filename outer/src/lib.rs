@@ -11,6 +11,7 @@
 //! | [`estimator`] | meta-gradient estimators, one file each | add one: a file, and a row in its tests of expectations |
 //! | [`lab`] | estimators measured and chosen | add measures and oracles freely |
 //! | [`learner`] | the outer update of theta | freely; what [`LearnerState`] holds is in checkpoints |
+//! | [`diagnostics`] | noise of meta-gradients, horizons, staleness | freely; what it keeps is in checkpoints |
 //! | [`health`] | signs that a run learns nothing | freely; its counts are in checkpoints |
 //! | [`implicit`] | hypergradients by implicit differentiation, one way to invert a Hessian per file | add a method: a file, and a row in its tests |
 //! | `fingerprint` | what a resumed run is recognized by | freely: runs of before are then refused |
@@ -21,13 +22,14 @@
 //! | [`guard`] | guard rails for optimizers in use | freely |
 //! | [`run`] | a whole run on disk: metrics, checkpoints, stop and resume | freely; resumed runs must stay exact |
 //! | [`checkpoint`] | the file of a state | only with a new version of the format |
-//! | [`metrics`], [`plot`], [`progress`], [`interrupt`] | what a run writes and shows | freely |
+//! | [`metrics`], [`plot`], [`page`], [`progress`], [`interrupt`] | what a run writes and shows | freely |
 //!
 //! Nothing here knows tensors or tapes: tasks are flat buffers ([`outerloop_core::FlatTask`]).
 
 pub mod adjoint;
 pub mod benchmark;
 pub mod checkpoint;
+pub mod diagnostics;
 pub mod episode;
 pub mod estimator;
 pub mod eval;
@@ -42,6 +44,7 @@ pub mod lab;
 pub mod learner;
 pub mod metrics;
 pub mod objective;
+pub mod page;
 pub mod plot;
 pub mod progress;
 pub mod run;

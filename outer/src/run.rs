@@ -321,11 +321,15 @@ fn row(report: &StepReport, state: &LearnerState) -> Vec<(&'static str, f64)> {
     let mut row = vec![
         ("meta_loss", report.mean_loss),
         ("grad_norm", report.grad_norm),
+        ("clipped", report.clipped),
         ("inner_steps", state.inner_steps as f64),
         ("diverged", report.diverged as f64),
         ("masked", report.masked as f64),
         ("skipped", state.skipped as f64),
     ];
+    row.extend(report.signal_to_noise.map(|ratio| ("signal_to_noise", ratio)));
+    row.extend(report.runs.and_then(|runs| runs.horizon).map(|length| ("horizon", length)));
+    row.extend(report.runs.map(|runs| ("staleness", runs.staleness)));
     row.extend(report.validation.map(|score| ("validation", score)));
     row
 }

@@ -1,7 +1,6 @@
 //! The report as one HTML page: style and pictures inside, no scripts.
 
 mod pictures;
-mod text;
 
 use super::charts::{self, Charts};
 use super::contest::Role;
@@ -9,17 +8,15 @@ use super::metrics::ZERO_MARGIN;
 use super::report::Report;
 use super::scores::TaskScore;
 use super::statistics::median;
-use crate::plot::{palette, Style};
+use crate::page::{self, escape, number, percent, percent_1, seconds, with_interval};
+use crate::plot::{palette, Plot, Style};
 use outerloop_core::Result;
 use std::fmt::Write;
-use text::{escape, number, percent, percent_1, seconds, source, table, with_interval};
-
-const CSS: &str = include_str!("html/report.css");
 
 struct Page<'a> {
     report: &'a Report<'a>,
     charts: Charts<'a>,
-    html: String,
+    page: page::Page,
 }
 
 pub(super) fn page(report: &Report, results_hash: &str) -> Result<String> {
@@ -29,26 +26,37 @@ pub(super) fn page(report: &Report, results_hash: &str) -> Result<String> {
         scores: &report.scores,
         colors: charts::colors(report.contest),
     };
-    let mut page = Page { report, charts, html: String::new() };
-    page.head();
+    let mut page = Page { report, charts, page: head(report) };
     page.summary();
     page.ranking();
     page.tasks();
     page.horizons();
     page.pictures()?;
     page.cost();
+    page.training()?;
     page.method(results_hash);
-    page.html.push_str("</main></body></html>\n");
-    Ok(page.html)
+    Ok(page.page.html())
+}
+
+fn head(r: &Report) -> page::Page {
+    let lead = format!(
+        "Tasks: {}; steps: {}; seeds: {}; runs: {}. Sweeps are represented by their best variant on each task, \
+         chosen on the very runs that are scored; learned optimizers run as they are.",
+        r.contest.tasks.len(),
+        r.contest.config.num_steps,
+        r.contest.config.seeds,
+        r.results.runs.len(),
+    );
+    page::Page::new(&escape(&r.title), &lead)
 }
 
 impl Page<'_> {
     fn push(&mut self, text: impl AsRef<str>) {
-        self.html.push_str(text.as_ref());
+        self.page.push(text);
     }
 
     fn section(&mut self, title: &str, text: &str) {
-        self.push(format!("<h2>{title}</h2>\n<p>{text}</p>\n"));
+        self.page.section(title, text);
     }
 
     fn name(&self, contestant: usize) -> String {
@@ -84,24 +92,6 @@ impl Page<'_> {
         format!("{} {}", self.swatch(contestant), self.name(contestant))
     }
 
-    fn head(&mut self) {
-        let (r, c) = (self.report, &self.report.contest.config);
-        let title = escape(&r.title);
-        let text = format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>\n{CSS}</style></head>\n<body><main>\n<h1>{title}</h1>\n\
-             <p class=\"lead\">Tasks: {}; steps: {}; seeds: {}; runs: {}. Sweeps are represented by their \
-             best variant on each task, chosen on the very runs that are scored; learned optimizers run as \
-             they are.</p>\n",
-            r.contest.tasks.len(),
-            c.num_steps,
-            c.seeds,
-            r.results.runs.len(),
-        );
-        self.push(text);
-    }
-
     fn summary(&mut self) {
         let learned = self.learned();
         if learned.is_empty() {
@@ -135,10 +125,10 @@ impl Page<'_> {
             let losses = self.losses(i);
             self.push(format!("<p><strong>Where it loses.</strong> {losses}</p>\n"));
         }
-        self.push(source(
+        self.page.source(
             "summary.csv (win_rate, speedup_median, loss_ratio_iqm, failures), scores.csv (train_loss, loss_ratio), \
              horizons.csv. Intervals: 95 %, bootstrap over tasks and seeds",
-        ));
+        );
     }
 
     /// Tasks, data and horizons where a contestant is behind the reference.
@@ -214,12 +204,11 @@ impl Page<'_> {
                 ]
             })
             .collect();
-        let text = table(&header, &rows);
-        self.push(text);
+        self.page.table(&header, &rows);
         for remark in self.report.remarks() {
             self.push(format!("<p><strong>Note.</strong> {}</p>\n", escape(&remark)));
         }
-        self.push(source("summary.csv, one row per optimizer and column; 95 % intervals in low and high"));
+        self.page.source("summary.csv, one row per optimizer and column; 95 % intervals in low and high");
     }
 
     fn tasks(&mut self) {
@@ -262,12 +251,11 @@ impl Page<'_> {
                 row
             })
             .collect();
-        let text = table(&header, &rows);
-        self.push(text);
-        self.push(source(
+        self.page.table(&header, &rows);
+        self.page.source(
             "scores.csv, row (task, contestant): parameters, train_loss, speedup, speedup_is_lower_bound \
              (&gt;), best_by_validation, validation_loss, lowest_validation_loss, test_loss, error_rate",
-        ));
+        );
     }
 
     fn horizons(&mut self) {
@@ -306,9 +294,8 @@ impl Page<'_> {
                 self.reference(),
             ),
         );
-        let text = table(&header.map(String::from), &rows);
-        self.push(text);
-        self.push(source("horizons.csv, row (contestant, num_steps, metric)"));
+        self.page.table(&header, &rows);
+        self.page.source("horizons.csv, row (contestant, num_steps, metric)");
     }
 
     fn cost(&mut self) {
@@ -347,11 +334,21 @@ impl Page<'_> {
             "State beside the parameters, and time of one update on one thread (fastest of five samples). \
              Times are the only numbers here that another run does not repeat.",
         );
-        let text = table(&header, &rows);
-        self.push(text);
-        self.push(source(
-            "scores.csv, column state_bytes; timing.csv, columns update_seconds, gradient_seconds",
-        ));
+        self.page.table(&header, &rows);
+        self.page
+            .source("scores.csv, column state_bytes; timing.csv, columns update_seconds, gradient_seconds");
+    }
+
+    fn training(&mut self) -> Result<()> {
+        let report = self.report;
+        if report.training.is_empty() {
+            return Ok(());
+        }
+        self.section("Meta-training", "How the learned optimizer came about, over outer steps.");
+        let pictures: Vec<(&str, &Plot)> = report.training.iter().map(|plot| ("", plot)).collect();
+        self.page.pictures(&pictures)?;
+        self.page.source("metrics.csv of the run");
+        Ok(())
     }
 
     fn method(&mut self, results_hash: &str) {
@@ -379,21 +376,14 @@ impl Page<'_> {
              Agarwal et al. 2021, arXiv:2108.13264. Profiles: Dolan and Moré 2002, arXiv:cs/0102001; Dahl et \
              al. 2023, arXiv:2306.07179 (AlgoPerf).</p>\n",
         );
-        let mut rows = vec![
-            vec!["outerloop".to_string(), escape(&r.receipt.version)],
-            vec!["command".into(), format!("<code>{}</code>", escape(&r.receipt.command))],
-            vec!["seed".into(), format!("{} ({} per task and optimizer)", c.seed, c.seeds)],
-            vec!["platform".into(), escape(&format!("{}, {}", r.receipt.platform, r.receipt.processor))],
+        let more = [
+            ["seed".into(), format!("{} ({} per task and optimizer)", c.seed, c.seeds)],
+            ["hash of all results".into(), results_hash.into()],
         ];
-        rows.extend(
-            r.receipt.inputs.iter().map(|(k, v)| vec![escape(k), format!("<code>{}</code>", escape(v))]),
-        );
-        rows.push(vec!["hash of all results".into(), format!("<code>{results_hash}</code>")]);
-        let text = table(&["receipt".into(), String::new()], &rows);
-        self.push(text);
-        self.push(source(
+        self.page.receipt(&r.receipt, &more);
+        self.page.source(
             "report.json, receipt. The same inputs on the same kernels give the same hash, for any number of \
              threads",
-        ));
+        );
     }
 }

@@ -7,6 +7,7 @@ use super::scores::Scores;
 use super::statistics::Interval;
 use super::tables::{self, Table};
 use super::timing::StepTime;
+use crate::plot::Plot;
 use std::fmt::Write;
 
 /// A benchmark's results, ready to be written by [`Report::save`].
@@ -31,6 +32,8 @@ pub struct Report<'a> {
     pub scores: Scores,
     /// Seconds per step, `[task][contestant]`; empty if not measured.
     pub times: Vec<Vec<StepTime>>,
+    /// Pictures of the meta-training behind it, for the page; none by default.
+    pub training: Vec<Plot>,
     /// What is needed to repeat it.
     pub receipt: Receipt,
 }
@@ -39,7 +42,8 @@ impl<'a> Report<'a> {
     /// Scores the results. Add `times` and inputs of the receipt, then [`Self::save`].
     pub fn new(title: impl Into<String>, contest: &'a Contest, results: &'a Results) -> Self {
         let scores = Scores::new(contest, results);
-        Report { title: title.into(), contest, results, scores, times: Vec::new(), receipt: Receipt::new() }
+        let (times, training, receipt) = (Vec::new(), Vec::new(), Receipt::new());
+        Report { title: title.into(), contest, results, scores, times, training, receipt }
     }
 
     /// All tables that another run repeats bit for bit.

@@ -82,9 +82,9 @@ fn refusals_say_what_was_expected_and_what_came() {
     assert_eq!(refusal(b""), "truncated: a checkpoint has a header of 32 bytes, got 0");
     assert_eq!(
         patched(8, 9),
-        "checkpoint format version 9, but this build reads version 6: upgrade outerloop"
+        "checkpoint format version 9, but this build reads version 7: upgrade outerloop"
     );
-    assert_eq!(patched(8, 0), "checkpoint format version 0, expected 6");
+    assert_eq!(patched(8, 0), "checkpoint format version 0, expected 7");
     assert!(patched(40, good[40] ^ 1).starts_with("corrupt: the checksum is"));
     assert!(refusal(&[&good[..], b"xy"].concat()).starts_with("2 unexpected bytes after the payload"));
     assert_eq!(parse::<State>(&good, Kind::EVALUATION).unwrap_err(), "holds `TRNG`, expected `EVAL`");

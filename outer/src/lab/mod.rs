@@ -1,5 +1,5 @@
 //! The estimator lab: bias, variance and direction of meta-gradient estimators, measured at one theta, per inner step
-//! and per second; and the choice of one by its signal-to-noise ratio.
+//! and per second; the choice of one by its signal-to-noise ratio; and slices through the meta-loss itself.
 //!
 //! An estimator is run from independent keys, `estimates` times in a row each: the mean of a row is one sample. Means
 //! of rows make persistent estimators comparable with those over whole runs, whose every estimate sees a whole run: a
@@ -9,9 +9,11 @@
 
 mod choice;
 mod lorenz;
+mod slice;
 
 pub use choice::{candidates, choose, Candidate, Choice, Evidence, Kind, Settings};
 pub use lorenz::{Lorenz, LorenzRule};
+pub use slice::Slice;
 
 use crate::estimator::GradientEstimator;
 use crate::workers::Workers;

@@ -1,9 +1,9 @@
 //! The page's pictures with their legends.
 
-use super::text::{escape, percent, source};
 use super::Page;
 use crate::benchmark::contest::Sweep;
 use crate::benchmark::scores::{MAX_TAU, TARGET_FRACTION};
+use crate::page::{escape, figure, percent};
 use outerloop_core::Result;
 
 impl Page<'_> {
@@ -12,10 +12,6 @@ impl Page<'_> {
         order.sort_by_key(|&i| self.charts.colors[i]);
         let all = order.into_iter().map(|i| format!("<span>{}</span>", self.labelled(i)));
         format!("<div class=\"legend\">{}</div>\n", all.collect::<Vec<_>>().join("\n"))
-    }
-
-    fn figure(&self, caption: &str, svg: &str) -> String {
-        format!("<figure><figcaption>{caption}</figcaption>{svg}</figure>\n")
     }
 
     pub(super) fn pictures(&mut self) -> Result<()> {
@@ -39,7 +35,7 @@ impl Page<'_> {
             let names = names.collect::<Vec<_>>().join(", ");
             Ok((format!("{}<small>{names}</small>", page.task(t)), page.charts.learning_curves(t)?))
         })?;
-        self.push(source("curves.csv, rows (task, contestant): mean, low, high over step"));
+        self.page.source("curves.csv, rows (task, contestant): mean, low, high over step");
 
         // Without rates there is no axis.
         if self.report.contest.contestants.iter().all(|c| c.sweep != Sweep::LearningRate) {
@@ -52,9 +48,9 @@ impl Page<'_> {
         );
         self.push(&legend);
         self.grid(|page, t| Ok((page.task(t), page.charts.sweep(t)?)))?;
-        self.push(source(
+        self.page.source(
             "sweeps.csv, rows (task, contestant): train_loss over position; flat lines: scores.csv, train_loss",
-        ));
+        );
         Ok(())
     }
 
@@ -69,7 +65,7 @@ impl Page<'_> {
         self.section("Speed-ups, sorted", &text);
         self.push(legend);
         self.wide(&self.charts.sorted_speedups()?);
-        self.push(source("scores.csv, column speedup"));
+        self.page.source("scores.csv, column speedup");
 
         let text = format!(
             "Fraction of tasks on which an optimizer reaches the target within a factor of the fastest one's steps. \
@@ -82,12 +78,12 @@ impl Page<'_> {
         self.section("Performance profile", &text);
         self.push(legend);
         self.wide(&self.charts.performance_profiles()?);
-        self.push(source("profiles.csv; steps in scores.csv, column steps_to_target"));
+        self.page.source("profiles.csv; steps in scores.csv, column steps_to_target");
         Ok(())
     }
 
     fn wide(&mut self, svg: &str) {
-        let figure = self.figure("", svg);
+        let figure = figure("", svg);
         self.push(format!("<div class=\"wide\">{figure}</div>\n"));
     }
 
@@ -96,7 +92,7 @@ impl Page<'_> {
         self.push("<div class=\"grid\">\n");
         for t in 0..self.report.contest.tasks.len() {
             let (caption, svg) = draw(self, t)?;
-            let figure = self.figure(&caption, &svg);
+            let figure = figure(&caption, &svg);
             self.push(figure);
         }
         self.push("</div>\n");

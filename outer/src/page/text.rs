@@ -2,13 +2,13 @@
 
 use crate::benchmark::statistics::Interval;
 
-/// Text as HTML.
-pub(super) fn escape(text: &str) -> String {
+/// Text as HTML: what has a meaning there is replaced.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// Three digits; ∞ for failures.
-pub(super) fn number(x: f64) -> String {
+/// Three digits; `∞` as such, `–` for NaN.
+pub fn number(x: f64) -> String {
     match x {
         x if x.is_nan() => "–".into(),
         x if x.is_infinite() => "∞".into(),
@@ -23,21 +23,23 @@ pub(super) fn number(x: f64) -> String {
     }
 }
 
-pub(super) fn percent(x: f64) -> String {
+/// `85 %`
+pub(crate) fn percent(x: f64) -> String {
     format!("{:.0} %", 100.0 * x)
 }
 
 /// With one digit behind the point, for error rates.
-pub(super) fn percent_1(x: f64) -> String {
+pub(crate) fn percent_1(x: f64) -> String {
     format!("{:.1} %", 100.0 * x)
 }
 
-pub(super) fn with_interval(i: Interval, text: fn(f64) -> String) -> String {
+/// A number with its interval behind it.
+pub(crate) fn with_interval(i: Interval, text: fn(f64) -> String) -> String {
     format!("{} <small>({} to {})</small>", text(i.value), text(i.low), text(i.high))
 }
 
 /// `12 µs`
-pub(super) fn seconds(s: f64) -> String {
+pub(crate) fn seconds(s: f64) -> String {
     match s {
         s if s < 1e-3 => format!("{} µs", number(1e6 * s)),
         s => format!("{} ms", number(1e3 * s)),
@@ -45,11 +47,12 @@ pub(super) fn seconds(s: f64) -> String {
 }
 
 /// Where the numbers of a part stand.
-pub(super) fn source(text: &str) -> String {
+pub(crate) fn source(text: &str) -> String {
     format!("<p class=\"source\">Numbers: {text}.</p>\n")
 }
 
-pub(super) fn table(header: &[String], rows: &[Vec<String>]) -> String {
+/// Header and rows; cells are HTML.
+pub(crate) fn table(header: &[String], rows: &[Vec<String>]) -> String {
     let cells = |tag: &str, row: &[String]| -> String {
         row.iter().map(|c| format!("<{tag}>{c}</{tag}>")).collect::<String>()
     };
