@@ -14,7 +14,7 @@
 //! equivalents, inner steps and seconds, and compared at the most that all of them reach. Everything stands in
 //! `report.html`.
 //!
-//! `cargo run --release --example compare_estimators` takes a few minutes on 2 cores.
+//! `cargo run --release --example compare_estimators` takes about eight minutes on 2 cores.
 
 mod measure;
 mod options;

@@ -1,6 +1,6 @@
 //! The command line, and the estimators that it asks for.
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use outerloop::outer::lab::{candidates, choose, Choice, Experiment, Kind};
 use outerloop::outer::{Emphasis, LossScale, Mixed, Objective, PesAnalytic};
 use outerloop::prelude::*;
@@ -10,9 +10,12 @@ use std::sync::Arc;
 /// Meta-train with several estimators at equal compute.
 #[derive(Parser)]
 pub struct Options {
-    /// Gradient equivalents per estimator and seed.
+    /// Effort per estimator and seed.
     #[arg(long, default_value_t = 400_000)]
     pub budget: u64,
+    /// What the budget counts.
+    #[arg(long, value_enum, default_value = "gradients")]
+    pub equal: Effort,
     /// Meta-training runs per estimator.
     #[arg(long, default_value_t = 2)]
     pub seeds: u64,
@@ -45,14 +48,44 @@ pub struct Options {
     pub out: PathBuf,
 }
 
-/// Gradient equivalents of one unrolled step: forward one, backward loss, gradient and H v.
-const UNROLLED: f64 = 1.0 + 2.1;
+/// What is the same for all estimators.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Effort {
+    /// Gradient equivalents: an inner step of an unrolled window costs 3.1.
+    Gradients,
+    /// Inner steps, whatever is differentiated.
+    InnerSteps,
+}
+
+impl std::fmt::Display for Effort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Effort::Gradients => "gradient equivalents",
+            Effort::InnerSteps => "inner steps",
+        })
+    }
+}
+
+/// Of one step of a window, per task.
+#[derive(Clone, Copy)]
+pub struct Cost {
+    pub gradients: f64,
+    pub inner_steps: f64,
+}
+
+/// An antithetic pair.
+const PAIR: Cost = Cost { gradients: 2.0, inner_steps: 2.0 };
+/// An unrolled step: forward one, backward loss, gradient and H v.
+const UNROLLED: Cost = Cost { gradients: 1.0 + 2.1, inner_steps: 1.0 };
+/// Both of a pair unrolled.
+const MIXED: Cost = Cost { gradients: 2.0 * UNROLLED.gradients, inner_steps: 2.0 };
+/// A pair, and its middle unrolled.
+const ANALYTIC: Cost = Cost { gradients: PAIR.gradients + UNROLLED.gradients, inner_steps: 3.0 };
 
 /// An estimator at work.
 pub struct Entry {
     pub name: &'static str,
-    /// Gradient equivalents per task and step of a window.
-    pub cost: f64,
+    pub cost: Cost,
     pub learner: GradientLearner,
     /// The same once more, for the lab.
     pub estimator: Box<dyn GradientEstimator>,
@@ -93,16 +126,14 @@ impl Options {
         // Every state is kept: windows are short.
         let sweep = SweepConfig { memory: Memory::All, ..SweepConfig::default() };
         Ok(vec![
-            self.entry("truncated ES", 2.0, |s| Ok(Box::new(TruncatedEs::new(s, common.clone())?)))?,
-            self.entry("PES", 2.0, |s| Ok(Box::new(TruncatedPes::new(s, common.clone())?)))?,
-            self.entry("noise-reuse ES", 2.0, |s| Ok(Box::new(NoiseReuseEs::new(s, common.clone())?)))?,
+            self.entry("truncated ES", PAIR, |s| Ok(Box::new(TruncatedEs::new(s, common.clone())?)))?,
+            self.entry("PES", PAIR, |s| Ok(Box::new(TruncatedPes::new(s, common.clone())?)))?,
+            self.entry("noise-reuse ES", PAIR, |s| Ok(Box::new(NoiseReuseEs::new(s, common.clone())?)))?,
             self.entry("unrolled gradient", UNROLLED, |s| {
                 Ok(Box::new(TruncatedGrad::new(s, n, k, sweep.clone())?))
             })?,
-            self.entry("mixed", 2.0 * UNROLLED, |s| {
-                Ok(Box::new(Mixed::new(s, common.clone(), sweep.clone())?))
-            })?,
-            self.entry("PES + analytic", 2.0 + UNROLLED, |s| {
+            self.entry("mixed", MIXED, |s| Ok(Box::new(Mixed::new(s, common.clone(), sweep.clone())?)))?,
+            self.entry("PES + analytic", ANALYTIC, |s| {
                 Ok(Box::new(PesAnalytic::new(s, common.clone(), Memory::All)?))
             })?,
         ])
@@ -111,14 +142,19 @@ impl Options {
     fn entry(
         &self,
         name: &'static str,
-        cost: f64,
+        cost: Cost,
         make: impl Fn(TruncatedStep) -> Result<Box<dyn GradientEstimator>>,
     ) -> Result<Entry> {
         let step = self.runs(self.length)?.with_offset(InitialOffset::BurnIn(self.length));
         let (estimator, again) = (make(step.clone())?, make(step)?);
-        let outer_steps = (self.budget as f64 / self.per_step(cost)) as u64;
+        let per_step = match self.equal {
+            Effort::Gradients => cost.gradients,
+            Effort::InnerSteps => cost.inner_steps,
+        };
+        let per_step = per_step * self.window_steps();
+        let outer_steps = (self.budget as f64 / per_step) as u64;
         if outer_steps == 0 {
-            let why = format!("one outer step of {name} costs {}", self.per_step(cost));
+            let why = format!("one outer step of {name} takes {per_step} {}", self.equal);
             return Err(Error::invalid(format!("--budget {}", self.budget), why));
         }
         let outer = Clip::new(ClipRule::Value(3.0), Box::new(Adam::new(self.outer_lr)));
@@ -145,8 +181,8 @@ impl Options {
         let settings = choice.settings();
         let cost = match settings.kind {
             Kind::Grad => UNROLLED,
-            Kind::Mixed => 2.0 * UNROLLED,
-            Kind::Es | Kind::Pes | Kind::NoiseReuse => 2.0,
+            Kind::Mixed => MIXED,
+            Kind::Es | Kind::Pes | Kind::NoiseReuse => PAIR,
         };
         println!("auto: {settings}");
         let entry = self.entry("auto", cost, |step| settings.estimator(&step, &common))?;
@@ -159,9 +195,9 @@ impl Options {
             .with_objective(self.objective())
     }
 
-    /// Gradient equivalents of an outer step.
-    pub fn per_step(&self, cost: f64) -> f64 {
-        cost * self.num_tasks as f64 * self.trunc_length as f64
+    /// Windows' steps of an outer step.
+    pub fn window_steps(&self) -> f64 {
+        self.num_tasks as f64 * self.trunc_length as f64
     }
 
     pub fn objective(&self) -> Objective {

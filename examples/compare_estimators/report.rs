@@ -2,7 +2,7 @@
 
 use crate::measure::Lab;
 use crate::options::{family, lopt, Options};
-use crate::training::{Effort, Look, Runs};
+use crate::training::{Axis, Look, Runs};
 use outerloop::outer::benchmark::Receipt;
 use outerloop::outer::lab::{Choice, Comparison, Evidence, Uncertain};
 use outerloop::outer::page::{escape, number, Page};
@@ -14,7 +14,7 @@ pub const HEADER: &str =
     "estimator          cost/step outer steps  seconds    objective ± error   train loss ± error   valid loss ± error";
 
 /// The scales that runs are drawn over: file, name.
-const EFFORTS: [(&str, &str, Effort); 3] = [
+const AXES: [(&str, &str, Axis); 3] = [
     ("compare_estimators.svg", "gradient equivalents", |l| l.gradients),
     ("inner_steps.svg", "inner steps", |l| l.inner_steps),
     ("seconds.svg", "seconds of meta-training", |l| l.seconds),
@@ -23,8 +23,8 @@ const EFFORTS: [(&str, &str, Effort); 3] = [
 /// What all runs have in common.
 pub fn setting(o: &Options) -> String {
     format!(
-        "{} gradient equivalents each, {} seeds, {} tasks x {} of {} steps:",
-        o.budget, o.seeds, o.num_tasks, o.trunc_length, o.length
+        "{} {} each, {} seeds, {} tasks x {} of {} steps:",
+        o.budget, o.equal, o.seeds, o.num_tasks, o.trunc_length, o.length
     )
 }
 
@@ -33,7 +33,7 @@ pub fn line(runs: &Runs) -> String {
     format!(
         "{:<18} {:>9.1} {:>11} {:>8.1} {:>20} {:>20} {:>20}",
         runs.name,
-        runs.cost,
+        runs.cost.gradients,
         runs.seeds[0].outer_steps,
         runs.seeds.iter().map(|r| r.seconds).sum::<f64>() / runs.seeds.len() as f64,
         runs.last(|l| l.objective),
@@ -146,30 +146,31 @@ fn trained(page: &mut Page, o: &Options, all: &[Runs]) -> Result<()> {
     let mut header = vec!["estimator", "cost of a step", "outer steps", "objective"];
     header.extend(["at equal gradients", "at equal inner steps", "at equal seconds"]);
     header.extend(["training loss", "validation loss"]);
-    let reached: Vec<f64> = EFFORTS
+    let reached: Vec<f64> = AXES
         .iter()
-        .map(|(_, _, effort)| all.iter().map(|runs| runs.reached(*effort)).fold(f64::INFINITY, f64::min))
+        .map(|(_, _, axis)| all.iter().map(|runs| runs.reached(*axis)).fold(f64::INFINITY, f64::min))
         .collect();
     let row = |runs: &Runs| {
-        let mut row = vec![escape(runs.name), number(runs.cost), runs.seeds[0].outer_steps.to_string()];
+        let mut row =
+            vec![escape(runs.name), number(runs.cost.gradients), runs.seeds[0].outer_steps.to_string()];
         row.push(runs.last(|l| l.objective));
-        let equal = EFFORTS.iter().zip(&reached);
-        row.extend(equal.map(|((_, _, effort), at)| runs.mean(|run| run.objective_at(*effort, *at))));
+        let equal = AXES.iter().zip(&reached);
+        row.extend(equal.map(|((_, _, axis), at)| runs.mean(|run| run.objective_at(*axis, *at))));
         row.push(runs.last(|l| l.train));
         row.push(runs.last(|l| l.valid));
         row
     };
     page.table(&header, &all.iter().map(row).collect::<Vec<_>>());
     let ends: Vec<String> =
-        EFFORTS.iter().zip(&reached).map(|((_, name, _), at)| format!("{} {name}", number(*at))).collect();
+        AXES.iter().zip(&reached).map(|((_, name, _), at)| format!("{} {name}", number(*at))).collect();
     page.push(format!("<p>Equal effort: {}.</p>\n", ends.join(", ")));
     let mut plots = Vec::new();
-    for (file, name, effort) in EFFORTS {
+    for (file, name, axis) in AXES {
         let plot = Plot {
             title: format!("Meta-training over {name}"),
             x_label: name.into(),
             y_label: "mean log loss on fresh starts, late steps weighted".into(),
-            series: all.iter().map(|runs| runs.curve(effort)).collect(),
+            series: all.iter().map(|runs| runs.curve(axis)).collect(),
             ..Plot::default()
         };
         plot.save(o.out.join(file))?;

@@ -1,6 +1,6 @@
 //! Meta-training by one estimator, with looks at what it has come to.
 
-use crate::options::{family, lopt, Entry, Options};
+use crate::options::{family, lopt, Cost, Entry, Options};
 use outerloop::prelude::*;
 use std::time::Instant;
 
@@ -33,21 +33,20 @@ pub struct Run {
 /// All runs of an estimator.
 pub struct Runs {
     pub name: &'static str,
-    /// Gradient equivalents per task and step of a window.
-    pub cost: f64,
+    pub cost: Cost,
     pub seeds: Vec<Run>,
 }
 
 /// A scale of effort.
-pub type Effort = fn(&Look) -> f64;
+pub type Axis = fn(&Look) -> f64;
 
 impl Run {
     /// The objective at an effort, between looks on straight lines; `None` beyond the last.
-    pub fn objective_at(&self, effort: Effort, at: f64) -> Option<f64> {
-        let next = self.looks.iter().position(|l| effort(l) >= at)?;
+    pub fn objective_at(&self, axis: Axis, at: f64) -> Option<f64> {
+        let next = self.looks.iter().position(|l| axis(l) >= at)?;
         let after = &self.looks[next];
         let Some(before) = next.checked_sub(1).map(|i| &self.looks[i]) else { return Some(after.objective) };
-        let part = (at - effort(before)) / (effort(after) - effort(before));
+        let part = (at - axis(before)) / (axis(after) - axis(before));
         Some(before.objective + part * (after.objective - before.objective))
     }
 }
@@ -67,18 +66,18 @@ impl Runs {
     }
 
     /// The effort to which every seed has come.
-    pub fn reached(&self, effort: Effort) -> f64 {
-        let ends = self.seeds.iter().filter_map(|run| run.looks.last()).map(effort);
+    pub fn reached(&self, axis: Axis) -> f64 {
+        let ends = self.seeds.iter().filter_map(|run| run.looks.last()).map(axis);
         ends.fold(f64::INFINITY, f64::min)
     }
 
     /// Mean and range of the objective over an effort: one point per look.
-    pub fn curve(&self, effort: Effort) -> Series {
+    pub fn curve(&self, axis: Axis) -> Series {
         let mut line = Series::line(self.name, Vec::new()).with_band(Vec::new());
         let n = self.seeds.len() as f64;
         for look in 0..=LOOKS as usize {
             let all = || self.seeds.iter().map(|run| &run.looks[look]);
-            let at = all().map(effort).sum::<f64>() / n;
+            let at = all().map(axis).sum::<f64>() / n;
             let objectives = || all().map(|l| l.objective);
             line.points.push((at, objectives().sum::<f64>() / n));
             let range = (
@@ -101,7 +100,7 @@ impl Options {
 
     fn run(&self, entry: &Entry, seed: u64, workers: &Workers) -> Result<Run> {
         let (family, lopt, learner) = (family(), lopt(), &entry.learner);
-        let (outer_steps, per_step) = (learner.num_steps(), self.per_step(entry.cost));
+        let (outer_steps, per_step) = (learner.num_steps(), entry.cost.gradients * self.window_steps());
         let mut state = learner.init(Key::new(seed), workers)?;
         let mut run = Run { looks: Vec::new(), outer_steps, seconds: 0.0 };
         for look in 0..=LOOKS {

@@ -3,7 +3,7 @@
 use crate::kernel::Path;
 use crate::rule::{Taped, UpdateRule};
 use outerloop_core::contract::awkward_layout;
-use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Slot};
+use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Slot, UpdateTangent};
 use std::sync::Arc;
 
 /// All adjoints of one update: parameters, gradient, theta, slots. `first`: a factor of the first gradient.
@@ -33,6 +33,28 @@ fn adjoints<E: Float>(
     all.iter().map(|x| x.iter().map(|x| x.f64()).collect()).collect()
 }
 
+/// The direction in which the state after an update moves, when everything before it does.
+fn tangents<E: Float>(opt: &dyn Optimizer<E>, state: &OptState<E>, theta: usize) -> Vec<Vec<f64>> {
+    let normal = |key: u64, len: usize| -> Vec<E> {
+        let mut x = vec![0.0f32; len];
+        Key::new(key).fill_normal(&mut x);
+        x.iter().map(|x| E::of(f64::from(*x))).collect()
+    };
+    let n = state.params.len();
+    let mut moved = state.zeros_like();
+    moved.params = normal(42, n);
+    for (k, slot) in moved.slots.iter_mut().enumerate() {
+        slot.data = normal(43 + k as u64, slot.data.len());
+    }
+    let (grad, moved_grad, theta) = (normal(31, n), normal(41, n), normal(40, theta));
+    let tangent = UpdateTangent { state: &moved, grad: &moved_grad, loss: E::of(0.5), theta: &theta };
+    let jvp = opt.update_jvp().expect("a rule on the tape has one");
+    let after = jvp.jvp(state, &grad, E::of(0.0), Key::new(0), tangent);
+    assert_eq!(after.step, state.step + 1);
+    let slots = after.slots.iter().map(|s| &s.data);
+    std::iter::once(&after.params).chain(slots).map(|x| x.iter().map(|x| x.f64()).collect()).collect()
+}
+
 pub(crate) fn converted<A: Float, B: Float>(s: &OptState<A>) -> OptState<B> {
     let convert = |x: &[A]| x.iter().map(|x| B::of(x.f64())).collect();
     let slots = s.slots.iter().map(|s| Slot { name: s.name.clone(), data: convert(&s.data) }).collect();
@@ -53,18 +75,47 @@ pub(crate) fn check<R: UpdateRule + Clone>(
     tolerance: f64,
     kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
 ) {
+    check_on(&layouts(), 1.0, rule, tolerance, kernel);
+}
+
+fn layouts() -> Vec<Arc<Layout>> {
     let shapes: [&[usize]; 10] =
         [&[10], &[], &[7, 33], &[33, 7], &[5, 1], &[2, 3, 4, 5], &[0], &[49], &[2000], &[50, 40]];
     let mut layouts = vec![awkward_layout()];
     layouts.extend(shapes.map(|s| Arc::new(Layout::new([("x", s.to_vec())]))));
     layouts.push(Arc::new(Layout::new((0..40).map(|i| (format!("{i:02}"), vec![i % 5])))));
-    check_on(&layouts, 1.0, rule, tolerance, kernel);
+    layouts
 }
 
-/// The same on these layouts, with the first gradient multiplied by `first`.
+/// [`check`] of the derivative in forward mode.
+pub(crate) fn check_forward<R: UpdateRule + Clone>(
+    rule: &R,
+    tolerance: f64,
+    kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
+) {
+    hold(&layouts(), (tangents::<f64>, tangents::<f32>), rule, tolerance, kernel);
+}
+
+/// [`check`] on these layouts, with the first gradient multiplied by `first`.
 pub(crate) fn check_on<R: UpdateRule + Clone>(
     layouts: &[Arc<Layout>],
     first: f64,
+    rule: &R,
+    tolerance: f64,
+    kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
+) {
+    let wide = |opt: &dyn Optimizer<f64>, state: &OptState<f64>, len| adjoints(opt, state, len, first);
+    let narrow = |opt: &dyn Optimizer<f32>, state: &OptState<f32>, len| adjoints(opt, state, len, first);
+    hold(layouts, (wide, narrow), rule, tolerance, kernel);
+}
+
+/// Holds what `derivatives` gives of a kernel against what it gives of the twin in f64.
+fn hold<R: UpdateRule + Clone>(
+    layouts: &[Arc<Layout>],
+    derivatives: (
+        impl Fn(&dyn Optimizer<f64>, &OptState<f64>, usize) -> Vec<Vec<f64>>,
+        impl Fn(&dyn Optimizer<f32>, &OptState<f32>, usize) -> Vec<Vec<f64>>,
+    ),
     rule: &R,
     tolerance: f64,
     kernel: impl Fn(Path, &[f32]) -> Box<dyn Optimizer<f32>>,
@@ -83,10 +134,10 @@ pub(crate) fn check_on<R: UpdateRule + Clone>(
         }
         // Both start from the same, rounded state.
         let narrow: OptState<f32> = converted(&state);
-        let want = adjoints(&twin, &converted(&narrow), theta.len(), first);
+        let want = derivatives.0(&twin, &converted(&narrow), theta.len());
         let mut bits = None;
         for path in Path::available() {
-            let got = adjoints(&*kernel(path, &theta), &narrow, theta.len(), first);
+            let got = derivatives.1(&*kernel(path, &theta), &narrow, theta.len());
             let own: Vec<u64> = got.iter().flatten().map(|x| x.to_bits()).collect();
             assert!(bits.get_or_insert_with(|| own.clone()) == &own, "{} {path:?} {layout:?}", rule.name());
             for (k, (got, want)) in got.iter().zip(&want).enumerate() {

@@ -180,6 +180,11 @@ impl<R: UpdateRule, E: Float> Taped<R, E> {
         &self.rule
     }
 
+    /// Names and shapes of theta.
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
     /// Theta without derivatives.
     pub fn theta(&self) -> Theta<E> {
         Theta::new(self.layout.clone(), Var::constant(self.theta.clone()))

@@ -12,6 +12,7 @@ use std::ops::Range;
 const CHUNK: usize = 128 * LANES;
 
 /// Where a block starts, and the tensor that holds its first element.
+#[derive(Clone, Copy)]
 pub(super) struct Position {
     pub(super) start: usize,
     tensor: usize,

@@ -2,6 +2,7 @@
 
 mod features;
 mod group;
+mod jvp;
 mod step;
 mod vjp;
 

@@ -112,7 +112,7 @@ impl Optimizer<f32> for MlpKernel {
         Some(self)
     }
     fn update_jvp(&self) -> Option<&dyn UpdateJvp<f32>> {
-        self.twin.update_jvp()
+        Some(self)
     }
 }
 
