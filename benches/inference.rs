@@ -12,7 +12,7 @@ use outerloop::amortized::net::{Act, Init, Mlp};
 use outerloop::amortized::problem::{ContextTask, Problem};
 use outerloop::amortized::task::{AmortizedTask, Training};
 use outerloop::prelude::*;
-use report::{Group, Work};
+use report::{against, products, Group, Trainer, Work};
 use std::hint::black_box;
 use std::sync::Arc;
 
@@ -36,36 +36,6 @@ fn elu(widths: &[usize]) -> Mlp {
     Mlp { widths: widths.to_vec(), act: Act::Elu, init: Init::Glorot }
 }
 
-/// Multiply-adds per row of a network's layers.
-fn products(widths: &[usize]) -> f64 {
-    widths.windows(2).map(|w| (w[0] * w[1]) as f64).sum()
-}
-
-/// A task's training steps by Adam, on fresh batches.
-struct Trainer {
-    opt: Adam,
-    state: OptState,
-    evaluator: Box<dyn Evaluator>,
-    grad: Vec<f32>,
-    step: u64,
-}
-
-impl Trainer {
-    fn new(task: &Arc<dyn FlatTask>, rate: f64) -> Self {
-        let opt = Adam { epsilon_root: 0.0, ..Adam::new(rate) };
-        let params = task.init(Key::new(1));
-        let grad = vec![0.0; params.data.len()];
-        let state = opt.init(&params, None, Key::new(1));
-        Trainer { opt, state, evaluator: task.evaluator(), grad, step: 0 }
-    }
-    fn step(&mut self) {
-        let at = BatchKey::train(self.step, Key::new(2));
-        let loss = self.evaluator.loss_and_grad(&self.state.params, &mut [], at, &mut self.grad);
-        self.opt.update(&mut self.state, &self.grad, loss, Key::new(2));
-        self.step += 1;
-    }
-}
-
 /// An epoch's steps as one call, and torch's time for it.
 fn epoch(group: &mut Group<'_>, (name, torch): (&str, f64), task: Arc<dyn FlatTask>, flops: f64) {
     let (mut trainer, steps) = (Trainer::new(&task, 1e-3), EPOCH / BATCH);
@@ -75,13 +45,6 @@ fn epoch(group: &mut Group<'_>, (name, torch): (&str, f64), task: Arc<dyn FlatTa
         1
     });
     against(group, name, time, torch);
-}
-
-fn against(group: &mut Group<'_>, name: &str, time: Option<report::Timing>, torch: f64) {
-    if let Some(time) = time {
-        let torch = report::Timing { median: 1e-3 * torch, best: 1e-3 * torch };
-        group.ratio(&format!("torch elsewhere / ours, {name}"), torch, time);
-    }
 }
 
 fn training(group: &mut Group<'_>) -> Result<()> {

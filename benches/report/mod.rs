@@ -5,8 +5,11 @@
 #![allow(dead_code)] // each bench uses its part
 
 mod peak;
+mod training;
 
 pub use peak::threads;
+#[allow(unused_imports)] // as above
+pub use training::{against, products, trained_products, Trainer};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion};

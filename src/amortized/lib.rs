@@ -20,6 +20,7 @@
 //! | [`perturbed`] | discrete solvers under noise, with a derivative |
 //! | [`inference`] | amortized inference: bounds, iterative inference, Kalman filters |
 //! | [`net`] | fully connected networks on a buffer of parameters |
+//! | [`rows`] | operations on rows as one pass over memory |
 //! | [`ratio`] | inference without a likelihood: ratio estimators, samplers, diagnostics |
 //! | [`figures`] | the functions of the tutorial's figures |
 //! | [`matrix`], [`quadrature`] | small dense matrices and integrals, for oracles |
@@ -37,6 +38,7 @@ pub mod problems;
 pub mod quadrature;
 pub mod ratio;
 pub mod report;
+pub mod rows;
 pub mod solve;
 pub mod task;
 pub mod train;

@@ -13,6 +13,8 @@ pub enum Act {
     Relu,
     /// `tanh x`
     Tanh,
+    /// `1 / (1 + e^-x)`
+    Sigmoid,
     /// `x`, or `e^x − 1` below 0
     Elu,
     /// `x · sigmoid(x)`
@@ -33,6 +35,7 @@ impl Act {
         match self {
             Act::Relu => fused(Activation::Relu),
             Act::Tanh => fused(Activation::Tanh),
+            Act::Sigmoid => fused(Activation::Sigmoid),
             Act::Identity => fused(Activation::Identity),
             Act::Elu => ops::elu(fused(Activation::Identity)),
             Act::Silu => ops::silu(fused(Activation::Identity)),

@@ -1,5 +1,6 @@
 //! A parametric problem: contexts, an objective per context, a domain; and the same as tasks over the solution.
 
+use crate::rows;
 use outerloop_core::ops;
 use outerloop_core::tensor::{
     Backend, Cpu, DynParams, DynTree, Float, Host, Mode, NoneTape, PutTape, Rank0, Shape, Tensor,
@@ -31,12 +32,7 @@ impl Domain {
     pub fn project<E: Float, B: Backend<E>, M: Mode<E, B>>(self, y: Rows<E, B, M>) -> Rows<E, B, M> {
         match self {
             Domain::Identity => y,
-            Domain::Sphere => {
-                // Transposed, so that a row's norm broadcasts.
-                let t = ops::transpose(y);
-                let norm = ops::sqrt(ops::sum_axis0(ops::square(t.clone())));
-                ops::transpose(ops::div(t, &norm))
-            }
+            Domain::Sphere => rows::unit(y),
             Domain::Box => ops::tanh(y),
             Domain::Simplex => ops::softmax(y),
         }

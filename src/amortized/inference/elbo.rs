@@ -6,6 +6,7 @@
 //! expected bound.
 
 use crate::problem::Rows;
+use crate::rows;
 use outerloop_core::ops;
 use outerloop_core::tensor::{Backend, Float, HasShape, Mode, Rank0, Tensor};
 use std::f64::consts::PI;
@@ -22,7 +23,9 @@ pub enum Likelihood {
     /// Gaussian of this log-variance: `−½ (ln 2π + v + (x − o)² e^{−v})`.
     Gaussian(f64),
     /// Gaussian of which the outputs are mean and log-variance `[o, v]`, `[N, 2 P]`, `v` clamped to ±[`CLAMP`]: the noise is
-    /// learned, and may depend on the state. Its density has no upper bound but by the clamp: constant data drives `v` there.
+    /// learned, as a function of the state, or as one number or one per pixel by
+    /// [`Decoder::Noisy`](super::decoder::Decoder::Noisy). Its density has no upper bound but by the clamp: constant data
+    /// drives `v` there.
     LearnedGaussian,
     /// Logistic of this log-scale, integrated over the bin of 1/255 around the value, the outer bins to infinity: for
     /// bytes scaled to `[0, 1]`.
@@ -58,7 +61,7 @@ impl Likelihood {
         o: Rows<E, B, M>,
     ) -> Tensor<(usize,), E, B, M> {
         let each = match self {
-            Likelihood::Bernoulli => ops::sub(ops::mul(o.clone(), x), &ops::softplus(o)),
+            Likelihood::Bernoulli => return rows::bernoulli(o, x),
             Likelihood::BernoulliFloor(c) => {
                 let p = ops::sigmoid(o);
                 let white = ops::mul(ops::ln(ops::shift(p.clone(), c)), x);
@@ -123,14 +126,6 @@ fn discretized_logistic<E: Float, B: Backend<E>, M: Mode<E, B>>(
     ops::add(ops::mul(between, &inner), &ends)
 }
 
-/// `KL(N(μ, e^v) ‖ N(0, I))` of every row, `[N]`.
-pub fn divergence<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    mu: Rows<E, B, M>,
-    log_variance: Rows<E, B, M>,
-) -> Tensor<(usize,), E, B, M> {
-    ops::scale(ops::sum_axis1(divergence_per_dim(mu, log_variance)), 0.5)
-}
-
 /// Twice the divergence of every latent dimension, `[N, Z]`: `μ² + e^v − 1 − v`.
 pub fn divergence_per_dim<E: Float, B: Backend<E>, M: Mode<E, B>>(
     mu: Rows<E, B, M>,
@@ -156,17 +151,6 @@ pub fn repeat_rows<E: Float, B: Backend<E>, M: Mode<E, B>>(
 pub fn split<E: Float, B: Backend<E>, M: Mode<E, B>>(lambda: &Rows<E, B, M>) -> [Rows<E, B, M>; 2] {
     let z = lambda.shape().1 / 2;
     [0, z].map(|at| ops::columns(lambda.clone(), at, z))
-}
-
-/// Samples `z = μ + e^{v/2} ε`, `[N S, Z]`, sample by sample within a row; `eps` `[N S, Z]`.
-pub fn sample<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    lambda: &Rows<E, B, M>,
-    eps: &Rows<E, B>,
-) -> Rows<E, B, M> {
-    let samples = eps.shape().0 / lambda.shape().0.max(1);
-    let [mu, v] = split(lambda);
-    let spread = ops::exp(ops::scale(repeat_rows(v, samples), 0.5));
-    ops::add(repeat_rows(mu, samples), &ops::mul(spread, eps))
 }
 
 /// The parts of a bound.
@@ -202,12 +186,11 @@ pub fn elbo<E: Float, B: Backend<E>, M: Mode<E, B>>(
 ) -> Elbo<E, B, M> {
     let n = lambda.shape().0;
     let samples = eps.shape().0 / n.max(1);
-    let z = sample(lambda, eps);
+    let z = rows::sample(lambda, eps);
     let output = decode(z.clone());
     let log_likelihood = log_density(&repeat_rows(x.clone(), samples), output.clone());
     let log_likelihood = ops::reshape(log_likelihood, (n, samples));
-    let [mu, v] = split(lambda);
-    let divergence = divergence(mu, v);
+    let divergence = rows::divergence(lambda);
     let value = ops::sub(ops::mean_axis1(log_likelihood.clone()), &divergence);
     Elbo { z, output, log_likelihood, divergence, value }
 }

@@ -10,7 +10,12 @@ pub const FLOOR: f64 = 1e-5;
 /// `ln(|g| + 10⁻⁵)`. Its derivative reaches 10⁵ near 0: differentiated through, it explodes where inference has
 /// converged, a reason to stop gradients there.
 pub fn log<E: Float, B: Backend<E>, M: Mode<E, B>>(g: Rows<E, B, M>) -> Rows<E, B, M> {
-    ops::ln(ops::shift(ops::abs(g), FLOOR))
+    let (zero, one, floor) = (E::of(0.0), E::of(1.0), E::of(FLOOR));
+    ops::map(g, move |g: E| {
+        let inverse = if g == zero { zero } else { one / (g.abs() + floor) };
+        let slope = if g > zero { inverse } else { -inverse };
+        [(g.abs() + floor).ln(), slope, -inverse * inverse]
+    })
 }
 
 /// `max(10 ln(|g| + 10⁻⁵), −5)`

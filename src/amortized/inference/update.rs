@@ -5,6 +5,7 @@
 
 use crate::net::{linear, Act, Init};
 use crate::problem::Rows;
+use crate::rows::mix;
 use outerloop_core::ops;
 use outerloop_core::tensor::{Backend, DynParams, Float, Mode};
 use outerloop_core::{Key, Layout};
@@ -121,9 +122,9 @@ impl UpdateNet {
         let layer = |i: usize, x: &Rows<E, B, M>, act: Act| {
             linear(params, first + 2 * i, x.clone(), self.shape(i)[1], act)
         };
-        let gate = |i: usize, x: &Rows<E, B, M>| ops::sigmoid(layer(i, x, Act::Identity));
-        let h = mix(gate(2, &encoding), layer(0, &encoding, Act::Identity), layer(1, &encoding, Act::Elu));
-        let h = mix(gate(4, &h), h.clone(), layer(3, &h, Act::Elu));
+        let gate = |i: usize, x: &Rows<E, B, M>| layer(i, x, Act::Sigmoid);
+        let h = mix(gate(2, &encoding), &layer(0, &encoding, Act::Identity), &layer(1, &encoding, Act::Elu));
+        let h = mix(gate(4, &h), &h, &layer(3, &h, Act::Elu));
         let (mean, spread) = (layer(5, &h, Act::Identity), layer(6, &h, Act::Identity));
         let (a, b) = (gate(7, &h), gate(8, &h));
         let clamp = |x| ops::clip(x, self.clamp.low, self.clamp.high);
@@ -135,17 +136,8 @@ impl UpdateNet {
             (Rule::LearnedSgd, None) => panic!("learned SGD needs gradients"),
             (Rule::Gated, _) => {
                 let spread = if self.clamp.inner { clamp(spread) } else { spread };
-                [mix(a, mu, mean), clamp(mix(b, log_variance, spread))]
+                [mix(a, &mu, &mean), clamp(mix(b, &log_variance, &spread))]
             }
         }
     }
-}
-
-/// `s x + (1 − s) y`
-fn mix<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    s: Rows<E, B, M>,
-    x: Rows<E, B, M>,
-    y: Rows<E, B, M>,
-) -> Rows<E, B, M> {
-    ops::add(y.clone(), &ops::mul(s, &ops::sub(x, &y)))
 }

@@ -9,5 +9,6 @@ pub mod pendulum;
 pub mod qp;
 pub mod sparse;
 pub mod sphere;
+mod sphere_rows;
 pub mod sphere_tutorial;
 pub mod transport;

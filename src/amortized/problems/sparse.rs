@@ -9,9 +9,11 @@
 use crate::matrix::{dot, Matrix};
 use crate::model::{Model, Weights};
 use crate::problem::{Optimum, Own, Problem, Query, Rows};
+use crate::rows::shrink as shrink_rows;
+use dfdx::prelude::Merge;
 use outerloop_core::ops;
-use outerloop_core::tensor::{Backend, DynParams, DynTree, Float, Mode, PutTape, SplitTape, Tensor};
-use outerloop_core::{Key, Layout};
+use outerloop_core::tensor::{Backend, DynParams, DynTree, Float, HasShape, Mode, PutTape, Tensor};
+use outerloop_core::{BatchKey, Key, Layout};
 
 /// `sign(v) max(|v| − b, 0)`
 pub fn shrink<E: Float>(v: E, b: E) -> E {
@@ -23,16 +25,6 @@ pub fn shrink<E: Float>(v: E, b: E) -> E {
     } else {
         zero
     }
-}
-
-/// The shrinkage with one threshold per column, `[N, D]` and `[D]`: derivative 0 inside the dead zone.
-pub fn shrink_rows<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    v: Rows<E, B, M>,
-    beta: &Tensor<(usize,), E, B>,
-) -> Rows<E, B, M> {
-    // h_β(v) = relu(v − β) − relu(−v − β)
-    let above = ops::relu(ops::sub(v.clone(), beta));
-    ops::sub(above, &ops::relu(ops::sub(ops::neg(v), beta)))
 }
 
 /// A dictionary with its penalty.
@@ -157,20 +149,27 @@ fn lista_layers<E: Float, B: Backend<E>, M: Mode<E, B>>(
     weights: &[Layer<E, B, M>],
     layers: usize,
 ) -> Vec<Rows<E, B, M>> {
-    let turned = |t: &Rows<E, B, M>| ops::transpose(t.clone()).split_tape().0;
-    // The drive `F x` `[N, D]`, and `Gᵀ`.
-    let each: Vec<_> =
-        weights.iter().map(|w| (ops::matmul(x.clone(), &turned(&w.f)), turned(&w.g), &w.beta)).collect();
+    // The drive `F x`, `[N, D]`.
+    let each: Vec<_> = weights.iter().map(|w| (times_transposed(x.clone(), &w.f), w)).collect();
     let mut out: Vec<Rows<E, B, M>> = Vec::with_capacity(layers);
     for k in 0..layers {
-        let Some((drive, g, beta)) = each.get(k).or(each.last()) else { break };
-        let v = match out.last() {
-            None => drive.clone(),
-            Some(y) => ops::add(ops::matmul(y.clone(), g), drive),
-        };
-        out.push(shrink_rows(v, beta));
+        let Some((drive, w)) = each.get(k).or(each.last()) else { break };
+        out.push(match out.last() {
+            None => shrink_rows(drive.clone(), None, &w.beta),
+            Some(y) => shrink_rows(drive.clone(), Some(&times_transposed(y.clone(), &w.g)), &w.beta),
+        });
     }
     out
+}
+
+/// `a bᵀ`. Shapes: `a` `[N, K]`, `b` `[D, K]`.
+fn times_transposed<E: Float, B: Backend<E>, M: Mode<E, B> + Merge<R>, R: Mode<E, B>>(
+    a: Rows<E, B, M>,
+    b: &Rows<E, B, R>,
+) -> Rows<E, B, M> {
+    let ((n, k), (d, _)) = (*a.shape(), *b.shape());
+    let b = ops::reshape(b.clone(), (1usize, d, k));
+    ops::reshape(ops::batch_matmul_transposed(ops::reshape(a, (1usize, n, k)), &b), (n, d))
 }
 
 /// PSD's prediction `D tanh(F x)`. Shapes: `x` `[N, P]`, `f` `[D, P]`, `d` `[D, D]`.
@@ -179,9 +178,7 @@ pub fn psd<E: Float, B: Backend<E>, M: Mode<E, B>>(
     f: &Rows<E, B, M>,
     d: &Rows<E, B, M>,
 ) -> Rows<E, B, M> {
-    let bare = |t: Rows<E, B, M>| t.split_tape().0;
-    let h = ops::tanh(ops::matmul(x, &bare(ops::transpose(f.clone()))));
-    ops::matmul(h, &bare(ops::transpose(d.clone())))
+    times_transposed(ops::tanh(times_transposed(x, f)), d)
 }
 
 /// The energy of every row, `[N]`. Shapes: `x` `[N, P]`, `y` `[N, D]`, `dictionary` `[P, D]`.
@@ -191,7 +188,7 @@ pub fn energies<E: Float, B: Backend<E>, M: Mode<E, B>>(
     dictionary: &Rows<E, B>,
     alpha: f64,
 ) -> Tensor<(usize,), E, B, M> {
-    let shown = ops::matmul(y.clone(), &ops::transpose(dictionary.clone()));
+    let shown = times_transposed(y.clone(), dictionary);
     let fit = ops::scale(ops::sum_axis1(ops::square(ops::sub(shown, x))), 0.5);
     ops::add(fit, &ops::scale(ops::sum_axis1(ops::abs(y)), alpha))
 }
@@ -220,6 +217,22 @@ impl SparseCoding {
         let lipschitz = d.mul(&d.t()).spectral_radius() * (1.0 + 1e-9);
         SparseCoding { dictionary: Dictionary { d, alpha, lipschitz }, density: 0.2 }
     }
+    /// Signals from one key, as many as fit.
+    fn draw(&self, key: Key, out: &mut [f64]) {
+        let d = &self.dictionary.d;
+        let mut codes = vec![0.0; out.len() / d.rows.max(1) * d.cols];
+        key.named("size").fill_normal(&mut codes);
+        let mut rng = key.named("support").rng();
+        key.named("noise").fill_normal(out);
+        for (signal, code) in out.chunks_exact_mut(d.rows).zip(codes.chunks_exact(d.cols)) {
+            signal.iter_mut().for_each(|s| *s *= 0.05);
+            for (j, c) in code.iter().enumerate() {
+                if rand::Rng::gen::<f64>(&mut rng) < self.density {
+                    signal.iter_mut().enumerate().for_each(|(i, s)| *s += c * d.at(i, j));
+                }
+            }
+        }
+    }
     /// The dictionary as a tensor, `[P, D]`.
     pub fn tensor<E: Float, B: Backend<E>>(&self, dev: &B) -> Rows<E, B> {
         let d = &self.dictionary.d;
@@ -238,13 +251,10 @@ impl Problem for SparseCoding {
         self.dictionary.d.rows
     }
     fn context(&self, key: Key, out: &mut [f64]) {
-        let mut code = vec![0.0; self.dim()];
-        key.named("size").fill_normal(&mut code);
-        let mut rng = key.named("support").rng();
-        code.iter_mut()
-            .for_each(|c| *c *= f64::from(u8::from(rand::Rng::gen::<f64>(&mut rng) < self.density)));
-        key.named("noise").fill_normal(out);
-        out.iter_mut().zip(self.dictionary.d.apply(&code)).for_each(|(o, d)| *o = d + 0.05 * *o);
+        self.draw(key, out);
+    }
+    fn contexts(&self, at: BatchKey, out: &mut [f64]) {
+        self.draw(at.noise(), out);
     }
     fn objective<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,

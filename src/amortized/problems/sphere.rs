@@ -8,10 +8,10 @@
 //!
 //! Reference: Amos 2022, arXiv:2202.00665, chapter 4; Cohen, Amos, Lipman 2021, arXiv:2106.10272.
 
+use super::sphere_rows::soft_min;
 use crate::matrix::dot;
 use crate::problem::{Domain, Optimum, Own, Problem, Query};
-use outerloop_core::ops;
-use outerloop_core::tensor::{Backend, Float, HasShape, Mode, Tensor};
+use outerloop_core::tensor::{Backend, Float, Mode, Tensor};
 use outerloop_core::{BatchKey, Key};
 use rand::Rng;
 use std::f64::consts::PI;
@@ -253,6 +253,21 @@ impl Sphere {
         let z: Vec<Vec<f64>> = z.chunks(3).map(<[f64]>::to_vec).collect();
         SoftMin::new(&z, alpha, self.gamma, Form::Code)
     }
+    /// Contexts from one key, as many as fit.
+    fn draw(&self, key: Key, out: &mut [f64]) {
+        let (k, width) = (self.components, self.context_dim());
+        let mut all = vec![0.0; out.len() / width * 3 * k];
+        key.named("z").fill_normal(&mut all);
+        let mut rng = key.named("alpha").rng();
+        for (row, from) in out.chunks_exact_mut(width).zip(all.chunks_exact(3 * k)) {
+            let (z, alpha) = row.split_at_mut(3 * k);
+            for (z, from) in z.chunks_exact_mut(3).zip(from.chunks_exact(3)) {
+                let norm = dot::<f64>(from, from).sqrt();
+                z.iter_mut().zip(from).for_each(|(z, x)| *z = x / norm);
+            }
+            alpha.iter_mut().for_each(|a| *a = 0.7 * rng.gen::<f64>());
+        }
+    }
 }
 
 impl Problem for Sphere {
@@ -269,22 +284,14 @@ impl Problem for Sphere {
         Domain::Sphere
     }
     fn context(&self, key: Key, out: &mut [f64]) {
-        let (z, alpha) = out.split_at_mut(3 * self.components);
-        key.named("z").fill_normal(z);
-        z.chunks_mut(3).for_each(|z| {
-            let unit = project(z);
-            z.copy_from_slice(&unit);
-        });
-        let mut rng = key.named("alpha").rng();
-        alpha.iter_mut().for_each(|a| *a = 0.7 * rng.gen::<f64>());
+        self.draw(key, out);
     }
     fn contexts(&self, at: BatchKey, out: &mut [f64]) {
-        let rows = out.chunks_mut(self.context_dim()).enumerate();
         if self.fixed.is_empty() {
-            rows.for_each(|(i, row)| self.context(at.noise().fold_in(i as u64), row));
-        } else {
-            rows.for_each(|(i, row)| row.copy_from_slice(&self.fixed[i % self.fixed.len()]));
+            return self.draw(at.noise(), out);
         }
+        let rows = out.chunks_mut(self.context_dim()).enumerate();
+        rows.for_each(|(i, row)| row.copy_from_slice(&self.fixed[i % self.fixed.len()]));
     }
     fn objective<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
@@ -292,13 +299,7 @@ impl Problem for Sphere {
         at: &Query<'_, E, B>,
         _: &Own<'_, E, B>,
     ) -> Tensor<(usize,), E, B, M> {
-        let ((n, _), k) = (*y.shape(), self.components);
-        let z = ops::reshape(ops::columns(at.x.clone(), 0, 3 * k), (n, k, 3usize));
-        let alpha = ops::columns(at.x.clone(), 3 * k, k);
-        // t = ẑ·y, [N, K]
-        let t = ops::batch_matmul_transposed(ops::reshape(y, (n, 1usize, 3usize)), &z);
-        let c = ops::add(ops::map(ops::reshape(t, (n, k)), half_squared_distance), &alpha);
-        soft_min_rows(c, self.gamma)
+        soft_min(y, at.x, self.gamma)
     }
     fn optimum(&self, context: &[f64]) -> Option<Optimum> {
         Some(self.function(context).optimum())
@@ -306,7 +307,7 @@ impl Problem for Sphere {
 }
 
 /// `½ arccos(t)²` with first and second derivative, by the series near 1; 0 where the derivative is infinite.
-fn half_squared_distance<E: Float>(t: E) -> [E; 3] {
+pub(super) fn half_squared_distance<E: Float>(t: E) -> [E; 3] {
     let (one, k) = (E::of(1.0), E::of);
     let u = one - t;
     if u < k(1e-2) {
@@ -321,16 +322,4 @@ fn half_squared_distance<E: Float>(t: E) -> [E; 3] {
     let (d, s) = (t.acos(), one - t * t);
     let root = s.sqrt();
     [k(0.5) * d * d, -d / root, one / s - t * d / (s * root)]
-}
-
-/// `−γ ln Σⱼ exp(−cᵢⱼ/γ)` of every row.
-pub fn soft_min_rows<E: Float, B: Backend<E>, M: Mode<E, B>>(
-    c: Tensor<(usize, usize), E, B, M>,
-    gamma: f64,
-) -> Tensor<(usize,), E, B, M> {
-    // Transposed, so that what belongs to a row of c is a row here.
-    let z = ops::transpose(ops::scale(c, -1.0 / gamma)); // [K, N]
-    let most = ops::stop_gradient(ops::max_axis1(ops::transpose(z.clone()))); // [N]
-    let sum = ops::sum_axis0(ops::exp(ops::sub(z, &most)));
-    ops::scale(ops::add(ops::ln(sum), &most), -gamma)
 }
