@@ -2,7 +2,8 @@
 
 use crate::{double, pictures, Options};
 use outerloop::amortized::evaluate::{amortization_gap, GapConfig, GapReport};
-use outerloop::amortized::inference::decoder::{ConvDecoder, ConvEncoder, Decoder, Maps2d};
+use outerloop::amortized::inference::decoder::{ConvDecoder, ConvEncoder, Decoder, Maps2d, Noise};
+use outerloop::amortized::inference::elbo::{Likelihood, CLAMP};
 use outerloop::amortized::inference::vae::{importance_weighted, Vae};
 use outerloop::amortized::model::{Full, Model};
 use outerloop::amortized::net::Mlp;
@@ -34,6 +35,12 @@ pub struct VaeOptions {
     /// Encoder and decoder: fully connected, two layers of 128 units (256 for files); or convolutional.
     #[arg(long, value_enum, default_value_t = Net::Mlp)]
     pub net: Net,
+    /// The density of pixels. Those of the Gaussians are not bounded: bounds in nats do not compare between kinds.
+    #[arg(long, value_enum, default_value_t = Density::Bernoulli)]
+    pub likelihood: Density,
+    /// Log-variance of the Gaussian, log-scale of the logistic, where they are fixed [default: -3].
+    #[arg(long, allow_negative_numbers = true)]
+    pub log_scale: Option<f64>,
     /// Steps of the solver that the encoder is compared with.
     #[arg(long, default_value_t = 2000)]
     pub solver_steps: u64,
@@ -43,6 +50,50 @@ pub struct VaeOptions {
 pub enum Net {
     Mlp,
     Conv,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum Density {
+    /// Of grey pixels as probabilities.
+    Bernoulli,
+    /// Its variance fixed.
+    Gaussian,
+    /// Its variance learned, one for all pixels.
+    GaussianLearned,
+    /// Its variance learned, one for each pixel.
+    GaussianPerPixel,
+    /// Its variance learned, by the decoder from the latents.
+    GaussianDecoder,
+    /// Integrated over a byte's bin, its scale fixed.
+    Logistic,
+}
+
+impl Density {
+    /// The likelihood, and whether the decoder gives the variances itself or learns so many beside.
+    fn parts(self, log_scale: f64) -> (Likelihood, usize, Option<Noise>) {
+        match self {
+            Density::Bernoulli => (Likelihood::Bernoulli, 1, None),
+            Density::Gaussian => (Likelihood::Gaussian(log_scale), 1, None),
+            Density::GaussianLearned => (Likelihood::LearnedGaussian, 1, Some(Noise::Shared)),
+            Density::GaussianPerPixel => (Likelihood::LearnedGaussian, 1, Some(Noise::PerPixel)),
+            Density::GaussianDecoder => (Likelihood::LearnedGaussian, 2, None),
+            Density::Logistic => (Likelihood::DiscretizedLogistic(log_scale), 1, None),
+        }
+    }
+    fn is_fixed(self) -> bool {
+        matches!(self, Density::Gaussian | Density::Logistic)
+    }
+    /// What runs and pictures are named by; nothing for the default.
+    fn suffix(self) -> &'static str {
+        match self {
+            Density::Bernoulli => "",
+            Density::Gaussian => "_gaussian",
+            Density::GaussianLearned => "_gaussian_learned",
+            Density::GaussianPerPixel => "_gaussian_per_pixel",
+            Density::GaussianDecoder => "_gaussian_decoder",
+            Density::Logistic => "_logistic",
+        }
+    }
 }
 
 /// Where images come from; none: the digits.
@@ -81,26 +132,48 @@ impl Set {
 }
 
 pub fn run(o: &VaeOptions) -> Result<()> {
+    match o.log_scale {
+        Some(scale) if !o.likelihood.is_fixed() => {
+            return Err(Error::mismatch(
+                "--log-scale for a density that has or learns its own",
+                "none",
+                scale,
+            ));
+        }
+        Some(scale) if !(scale.abs() <= CLAMP) => {
+            let why = format!("must lie from -{CLAMP} to {CLAMP}, got {scale}");
+            return Err(Error::invalid("--log-scale", why));
+        }
+        _ => {}
+    }
+    let (likelihood, numbers, noise) = o.likelihood.parts(o.log_scale.unwrap_or(-3.0));
     let set = Set::load(o.images)?;
     let (images, h) = (&set.images, set.hidden);
+    let vae = |decoder: Decoder| {
+        let decoder = match noise {
+            Some(noise) => Decoder::Noisy(Box::new(decoder), noise),
+            None => decoder,
+        };
+        Vae::with_likelihood(images, set.train, decoder, likelihood)
+    };
     match o.net {
         Net::Mlp => {
-            let decoder = Mlp::new([LATENT, h, h, images.features()]);
-            trained(o, &set, decoder.into(), Full::new([h, h]))
+            let decoder = Mlp::new([LATENT, h, h, numbers * images.features()]);
+            trained(o, &set, vae(decoder.into())?, Full::new([h, h]))
         }
         Net::Conv => {
             let maps = Maps2d::new([images.height, images.width, images.channels])?;
-            let decoder = ConvDecoder { latent: LATENT, maps: maps.clone() };
-            trained(o, &set, decoder.into(), ConvEncoder(maps))
+            let decoder = ConvDecoder { numbers, ..ConvDecoder::new(LATENT, maps.clone()) };
+            trained(o, &set, vae(decoder.into())?, ConvEncoder(maps))
         }
     }
 }
 
-fn trained<M: Model>(o: &VaeOptions, set: &Set, decoder: Decoder, encoder: M) -> Result<()> {
+fn trained<M: Model>(o: &VaeOptions, set: &Set, vae: Vae, encoder: M) -> Result<()> {
     let common = &o.common;
     let net = if o.net == Net::Mlp { "vae" } else { "vae_conv" };
-    let name = o.images.map_or_else(|| net.to_string(), |files| format!("{net}_{}", files.name()));
-    let vae = Vae::new(&set.images, set.train, decoder)?;
+    let files = o.images.map_or_else(String::new, |files| format!("_{}", files.name()));
+    let name = format!("{net}{files}{}", o.likelihood.suffix());
     let task = AmortizedTask::new(vae.clone(), encoder, Training { batch_size: 128, ..Training::default() })?;
     let steps = common.epochs.unwrap_or(set.epochs) * set.train as u64 / 128;
     let tested = vae.len()[1].min(TESTED);
@@ -168,6 +241,12 @@ fn rows(
     let total: f64 = nats.iter().sum();
     let text: Vec<String> = nats.iter().map(|n| format!("{n:.2}")).collect();
     rows.push(("divergence, and of every latent (nats)".into(), format!("{total:.3}: {}", text.join(" "))));
+    if vae.likelihood == Likelihood::LearnedGaussian {
+        rows.push((
+            "standard deviation of pixels: least, median, largest".into(),
+            deviations(vae, own, lambda),
+        ));
+    }
     let used = nats.iter().filter(|n| **n > UNUSED).count();
     let of =
         format!("{used} of {} (more than {UNUSED} nats; the others have collapsed to the prior)", nats.len());
@@ -177,6 +256,17 @@ fn rows(
         rows.push((format!("importance-weighted bound, {k} samples"), format!("{bound:.3} nats")));
     }
     rows
+}
+
+/// Of what is learned of the pixels' noise, at the posteriors' means.
+fn deviations(vae: &Vae, own: &[f32], lambda: &[f32]) -> String {
+    let z = vae.latent();
+    let means: Vec<f32> = lambda.chunks(2 * z).flat_map(|row| &row[..z]).copied().collect();
+    let [_, log_variance] = vae.outputs(own, &means);
+    let mut all: Vec<f64> = log_variance.iter().map(|v| (0.5 * f64::from(*v)).exp()).collect();
+    all.sort_by(f64::total_cmp);
+    let at = |part: usize| all.get((all.len() - 1) * part / 2).copied().unwrap_or(f64::NAN);
+    format!("{:.4} {:.4} {:.4}", at(0), at(1), at(2))
 }
 
 /// Mean divergence of every latent from the prior, the largest first: `½ (μ² + σ² − 1 − ln σ²)`.

@@ -10,7 +10,9 @@ use crate::model::Model;
 use crate::net::{linear, Act, Init, Mlp};
 use crate::problem::{Problem, Query, Rows};
 use outerloop_core::ops::{self, Activation, Padding};
-use outerloop_core::tensor::{Backend, DynParams, DynTree, Float, HasShape, Mode, PutTape, Tensor};
+use outerloop_core::tensor::{
+    Backend, DynParams, DynTree, Float, HasShape, Mode, PutTape, SplitTape, Tensor,
+};
 use outerloop_core::{Error, Key, Layout, Result};
 
 /// Height and width of all windows.
@@ -19,13 +21,52 @@ const WINDOW: usize = 3;
 /// Feature maps, `[N, H, W, C]`.
 type Maps<E, B, M> = Tensor<(usize, usize, usize, usize), E, B, M>;
 
-/// From latents to logits (or means) of pixels.
+/// From latents to logits (or means) of pixels; for
+/// [`Likelihood::LearnedGaussian`](super::elbo::Likelihood::LearnedGaussian) all means and then all log-variances.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decoder {
     /// Fully connected; its first width is the number of latents.
     Mlp(Mlp),
     /// Convolutional.
     Conv(ConvDecoder),
+    /// A decoder of means, with log-variances behind them that are parameters and no functions of the latents.
+    Noisy(Box<Decoder>, Noise),
+}
+
+/// How many log-variances a [`Decoder::Noisy`] learns. Parameter: `noise`, a tenth of them, since Adam moves all parameters
+/// alike and these have farther to go; initially -0.2, a variance of `e⁻²`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noise {
+    /// One for all pixels.
+    Shared,
+    /// One for each.
+    PerPixel,
+}
+
+/// Log-variance per unit of the parameter.
+const NOISE_SCALE: f64 = 10.0;
+
+impl Noise {
+    fn len(self, pixels: usize) -> usize {
+        match self {
+            Noise::Shared => 1,
+            Noise::PerPixel => pixels,
+        }
+    }
+    /// Log-variances behind the means `[N, P]`; `index`: position of the parameter.
+    fn append<E: Float, B: Backend<E>, M: Mode<E, B>>(
+        self,
+        (params, index): (&DynParams<E, B>, usize),
+        means: Rows<E, B, M>,
+    ) -> Rows<E, B, M> {
+        let (n, p) = *means.shape();
+        let v = ops::scale(params.traced(index, (self.len(p),), M::default()), NOISE_SCALE);
+        let row = match self {
+            Noise::Shared => ops::reshape(ops::repeat_row(v, p), (p,)),
+            Noise::PerPixel => v,
+        };
+        ops::concat(means, &ops::repeat_row(row, n).split_tape().0)
+    }
 }
 
 impl From<Mlp> for Decoder {
@@ -46,6 +87,7 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) => net.widths[0],
             Decoder::Conv(net) => net.latent,
+            Decoder::Noisy(net, _) => net.latent(),
         }
     }
     /// Numbers that come out for an image; 0 for a network without layers.
@@ -53,7 +95,8 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) if net.widths.len() < 2 => 0,
             Decoder::Mlp(net) => net.widths[net.widths.len() - 1],
-            Decoder::Conv(net) => net.maps.pixels(),
+            Decoder::Conv(net) => net.numbers * net.maps.pixels(),
+            Decoder::Noisy(net, _) => 2 * net.outputs(),
         }
     }
     /// How initial weights are drawn.
@@ -61,6 +104,7 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) => net.init,
             Decoder::Conv(net) => net.maps.init,
+            Decoder::Noisy(net, _) => net.init(),
         }
     }
     /// Appends the parameters, names after a prefix.
@@ -68,6 +112,10 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) => net.push(layout, prefix),
             Decoder::Conv(net) => push(&net.layers(), layout, prefix),
+            Decoder::Noisy(net, noise) => {
+                net.push(layout, prefix);
+                layout.push(format!("{prefix}noise"), vec![noise.len(net.outputs())]);
+            }
         }
     }
     /// Number of parameter tensors.
@@ -75,6 +123,7 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) => net.tensors(),
             Decoder::Conv(net) => 2 * net.layers().len(),
+            Decoder::Noisy(net, _) => net.tensors() + 1,
         }
     }
     /// Number of parameters.
@@ -82,6 +131,7 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) => net.len(),
             Decoder::Conv(net) => net.layers().iter().map(Layer::len).sum(),
+            Decoder::Noisy(net, noise) => net.len() + noise.len(net.outputs()),
         }
     }
     /// Whether it has none.
@@ -93,6 +143,11 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) => net.fill(key, out),
             Decoder::Conv(net) => fill(&net.layers(), net.maps.init, key, out),
+            Decoder::Noisy(net, _) => {
+                let (means, noise) = out.split_at_mut(net.len());
+                net.fill(key, means);
+                noise.fill(-2.0 / NOISE_SCALE);
+            }
         }
     }
     /// The outputs `[N, P]` for latents `[N, Z]`; `first` is the position of the first tensor.
@@ -105,6 +160,9 @@ impl Decoder {
         match self {
             Decoder::Mlp(net) => net.forward(params, first, z),
             Decoder::Conv(net) => net.forward(params, first, z),
+            Decoder::Noisy(net, noise) => {
+                noise.append((params, first + net.tensors()), net.forward(params, first, z))
+            }
         }
     }
 }
@@ -251,14 +309,24 @@ pub struct ConvDecoder {
     pub latent: usize,
     /// Pictures and sizes.
     pub maps: Maps2d,
+    /// Numbers per pixel and channel: 1, or 2, the mean and the log-variance.
+    pub numbers: usize,
 }
 
 impl ConvDecoder {
+    /// One number per pixel and channel.
+    pub fn new(latent: usize, maps: Maps2d) -> Self {
+        ConvDecoder { latent, maps, numbers: 1 }
+    }
     fn layers(&self) -> Vec<Layer> {
         let m = &self.maps;
         let dense = [Layer::dense("in", self.latent, m.hidden), Layer::dense("out", m.hidden, m.smallest())];
-        let conv = (0..m.channels.len()).rev().map(|i| Layer::conv(i, m.depth(i + 1), m.depth(i)));
+        let conv = (0..m.channels.len()).rev().map(|i| Layer::conv(i, m.depth(i + 1), self.depth(i)));
         dense.into_iter().chain(conv).collect()
+    }
+    /// Channels that come out at a map.
+    fn depth(&self, map: usize) -> usize {
+        self.maps.depth(map) * if map == 0 { self.numbers } else { 1 }
     }
     fn forward<E: Float, B: Backend<E>, M: Mode<E, B>>(
         &self,
@@ -274,9 +342,16 @@ impl ConvDecoder {
         let mut x = ops::reshape(h, (n, height, width, m.depth(last))); // [N, H, W, C]
         for (k, map) in (0..last).rev().enumerate() {
             let act = if map == 0 { Activation::Identity } else { Activation::Relu };
-            x = convolve((params, first + 4 + 2 * k), doubled(x, m.size(map)), m.depth(map), (1, act));
+            x = convolve((params, first + 4 + 2 * k), doubled(x, m.size(map)), self.depth(map), (1, act));
         }
-        ops::reshape(x, (n, m.pixels()))
+        if self.numbers == 1 {
+            return ops::reshape(x, (n, m.pixels()));
+        }
+        // From a pixel's numbers side by side to pictures side by side.
+        let c = m.depth(0);
+        let pixels = ops::reshape(x, (n * m.pixels() / c, self.numbers * c));
+        let picture = |i: usize| ops::reshape(ops::columns(pixels.clone(), i * c, c), (n, m.pixels()));
+        (1..self.numbers).fold(picture(0), |all, i| ops::concat(all, &picture(i).split_tape().0))
     }
 }
 
@@ -301,15 +376,15 @@ impl Model for ConvEncoder {
         let channels: Vec<String> = self.0.channels.iter().map(usize::to_string).collect();
         format!("conv{}", channels.join("-"))
     }
-    /// # Panics
-    /// If the problem's features are no such pictures.
+    fn check<P: Problem>(&self, problem: &P) -> Result<()> {
+        let (expected, got) = (self.0.pixels(), problem.features_dim());
+        if expected != got {
+            let what = format!("convolutional encoder: features, pixels of {:?}", self.0.shape);
+            return Err(Error::mismatch(what, expected, got));
+        }
+        Ok(())
+    }
     fn layout<P: Problem>(&self, problem: &P) -> Layout {
-        assert_eq!(
-            problem.features_dim(),
-            self.0.pixels(),
-            "convolutional encoder: pixels of {:?}",
-            self.0.shape
-        );
         let mut layout = Layout::default();
         push(&self.layers(problem.dim()), &mut layout, "");
         layout
@@ -340,7 +415,9 @@ impl Model for ConvEncoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inference::elbo::Likelihood;
     use crate::inference::vae::Vae;
+    use crate::problem::ContextTask;
     use crate::task::{AmortizedTask, Training};
     use outerloop_core::contract::check_task;
     use outerloop_core::tensor::{host_data, Cpu, TensorFromVec};
@@ -356,17 +433,18 @@ mod tests {
         ImageData::new("odd", pixels, vec![0; 6], [5, 7, 2], 1).expect("valid sizes")
     }
 
-    fn task(images: &ImageData, channels: &[usize]) -> AmortizedTask<Vae, ConvEncoder> {
+    fn maps(images: &ImageData, channels: &[usize]) -> Maps2d {
         let shape = [images.height, images.width, images.channels];
-        let maps = Maps2d::with_channels(shape, channels, 6).expect("valid sizes");
-        let vae = Vae::new(images, 4, ConvDecoder { latent: 2, maps: maps.clone() }).expect("valid sizes");
-        let training = Training { batch_size: 2, ..Training::default() };
-        AmortizedTask::new(vae, ConvEncoder(maps), training).expect("valid settings")
+        Maps2d::with_channels(shape, channels, 6).expect("valid sizes")
     }
 
-    #[test]
-    fn every_gradient_is_the_slope_of_the_loss() {
-        let task = task(&odd(), &[2, 3]);
+    fn task(decoder: impl Into<Decoder>, likelihood: Likelihood) -> AmortizedTask<Vae, ConvEncoder> {
+        let vae = Vae::with_likelihood(&odd(), 4, decoder, likelihood).expect("valid sizes");
+        let training = Training { batch_size: 2, ..Training::default() };
+        AmortizedTask::new(vae, ConvEncoder(maps(&odd(), &[2, 3])), training).expect("valid settings")
+    }
+
+    fn check_slopes(task: AmortizedTask<Vae, ConvEncoder>) {
         check_task(&Typed::new(task.clone()), &Typed::new(task.clone())).unwrap_or_else(|e| panic!("{e}"));
         let flat: Arc<dyn FlatTask<f64>> = Arc::new(Typed::new(task));
         let mut p = flat.init(Key::new(1)).data;
@@ -397,8 +475,85 @@ mod tests {
     }
 
     #[test]
+    fn every_gradient_is_the_slope_of_the_loss() {
+        check_slopes(task(ConvDecoder::new(2, maps(&odd(), &[2, 3])), Likelihood::Bernoulli));
+        let twice = ConvDecoder { numbers: 2, ..ConvDecoder::new(2, maps(&odd(), &[2])) };
+        check_slopes(task(twice, Likelihood::LearnedGaussian));
+        for noise in [Noise::Shared, Noise::PerPixel] {
+            let noisy = Decoder::Noisy(Box::new(Mlp::new([2, 4, 70]).into()), noise);
+            check_slopes(task(noisy, Likelihood::LearnedGaussian));
+        }
+    }
+
+    /// The negative bound by hand, for a decoder of one layer `z W + b`; gradient by the log-variances
+    /// `½ Σ (1 − (x − o)² e^{−v})`, zero where a variance is the mean squared error.
+    #[test]
+    fn learned_variances_are_those_of_a_gaussian() {
+        let images = odd();
+        let (p, z, key) = (70, 2, Key::new(3));
+        for (noise, len) in [(Noise::Shared, 1), (Noise::PerPixel, p)] {
+            let decoder = Decoder::Noisy(Box::new(Mlp::new([z, p]).into()), noise);
+            assert_eq!([decoder.outputs(), decoder.len(), decoder.tensors()], [2 * p, (z + 1) * p + len, 3]);
+            let vae = Vae::with_likelihood(&images, 4, decoder, Likelihood::LearnedGaussian).unwrap();
+            let mut own = vec![0.0; vae.own_layout().len()];
+            vae.own_init(Key::new(1), &mut own);
+            let first = own.len() - len;
+            assert!(own[first..].iter().all(|v| *v == -0.2));
+            own[first..].iter_mut().enumerate().for_each(|(i, v)| *v += 0.01 * i as f64);
+            let (x, mut y) = (vae.test_set(1), vec![0.0; 2 * 2 * z]);
+            Key::new(2).fill_normal(&mut y);
+            let mut eps = vec![0.0; 2 * z];
+            key.fill_normal(&mut eps);
+            let error = |own: &[f64], n: usize, j: usize| {
+                let latent = |k: usize| y[4 * n + k] + (0.5f64 * y[4 * n + 2 + k]).exp() * eps[2 * n + k];
+                let o = own[z * p + j] + (0..z).map(|k| latent(k) * own[k * p + j]).sum::<f64>();
+                (x[n * p + j] - o).powi(2)
+            };
+            let log_variance = |own: &[f64], j: usize| 10.0 * own[first + j.min(len - 1)];
+            let task = |own: &[f64]| ContextTask {
+                problem: vae.clone(),
+                contexts: x.clone(),
+                own: own.to_vec(),
+                start: Vec::new(),
+            };
+            for (n, got) in task(&own).values(&y, key).into_iter().enumerate() {
+                let row = &y[4 * n..][..4];
+                let kl = |k: usize| 0.5 * (row[k].powi(2) + row[2 + k].exp() - 1.0 - row[2 + k]);
+                let nats = |j: usize| {
+                    let v = log_variance(&own, j);
+                    0.5 * ((2.0 * std::f64::consts::PI).ln() + v + error(&own, n, j) * (-v).exp())
+                };
+                let want = (0..z).map(kl).sum::<f64>() + (0..p).map(nats).sum::<f64>();
+                assert!((got - want).abs() < 1e-9, "{noise:?}: {got} {want}");
+            }
+            // The best variances are the mean squared errors: any other is worse.
+            let pixels = |i: usize| if len == 1 { 0..p } else { i..i + 1 };
+            let mut best = own.clone();
+            for i in 0..len {
+                let all: Vec<f64> = pixels(i).flat_map(|j| [error(&own, 0, j), error(&own, 1, j)]).collect();
+                best[first + i] = 0.1 * (all.iter().sum::<f64>() / all.len() as f64).ln();
+            }
+            let total = |own: &[f64]| task(own).values(&y, key).iter().sum::<f64>();
+            let lowest = total(&best);
+            for (i, step) in [(first, 1e-3), (first, -1e-3), (own.len() - 1, 1e-3)] {
+                let mut moved = best.clone();
+                moved[i] += step;
+                assert!(total(&moved) > lowest, "{noise:?}: {i} {step}");
+            }
+        }
+    }
+
+    #[test]
+    fn pictures_of_another_size_are_refused() {
+        let vae = Vae::new(&digits(), 9, Mlp::new([2, 64])).expect("valid sizes");
+        let encoder = ConvEncoder(Maps2d::new([8, 7, 1]).expect("valid sizes"));
+        let error = AmortizedTask::new(vae, encoder, Training::default()).unwrap_err().to_string();
+        assert!(error.contains("[8, 7, 1]: expected 56, got 64"), "{error}");
+    }
+
+    #[test]
     fn parameters_have_their_names_and_maps_their_sizes() {
-        let t = task(&odd(), &[2, 3]);
+        let t = task(ConvDecoder::new(2, maps(&odd(), &[2, 3])), Likelihood::Bernoulli);
         let layout = FlatTask::<f32>::layout(&Typed::new(t.clone()));
         let shapes: Vec<(String, Vec<usize>)> =
             layout.entries().iter().map(|e| (e.name.clone(), e.shape.clone())).collect();
@@ -410,7 +565,7 @@ mod tests {
         assert_eq!(t.problem.decoder.tensors(), 8);
         let error = Maps2d::with_channels([8, 8, 1], &[], 4).unwrap_err().to_string();
         assert!(error.contains("at least 1, got picture [8, 8, 1], channels []"), "{error}");
-        let wrong = ConvDecoder { latent: 2, maps: Maps2d::new([8, 7, 1]).expect("valid sizes") };
+        let wrong = ConvDecoder::new(2, Maps2d::new([8, 7, 1]).expect("valid sizes"));
         let error = Vae::new(&digits(), 9, wrong).unwrap_err().to_string();
         assert!(error.contains("expected 64, got 56"), "{error}");
     }

@@ -5,7 +5,7 @@
 //! [`IterativeTask`].
 
 use super::decoder::{Decoder, DecoderAt};
-use super::elbo::{divergence_per_dim, elbo, split, Likelihood};
+use super::elbo::{divergence_per_dim, elbo, split, Likelihood, CLAMP};
 use super::iterative::{prior, Iterative, Parts, Visit};
 use super::update::UpdateNet;
 use crate::net::{Act, Mlp};
@@ -41,7 +41,7 @@ pub struct Vae {
     pub test: Splits,
     /// From latents to logits (or means).
     pub decoder: Decoder,
-    /// Default: Bernoulli.
+    /// Default: Bernoulli. One that wants other outputs of the decoder: by [`Self::with_likelihood`].
     pub likelihood: Likelihood,
     /// Default: grey.
     pub pixels: Pixels,
@@ -59,14 +59,27 @@ impl Vae {
     /// # Errors
     /// A division that leaves one part empty, a decoder that does not give as many pixels as there are.
     pub fn new(images: &ImageData, train: usize, decoder: impl Into<Decoder>) -> Result<Self> {
+        Self::with_likelihood(images, train, decoder, Likelihood::Bernoulli)
+    }
+
+    /// [`Self::new`] with another density of the pixels.
+    ///
+    /// # Errors
+    /// As there; a decoder must give as many numbers as [`Likelihood::outputs`] says.
+    pub fn with_likelihood(
+        images: &ImageData,
+        train: usize,
+        decoder: impl Into<Decoder>,
+        likelihood: Likelihood,
+    ) -> Result<Self> {
         let (n, decoder) = (images.len(), decoder.into());
         if train == 0 || train >= n {
             let why = format!("must be from 1 to {} of {n} images, got {train}", n - 1);
             return Err(Error::invalid("vae: number of images for training", why));
         }
-        let outputs = decoder.outputs();
-        if outputs != images.features() {
-            return Err(Error::mismatch("vae: outputs of the decoder", images.features(), outputs));
+        let (wanted, outputs) = (likelihood.outputs(images.features()), decoder.outputs());
+        if outputs != wanted {
+            return Err(Error::mismatch("vae: outputs of the decoder", wanted, outputs));
         }
         let part = |range: std::ops::Range<usize>| -> Result<Splits> {
             let pixels: Vec<f32> = range.clone().flat_map(|i| images.image(i).to_vec()).collect();
@@ -78,7 +91,7 @@ impl Vae {
             train: part(0..train)?,
             test: part(train..n)?,
             decoder,
-            likelihood: Likelihood::Bernoulli,
+            likelihood,
             pixels: Pixels::Grey,
             samples: 1,
             beta: 1.0,
@@ -100,10 +113,26 @@ impl Vae {
     /// # Panics
     /// If there are other numbers of parameters than the decoder has.
     pub fn decoded(&self, own: &[f32], z: &[f32]) -> Vec<f32> {
+        self.likelihood.mean(self.output(own, z)).as_vec()
+    }
+    /// Means and log-variances of the pixels at latents `[N, Z]`, `[N, P]` each; none of the latter but of
+    /// [`Likelihood::LearnedGaussian`], whose clamp they have.
+    ///
+    /// # Panics
+    /// As [`Self::decoded`].
+    pub fn outputs(&self, own: &[f32], z: &[f32]) -> [Vec<f32>; 2] {
+        let output = self.output(own, z);
+        let noise = match self.likelihood {
+            Likelihood::LearnedGaussian => ops::clip(split(&output)[1].clone(), -CLAMP, CLAMP).as_vec(),
+            _ => Vec::new(),
+        };
+        [self.likelihood.mean(output).as_vec(), noise]
+    }
+    fn output(&self, own: &[f32], z: &[f32]) -> Rows<f32, Cpu> {
         let dev = Cpu::default();
         let params = DynParams::<f32, Cpu>::new(&dev, Arc::new(self.own_layout()), own);
         let z: Rows<f32, Cpu> = dev.tensor_from_vec(z.to_vec(), (z.len() / self.latent(), self.latent()));
-        self.likelihood.mean(self.decoder.forward(&params, 0, z)).as_vec()
+        self.decoder.forward(&params, 0, z)
     }
     /// [`Self::decoded`] at the means of posteriors `λ = [μ, ln σ²]` `[N, 2 Z]`: reconstructions.
     pub fn reconstructed(&self, own: &[f32], lambda: &[f32]) -> Vec<f32> {
