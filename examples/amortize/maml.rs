@@ -13,18 +13,28 @@ use std::sync::Arc;
 
 /// Gradient steps on an unseen sine.
 const STEPS: usize = 10;
+/// Unseen sines.
+const SINES: u64 = 200;
 
 pub fn run(o: &Options) -> Result<()> {
     let mut rows = Vec::new();
     let mut series = Vec::new();
+    let implicit = ImplicitMaml::default();
+    let estimator = ImplicitMamlGradient::new(implicit.clone())?;
+    let proximal = ImplicitMamlGradient::new(implicit.clone())?;
     let mut report = |name: &str, task: &SinusoidMaml, theta: &[f32]| {
         let curve = adapted(task, theta, o.seed);
         let losses = |t: usize| mean(&curve.iter().map(|c| c[t]).collect::<Vec<f64>>());
-        let show = |t: usize| {
-            let (m, e) = losses(t);
-            format!("{m:.3} +- {e:.3}")
-        };
-        let value = format!("before {}   1 step {}   10 steps {}", show(0), show(1), show(STEPS));
+        let text = |(m, e): (f64, f64)| format!("{m:.3} +- {e:.3}");
+        let show = |t: usize| text(losses(t));
+        let pulled: Vec<f64> = (0..SINES).map(|i| proximal.adapted_loss(theta, sine(o.seed, i))).collect();
+        let value = format!(
+            "before {}   1 step {}   10 steps {}   proximal {}",
+            show(0),
+            show(1),
+            show(STEPS),
+            text(mean(&pulled))
+        );
         rows.push((name.to_string(), value));
         series.push(Series::line(name, (0..=STEPS).map(|t| (t as f64, losses(t).0)).collect()));
     };
@@ -37,14 +47,18 @@ pub fn run(o: &Options) -> Result<()> {
         let theta = o.train(&name, Arc::new(Typed::new(task.clone())), 1e-3, 3000)?;
         report(&name, &task, &theta);
     }
-    let implicit = ImplicitMaml::default();
     let weights = Arc::new(Typed::new(implicit.maml.clone()));
-    let estimator = ImplicitMamlGradient::new(implicit.clone())?;
     let learner =
-        parameter_learner(weights, Box::new(estimator), Box::new(Adam::new(1e-3)), o.steps_or(600))?;
+        parameter_learner(weights, Box::new(estimator), Box::new(Adam::new(3e-3)), o.steps_or(1200))?;
     let theta = o.runs().train("maml-implicit", &learner)?;
     report("maml-implicit", &implicit.maml, &theta);
-    table("query loss on 200 unseen sines, 10 points each", &rows);
+    table(
+        &format!(
+            "query loss on {SINES} unseen sines, 10 points each; proximal: {} steps of rate {}, λ = {}",
+            implicit.inner_steps, implicit.inner_rate, implicit.lambda
+        ),
+        &rows,
+    );
     Plot {
         title: "adaptation to unseen sines".into(),
         x_label: "gradient steps on the support set".into(),
@@ -55,12 +69,12 @@ pub fn run(o: &Options) -> Result<()> {
     .save(o.dir.join("maml.svg"))
 }
 
-/// Query losses of 200 sines after every number of steps.
+/// Query losses of unseen sines after every number of steps.
 fn adapted(task: &SinusoidMaml, theta: &[f32], seed: u64) -> Vec<Vec<f64>> {
     let dev = Cpu::default();
     let one = SinusoidMaml { inner_steps: 1, ..task.clone() };
-    let sine = |i: u64| {
-        let [support, query] = one.episode::<f32, Cpu>(&dev, Key::new(1 + seed).named("test").fold_in(i));
+    let losses = |i: u64| {
+        let [support, query] = one.episode::<f32, Cpu>(&dev, sine(seed, i));
         let mut w: Tensor<(usize,), f32, Cpu> = dev.filled((theta.len(),), |w| w.copy_from_slice(theta));
         let mut losses = Vec::new();
         for _ in 0..=STEPS {
@@ -69,5 +83,10 @@ fn adapted(task: &SinusoidMaml, theta: &[f32], seed: u64) -> Vec<Vec<f64>> {
         }
         losses
     };
-    (0..200).map(sine).collect()
+    (0..SINES).map(losses).collect()
+}
+
+/// The key of unseen sine `i`.
+fn sine(seed: u64, i: u64) -> Key {
+    Key::new(1 + seed).named("test").fold_in(i)
 }

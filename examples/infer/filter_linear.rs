@@ -7,7 +7,7 @@ use outerloop::amortized::inference::kalman::{diagonal, Conditional, Gaussian, L
 use outerloop::amortized::matrix::Matrix;
 use outerloop::amortized::model::{Full, Model, Rule, Semi, Shown, Start};
 use outerloop::amortized::problem::Problem;
-use outerloop::amortized::report::{mean, table};
+use outerloop::amortized::report::{interval, mean, table};
 use outerloop::amortized::task::{AmortizedTask, Training};
 use outerloop::core::{Key, Result, Typed};
 use outerloop::lopt::hand::{Adam, Cosine};
@@ -78,23 +78,29 @@ impl World {
         self.run(|context| vec![self.problem.optimum(context).map_or_else(Vec::new, |o| o.y)])
     }
 
-    /// Trains a model, and filters with it; a semi-amortized one may take other numbers of steps than it was trained with.
-    fn learned<M: Model>(&self, o: &Options, model: M, tested: &[M]) -> Result<Vec<Filtered>> {
+    /// Trains a model with every seed, and filters with each; a semi-amortized one may take other numbers of steps than it
+    /// was trained with. `[tested][seed]`
+    fn learned<M: Model>(&self, o: &Options, model: M, tested: &[M]) -> Result<Vec<Vec<Filtered>>> {
         let task = |model| {
             let training = Training { batch_size: 64, ..Training::default() };
             AmortizedTask::new(self.problem.clone(), model, training)
         };
         let trained = task(model)?;
-        let name = format!("{}-{}", self.name, trained.model.name());
-        let steps = o.epochs.unwrap_or(3000);
-        let rate = Cosine { peak: 3e-3, constant_fraction: 0.3, ..Cosine::default() };
-        let opt = Box::new(Adam { epsilon_root: 0.0, ..Adam::new(rate) });
-        let theta = o.train(&name, Arc::new(Typed::new(trained)), opt, steps, o.seed)?;
-        let filtered = |model: &M| -> Result<Filtered> {
-            let task = task(model.clone())?;
-            Ok(self.run(|x| task.predict::<f32>(&theta, x, Key::new(0)).iter().map(|y| double(y)).collect()))
-        };
-        tested.iter().map(filtered).collect()
+        let mut all: Vec<Vec<Filtered>> = tested.iter().map(|_| Vec::new()).collect();
+        for seed in o.seeds() {
+            let number = if seed == o.seed { String::new() } else { format!("-{seed}") };
+            let name = format!("{}-{}{number}", self.name, trained.model.name());
+            let steps = o.epochs.unwrap_or(3000);
+            let rate = Cosine { peak: 3e-3, constant_fraction: 0.3, ..Cosine::default() };
+            let opt = Box::new(Adam { epsilon_root: 0.0, ..Adam::new(rate) });
+            let theta = o.train(&name, Arc::new(Typed::new(trained.clone())), opt, steps, seed)?;
+            for (model, all) in tested.iter().zip(&mut all) {
+                let task = task(model.clone())?;
+                let path = |x: &[f64]| task.predict::<f32>(&theta, x, Key::new(0));
+                all.push(self.run(|x| path(x).iter().map(|y| double(y)).collect()));
+            }
+        }
+        Ok(all)
     }
 }
 
@@ -150,8 +156,12 @@ pub fn run(o: &FilterOptions) -> Result<()> {
             rows.push(compared(&format!("  after {}", i + 1), &world, f, &best));
         }
     }
-    table(&format!("bounds in nats per step, {SEQUENCES} sequences of {length} steps"), &rows);
-    let ours = &last[o.steps - 1];
+    let seeds = match common.seeds {
+        1 => "1 seed, 95 % intervals over sequences".to_string(),
+        n => format!("{n} seeds, 95 % intervals over them"),
+    };
+    table(&format!("bounds in nats per step, {SEQUENCES} sequences of {length} steps, {seeds}"), &rows);
+    let ours = &last[o.steps - 1][0];
     bounds_over_time(&world, &best, ours, o.steps).save(common.dir.join("filter_bounds.svg"))?;
     means_over_time(&world, ours).save(common.dir.join("filter.svg"))?;
 
@@ -197,15 +207,22 @@ fn oracles(world: &World, best: &Filtered) -> Vec<(String, String)> {
     ]
 }
 
-fn compared(name: &str, world: &World, ours: &Filtered, best: &Filtered) -> (String, String) {
-    let bounds = ours.per_step();
-    let apart: Vec<f64> = best.per_step().iter().zip(&bounds).map(|(b, x)| b - x).collect();
-    let (gap, error) = mean(&apart);
-    let off = ours.off(world);
+/// A row: one trained model per seed. The interval is over sequences for one seed, and over seeds for several.
+fn compared(name: &str, world: &World, ours: &[Filtered], best: &Filtered) -> (String, String) {
+    let bounds: Vec<f64> = ours.iter().map(|f| mean(&f.per_step()).0).collect();
+    let apart =
+        |f: &Filtered| -> Vec<f64> { best.per_step().iter().zip(f.per_step()).map(|(b, x)| b - x).collect() };
+    let (gap, half) = match ours {
+        [one] => {
+            let (gap, error) = mean(&apart(one));
+            (gap, 1.96 * error)
+        }
+        _ => interval(&ours.iter().map(|f| mean(&apart(f)).0).collect::<Vec<f64>>()),
+    };
+    let off = mean(&ours.iter().map(|f| f.off(world)).collect::<Vec<f64>>()).0;
     let value = format!(
-        "{:.4}   below the best {gap:.4} +- {:.4}   distance of the mean from Kalman's {off:.4}",
-        mean(&bounds).0,
-        1.96 * error
+        "{:.4}   below the best {gap:.4} +- {half:.4}   distance of the mean from Kalman's {off:.4}",
+        mean(&bounds).0
     );
     (name.into(), value)
 }

@@ -175,27 +175,35 @@ impl Setting {
         Training { batch_size: 64, ..Training::default() }
     }
 
-    /// Trains any model of any problem on the same contexts, and evaluates its last iterate.
+    /// Trains any model of any problem on the same contexts with every seed, and evaluates all iterates of `tested`, which
+    /// has the same parameters and may have more steps.
     fn model<P: Problem, M: Model>(
         &self,
         o: &Options,
-        (problem, model): (&P, M),
+        problem: &P,
+        [model, tested]: [M; 2],
         rate: Rate,
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Vec<Vec<f64>>> {
         let task = AmortizedTask::new(problem.clone(), model, Self::training())?;
-        let mut means = Vec::new();
+        let tested = AmortizedTask::new(problem.clone(), tested, Self::training())?;
+        let mut paths = Vec::new();
         for seed in o.seeds() {
             let kind = if rate == Rate::Annealed { "annealed-" } else { "" };
             let name = format!("{kind}{}-{}-{seed}", problem.name(), task.model.name());
             let theta =
                 o.train(&name, Arc::new(Typed::new(task.clone())), rate.optimizer()?, self.steps, seed)?;
-            let y = task.predict::<f32>(&theta, &self.x, Key::new(0)).pop().unwrap_or_default();
             let own = double(task.own(&theta));
             let tests =
                 ContextTask { problem: problem.clone(), contexts: self.x.clone(), own, start: Vec::new() };
-            means.push(value(&tests, &y));
+            let iterates = tested.predict::<f32>(&theta, &self.x, Key::new(0));
+            paths.push(iterates.iter().map(|y| value(&tests, y)).collect());
         }
-        Ok(means)
+        Ok(paths)
+    }
+
+    /// [`Self::model`] of a direct encoder: one number per seed.
+    fn direct<P: Problem>(&self, o: &Options, problem: &P, rate: Rate) -> Result<Vec<f64>> {
+        Ok(self.model(o, problem, [encoder(), encoder()], rate)?.concat())
     }
 
     /// Trains a form, and evaluates it after 0 to twice the iterations, inferred in batches of two sizes.
@@ -271,7 +279,7 @@ pub fn run(o: &IterativeOptions) -> Result<()> {
     for (name, forms) in [("main", main_forms()), ("beyond", beyond()), ("ablation", ablation())] {
         if asked(name) {
             let mut rows = Vec::new();
-            let direct = |rate| s.model(&o.common, (&s.vae, encoder()), rate);
+            let direct = |rate| s.direct(&o.common, &s.vae, rate);
             match name {
                 "main" => rows.push(("direct encoder".into(), show(&direct(Rate::Constant)?))),
                 "beyond" => {
@@ -316,10 +324,28 @@ fn forms_table(
         let path = |t: usize| mean(&at(&small, t)).0;
         let text: Vec<String> = (0..=2 * ITERATIONS).map(|t| format!("{:.2}", path(t))).collect();
         rows.push((format!("  iterations 0 to {}", 2 * ITERATIONS), text.join(" ")));
+        rows.push(course(&small, ITERATIONS));
         series.push(Series::line(form.name, (1..=2 * ITERATIONS).map(|t| (t as f64, path(t))).collect()));
         eprintln!("{}: {}", form.name, text.join(" "));
     }
     Ok(series)
+}
+
+/// Whether inference improves in each of `trained` iterations, and what as many again do, for paths of every seed.
+fn course(paths: &[Vec<f64>], trained: usize) -> (String, String) {
+    let falls = paths.iter().filter(|p| p[..=trained].windows(2).all(|w| w[1] < w[0])).count();
+    let most = |x: &dyn Fn(&Vec<f64>) -> f64| paths.iter().map(x).fold(f64::NEG_INFINITY, f64::max);
+    // The first iterations are worth nats; the last may go up by less than what counts.
+    let rise = most(&|p| p[..=trained].windows(2).map(|w| w[1] - w[0]).fold(f64::NEG_INFINITY, f64::max));
+    let beyond = most(&|p| p[trained..].iter().map(|v| v - p[trained]).fold(f64::NEG_INFINITY, f64::max));
+    (
+        format!("  better in each of {trained} iterations"),
+        format!(
+            "{falls} of {} seeds (worst change {rise:+.3}); up to {} iterations at most {beyond:+.3}",
+            paths.len(),
+            2 * trained
+        ),
+    )
 }
 
 fn picture(o: &Options, name: &str, series: Vec<Series>) -> Result<()> {
@@ -371,11 +397,15 @@ fn hierarchical(s: &Setting, o: &Options) -> Result<Vec<(String, String)>> {
         through: outerloop::core::ops::Through::Stopped,
         ..Semi::default()
     };
+    let longer = Semi { steps: 4, ..refined.clone() };
+    let direct = s.direct(o, &problem, Rate::Constant)?;
+    let paths = s.model(o, &problem, [refined, longer], Rate::Constant)?;
+    let at = |t: usize| paths.iter().map(|p| p[t]).collect::<Vec<f64>>();
+    let text: Vec<String> = (0..=4).map(|t| format!("{:.2}", mean(&at(t)).0)).collect();
     Ok(vec![
-        ("direct encoder of both levels".into(), show(&s.model(o, (&problem, encoder()), Rate::Constant)?)),
-        (
-            "encoder and 2 steps that see the gradient".into(),
-            show(&s.model(o, (&problem, refined), Rate::Constant)?),
-        ),
+        ("direct encoder of both levels".into(), show(&direct)),
+        ("encoder and 2 steps that see the gradient".into(), show(&at(2))),
+        ("  steps 0 to 4".into(), text.join(" ")),
+        course(&paths, 2),
     ])
 }

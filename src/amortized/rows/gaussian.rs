@@ -16,7 +16,9 @@ impl Sample {
     #[inline(always)]
     fn rows(&self, numbers: usize, mut f: impl FnMut(usize, usize)) {
         let z = self.latent;
-        (0..numbers / z.max(1)).for_each(|i| f(i / self.samples * 2 * z, i * z));
+        for i in 0..numbers / z.max(1) {
+            f(i / self.samples * 2 * z, i * z);
+        }
     }
 }
 
@@ -45,7 +47,9 @@ impl<E: Float> RawOp<E> for Sample {
                     let (v, dy, eps) = (&lambda[row + z..][..z], &dy[at..][..z], &eps[at..][..z]);
                     if let Some(d) = d {
                         let (d_mu, d_v) = d[row..][..2 * z].split_at_mut(z);
-                        d_mu.iter_mut().zip(dy).for_each(|(d, dy)| *d += *dy);
+                        for (d, dy) in d_mu.iter_mut().zip(dy) {
+                            *d += *dy;
+                        }
                         for (((d, dy), v), e) in d_v.iter_mut().zip(dy).zip(v).zip(eps) {
                             *d += half * (half * *v).fast_exp() * *e * *dy;
                         }
@@ -136,8 +140,12 @@ impl<E: Float> RawOp<E> for Divergence {
             || {
                 for ((d, row), dy) in dx.chunks_exact_mut(2 * z).zip(x[0].chunks_exact(2 * z)).zip(dy) {
                     let ((d_mu, d_v), (mu, v)) = (d.split_at_mut(z), row.split_at(z));
-                    d_mu.iter_mut().zip(mu).for_each(|(d, mu)| *d += *dy * *mu);
-                    d_v.iter_mut().zip(v).for_each(|(d, v)| *d += *dy * half * (v.fast_exp() - E::of(1.0)));
+                    for (d, mu) in d_mu.iter_mut().zip(mu) {
+                        *d += *dy * *mu;
+                    }
+                    for (d, v) in d_v.iter_mut().zip(v) {
+                        *d += *dy * half * (v.fast_exp() - E::of(1.0));
+                    }
                 }
             },
         );

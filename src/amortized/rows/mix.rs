@@ -32,10 +32,14 @@ impl<E: Float> RawOp<E> for Mix {
                     }
                 }
                 if let Some(d) = d_first {
-                    d.iter_mut().zip(gate).zip(dy).for_each(|((d, s), dy)| *d += *s * *dy);
+                    for ((d, s), dy) in d.iter_mut().zip(gate).zip(dy) {
+                        *d += *s * *dy;
+                    }
                 }
                 if let Some(d) = d_second {
-                    d.iter_mut().zip(gate).zip(dy).for_each(|((d, s), dy)| *d += (one - *s) * *dy);
+                    for ((d, s), dy) in d.iter_mut().zip(gate).zip(dy) {
+                        *d += (one - *s) * *dy;
+                    }
                 }
             },
         );

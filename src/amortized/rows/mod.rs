@@ -25,7 +25,8 @@ pub use unit::unit;
 
 use outerloop_core::Float;
 
-/// Runs a loop compiled for the widest vectors of this machine; its sums are in an order that does not depend on them.
+/// Runs a loop compiled for the widest vectors of this machine; its sums are in an order that does not depend on them. With
+/// `for` inside, not `for_each`: what that calls is not always inlined, and then not vectorized.
 #[inline(always)]
 pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
