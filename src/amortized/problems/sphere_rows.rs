@@ -64,8 +64,8 @@ impl<E: Float> RawOp<E> for SoftMinRows<E> {
             let sum = weights.iter().copied().sum::<E>();
             *out = least - self.gamma * sum.ln();
             for (w, s) in weights.iter_mut().zip(slopes) {
-                *w = *w / sum;
-                *s = *s * *w;
+                *w /= sum;
+                *s *= *w;
             }
         }
         (self.weights, self.slopes) = (weights, slopes);

@@ -11,13 +11,11 @@ use outerloop_core::{Key, Layout};
 use std::sync::Arc;
 
 type Inputs<'a, E> = &'a [Rows<E, Cpu, Rec>];
+type Function<'a, E> = &'a dyn Fn(Inputs<'_, E>) -> Rows<E, Cpu, Rec>;
 
 /// Whether two functions of matrices of these shapes are the same; each result is weighted by random numbers.
-fn check<E: Float>(
-    shapes: &[[usize; 2]],
-    tolerance: f64,
-    parts: [&dyn Fn(Inputs<'_, E>) -> Rows<E, Cpu, Rec>; 2],
-) where
+fn check<E: Float>(shapes: &[[usize; 2]], tolerance: f64, parts: [Function<'_, E>; 2])
+where
     Cpu: outerloop_core::tensor::Host<E>,
 {
     let dev = Cpu::default();
