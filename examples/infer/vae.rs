@@ -140,7 +140,7 @@ pub fn run(o: &VaeOptions) -> Result<()> {
                 scale,
             ));
         }
-        Some(scale) if !(scale.abs() <= CLAMP) => {
+        Some(scale) if scale.is_nan() || scale.abs() > CLAMP => {
             let why = format!("must lie from -{CLAMP} to {CLAMP}, got {scale}");
             return Err(Error::invalid("--log-scale", why));
         }

@@ -6,7 +6,7 @@
 //! | gaussian | [`sample`], [`divergence`]: what a bound does with a Gaussian posterior |
 //! | bernoulli | [`bernoulli`]: log densities from logits |
 //! | shrink | [`shrink`]: soft thresholds |
-//! | unit | [`unit`]: rows of length 1 |
+//! | unit | [`unit()`]: rows of length 1 |
 //! | mix | [`mix`]: gates |
 
 mod bernoulli;
