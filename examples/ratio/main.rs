@@ -10,15 +10,15 @@ use clap::Parser;
 use options::Options;
 use outerloop::amortized::ratio::train::{train, Stop, TrainConfig, Trained};
 use outerloop::amortized::ratio::{
-    files, sample, Architecture, Contrast, DataScale, FeatureConfig, Features, Invalid, Nonlinearity, Pairs,
-    RatioEstimator, RatioLoss, RatioNet, RatioTask, RatioTaskConfig, Simulations, Simulator,
+    files, fit_sharpness, sample, Architecture, Contrast, DataScale, FeatureConfig, Features, Invalid,
+    Nonlinearity, Pairs, RatioEstimator, RatioLoss, RatioNet, RatioTask, RatioTaskConfig, Simulations,
+    Simulator,
 };
 use outerloop::lopt::wrap::ParamsEma;
 use outerloop::prelude::*;
-use report::Observed;
+use report::{Clock, Observed};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 fn main() -> ExitCode {
     match run(&Options::parse()) {
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 fn run(o: &Options) -> Result<()> {
     let (simulator, truth) = o.simulator()?;
     let workers = Workers::new(o.threads)?;
-    let loss = RatioLoss::named(&o.loss)?;
+    let loss = o.loss()?;
     let sampler = sample::named(&o.sampler)?;
     let key = Key::new(o.seed);
     if !o.reference.is_empty() && o.reference.len() != o.observation.len() {
@@ -50,17 +50,38 @@ fn run(o: &Options) -> Result<()> {
         observations.push(Observed { x, truth: Some(truth) });
     }
 
-    let began = Instant::now();
+    let mut clock = Clock::new();
     let data = simulations(o, &*simulator, key, &workers)?;
     let count = if o.fresh { o.simulations } else { data.len() + data.dropped() };
     for warning in data.warnings() {
         println!("warning: {warning}");
     }
     data.check_prior(simulator.prior())?;
-    let estimator = fit(o, &simulator, Arc::new(data), loss, key)?;
-    println!("{count} simulations, trained in {:.1} s", began.elapsed().as_secs_f64());
+    println!("{}", clock.lap("simulations"));
+    let data = Arc::new(data);
+    let (estimator, task) = fit(o, &simulator, data.clone(), loss, key)?;
+    println!("{}", clock.lap(&format!("training on {count} simulations")));
+    let untempered = estimator.clone();
+    let rows = &task.held_out()[..task.held_out().len().min(o.calibrate)];
+    let estimator = match rows {
+        [] => estimator,
+        rows => {
+            let (sampler, key) = (report::quick_smc(), key.named("sharpness"));
+            let s =
+                fit_sharpness(&estimator, (&data, rows), simulator.prior(), (&sampler, 400), key, &workers)?;
+            println!("{} held-out simulations are covered with the ratio to the power {s:.2}", rows.len());
+            println!("{}", clock.lap("calibration"));
+            estimator.tempered(s)?
+        }
+    };
+    estimator.save(o.out.join("ratio.bin"))?;
     for (i, observed) in observations.iter().enumerate() {
         report::posterior(o, &estimator, &*simulator, &*sampler, (i, observed), &workers)?;
+    }
+    println!("{}", clock.lap("posteriors and their tests"));
+    if o.excess > 0 && o.is_slcp() && untempered.is_normalized() {
+        report::excess(o, &untempered, &workers)?;
+        println!("{}", clock.lap("excess loss"));
     }
     match (&o.data, o.coverage) {
         (_, 0) => Ok(()),
@@ -68,7 +89,11 @@ fn run(o: &Options) -> Result<()> {
             println!("no coverage: it takes a simulator that can be run");
             Ok(())
         }
-        (None, _) => report::coverage(o, &estimator, &*simulator, &workers),
+        (None, _) => {
+            report::coverage(o, &estimator, &*simulator, &workers)?;
+            println!("{}", clock.lap("coverage"));
+            Ok(())
+        }
     }
 }
 
@@ -91,7 +116,7 @@ fn fit(
     data: Arc<Simulations>,
     loss: RatioLoss,
     key: Key,
-) -> Result<RatioEstimator> {
+) -> Result<(RatioEstimator, RatioTask)> {
     let is_symmetric = o.symmetries || o.net == "iid";
     if is_symmetric && !o.simulator.starts_with("slcp") {
         return Err(Error::mismatch(
@@ -128,7 +153,7 @@ fn fit(
     let epoch = task.epoch().unwrap_or((o.simulations / o.batch_size) as u64).max(1);
     let passes = if o.fresh { 1 } else { o.passes };
     let steps = if o.steps > 0 { o.steps } else { passes * epoch };
-    let opt = optimizer(o)?;
+    let opt = optimizer(o, steps)?;
     let config = TrainConfig {
         eval_every: epoch.min(500).min(steps),
         eval_batches: task.valid_batches().unwrap_or(20).min(40),
@@ -160,9 +185,7 @@ fn fit(
         );
     }
     report::losses(o, &curves)?;
-    let estimator = RatioEstimator::new(net, features, members, loss.is_normalized())?;
-    estimator.save(o.out.join("ratio.bin"))?;
-    Ok(estimator)
+    Ok((RatioEstimator::new(net, features, members, loss.is_normalized())?, task))
 }
 
 fn architecture(o: &Options) -> Result<Architecture> {
@@ -200,7 +223,7 @@ fn nonlinearity(o: &Options) -> Result<Nonlinearity> {
     }
 }
 
-fn optimizer(o: &Options) -> Result<Box<dyn Optimizer>> {
+fn optimizer(o: &Options, steps: u64) -> Result<Box<dyn Optimizer>> {
     if let Some(path) = &o.theta {
         let file = theta::load(path)?;
         let lopt = registry::from_architecture::<f32>(&file.architecture)?;
@@ -209,7 +232,9 @@ fn optimizer(o: &Options) -> Result<Box<dyn Optimizer>> {
     let cosine = Cosine { peak: o.learning_rate, constant_fraction: 0.1, ..Cosine::default() };
     let adam = AdamW { learning_rate: cosine.into(), weight_decay: o.weight_decay, ..AdamW::default() };
     let clipped = Clip::new(ClipRule::GlobalNorm(5.0), Box::new(adam));
-    Ok(Box::new(ParamsEma::new(0.999, Box::new(clipped))?))
+    // Averages over a twentieth of the run: a longer average lags, and validation would see overfitting too late.
+    let decay = (1.0 - 20.0 / steps as f64).clamp(0.0, 0.999);
+    Ok(Box::new(ParamsEma::new(decay, Box::new(clipped))?))
 }
 
 /// A simulator's prior, to be shared.

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use outerloop::amortized::ratio::simulators::{GaussianLinear, LotkaVolterra, Sir, Slcp, TwoMoons};
-use outerloop::amortized::ratio::{Prior, Simulator, UniformBox};
+use outerloop::amortized::ratio::{Prior, RatioLoss, Simulator, UniformBox};
 use outerloop::prelude::*;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,8 +32,11 @@ pub struct Options {
     #[arg(long)]
     pub drop_invalid: bool,
     /// a (the paper's), b, c or balanced.
-    #[arg(long, default_value = "a")]
+    #[arg(long, default_value = "c")]
     pub loss: String,
+    /// Odds of the joint pair in loss c; large: close to b, but with logits that are log ratios.
+    #[arg(long, default_value_t = 10.0)]
+    pub gamma: f64,
     /// What each simulation is contrasted with: batch (all others of the batch: cheap with --net
     /// separable only), prior (new draws), or shuffle.
     #[arg(long, default_value = "batch")]
@@ -42,13 +45,13 @@ pub struct Options {
     #[arg(long, default_value = "separable")]
     pub net: String,
     /// Widths of the hidden layers.
-    #[arg(long, default_value = "256,256,256", value_delimiter = ',')]
+    #[arg(long, default_value = "128,128,128", value_delimiter = ',')]
     pub hidden: Vec<usize>,
     /// Length of the vectors whose product separable is.
     #[arg(long, default_value_t = 64)]
     pub rank: usize,
     /// selu (the paper's), relu or silu.
-    #[arg(long, default_value = "selu")]
+    #[arg(long, default_value = "silu")]
     pub activation: String,
     /// Build in what is known of SLCP: its four points are independent, and two signs leave no trace.
     #[arg(long)]
@@ -63,7 +66,7 @@ pub struct Options {
     #[arg(long, default_value_t = 0)]
     pub steps: u64,
     /// Passes over a fixed set at most.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 20)]
     pub passes: u64,
     /// Evaluations without a better validation loss before training stops; of fresh simulations it never does.
     #[arg(long, default_value_t = 40)]
@@ -90,9 +93,16 @@ pub struct Options {
     /// Draws of the true posterior of each observation, CSV or NPY, to compare with.
     #[arg(long, requires = "observation", num_args = 1.., value_delimiter = ',')]
     pub reference: Vec<PathBuf>,
+    /// Simulations of the validation set to fit a power of the ratio to, at which posteriors cover what they claim;
+    /// 0: the ratio as it is, and so is that of fresh simulations.
+    #[arg(long, default_value_t = 200)]
+    pub calibrate: usize,
     /// Simulated observations for expected coverage; 0: none.
     #[arg(long, default_value_t = 100)]
     pub coverage: usize,
+    /// Simulated observations for the loss above the lowest possible one (slcp, slcp_sbibm); 0: none.
+    #[arg(long, default_value_t = 100)]
+    pub excess: usize,
     /// Root of all randomness.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -108,6 +118,19 @@ pub struct Options {
 }
 
 impl Options {
+    /// What is minimized.
+    pub fn loss(&self) -> Result<RatioLoss> {
+        Ok(match RatioLoss::named(&self.loss)? {
+            RatioLoss::NreC { classes, .. } => RatioLoss::NreC { classes, gamma: self.gamma },
+            loss => loss,
+        })
+    }
+
+    /// Whether the simulator is SLCP, of which the answers are known.
+    pub fn is_slcp(&self) -> bool {
+        self.simulator.starts_with("slcp") && self.data.is_none()
+    }
+
     /// The simulator, and parameters that make an observation.
     pub fn simulator(&self) -> Result<(Arc<dyn Simulator>, Vec<f64>)> {
         if let Some(data) = &self.data {

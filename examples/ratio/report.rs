@@ -8,7 +8,7 @@ use outerloop::amortized::ratio::sample::{Sampler, Samples, Smc};
 use outerloop::amortized::ratio::simulators::Slcp;
 use outerloop::amortized::ratio::train::Trained;
 use outerloop::amortized::ratio::{
-    calibrate, files, Corner, RatioEstimator, RatioPosterior, Runs, Simulator,
+    calibrate, files, slcp_excess, Corner, RatioEstimator, RatioPosterior, Runs, Simulator,
 };
 use outerloop::prelude::*;
 use std::path::Path;
@@ -16,6 +16,50 @@ use std::time::Instant;
 
 /// The lowest loss of NRE-A on SLCP, nats (Monte Carlo, ± 0.0013).
 const SLCP_FLOOR: f64 = 0.0420;
+
+/// Where the time goes.
+pub struct Clock {
+    wall: Instant,
+    cpu: Option<f64>,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Clock { wall: Instant::now(), cpu: cpu_seconds() }
+    }
+
+    /// Since the last lap, in words.
+    pub fn lap(&mut self, what: &str) -> String {
+        let last = std::mem::replace(self, Clock::new());
+        let wall = last.wall.elapsed().as_secs_f64();
+        let cpu = last.cpu.zip(self.cpu).map(|(a, b)| format!(", {:.1} CPU s", b - a)).unwrap_or_default();
+        format!("time of {what}: {wall:.1} s{cpu}")
+    }
+}
+
+/// CPU seconds of all threads of this process, where the system tells.
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the name in parentheses, user and system time are numbers 12 and 13, in hundredths.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<f64>().ok();
+    Some((next()? + next()?) / 100.0)
+}
+
+/// The loss of NRE-A above the lowest possible one.
+pub fn excess(o: &Options, estimator: &RatioEstimator, workers: &Workers) -> Result<()> {
+    let key = Key::new(o.seed).named("excess");
+    let e = slcp_excess(estimator, o.excess, 1000, key, workers)?;
+    println!(
+        "\nloss of NRE-A {:.4}, of the exact ratio on the same pairs {:.4}: excess {:.4} ± {:.4} nats ({} observations)",
+        e.loss,
+        e.floor,
+        e.excess(),
+        e.standard_error,
+        o.excess
+    );
+    Ok(())
+}
 
 /// Loss curves.
 pub fn losses(o: &Options, runs: &[Trained]) -> Result<()> {
@@ -27,7 +71,7 @@ pub fn losses(o: &Options, runs: &[Trained]) -> Result<()> {
         series.push(Series::line(format!("training {i}"), points(|p| p.train)));
         series.push(Series::line(format!("validation {i}"), points(|p| p.valid)));
     }
-    if o.loss == "a" && o.simulator.starts_with("slcp") {
+    if o.loss == "a" && o.is_slcp() {
         let last = runs.iter().map(|r| r.steps[0]).max().unwrap_or(1) as f64;
         let floor = vec![(0.0, SLCP_FLOOR), (last, SLCP_FLOOR)];
         series.push(Series { style: Style::Dashed, ..Series::line("lowest possible", floor) });
@@ -127,7 +171,7 @@ fn compare(
         mmd.unbiased,
         n / d
     );
-    if o.simulator.starts_with("slcp") && o.data.is_none() {
+    if o.is_slcp() {
         let (slcp, exact) = (Slcp::seed(), slcp_posterior(x, Resolution::default(), workers));
         let rows = theirs.chunks_exact(d);
         let errors: Vec<f64> = density
@@ -152,6 +196,11 @@ fn write_draws(path: &Path, names: &[String], draws: &[f64]) -> Result<()> {
     write_atomic(path, (rows.join("\n") + "\n").as_bytes())
 }
 
+/// A sampler for many observations.
+pub fn quick_smc() -> Smc {
+    Smc { particles: 400, populations: 2, moves: 3, final_moves: 10, ..Smc::default() }
+}
+
 /// Expected coverage over simulated observations.
 pub fn coverage(
     o: &Options,
@@ -160,7 +209,7 @@ pub fn coverage(
     workers: &Workers,
 ) -> Result<()> {
     let began = Instant::now();
-    let smc = Smc { particles: 400, populations: 2, moves: 3, final_moves: 10, ..Smc::default() };
+    let smc = quick_smc();
     let runs = Runs { observations: o.coverage, draws: 400 };
     let key = Key::new(o.seed).named("coverage");
     let c = calibrate(estimator, simulator, &smc, runs, key, workers)?;

@@ -5,7 +5,7 @@ use super::features::Features;
 use super::metrics::chains::log_sum_exp;
 use super::net::{NetEvaluator, RatioNet};
 use super::Prior;
-use outerloop_core::{Error, Result};
+use outerloop_core::{check_settings, Error, Interval, Result};
 use outerloop_outer::checkpoint::{self, Kind};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -21,6 +21,7 @@ pub struct RatioEstimator {
     features: Features,
     members: Vec<Vec<f32>>,
     is_normalized: bool,
+    sharpness: f64,
 }
 
 impl RatioEstimator {
@@ -50,7 +51,22 @@ impl RatioEstimator {
                 ));
             }
         }
-        Ok(RatioEstimator { net, features, members, is_normalized })
+        Ok(RatioEstimator { net, features, members, is_normalized, sharpness: 1.0 })
+    }
+
+    /// The same with the ratio (of all members together) to the power `sharpness`: below 1 all posteriors are wider. See
+    /// [`super::fit_sharpness`]. Initially 1; a new value replaces the old one.
+    ///
+    /// # Errors
+    /// Unless it is positive.
+    pub fn tempered(self, sharpness: f64) -> Result<Self> {
+        check_settings("ratio estimator", [("sharpness", sharpness, Interval::POSITIVE)])?;
+        Ok(RatioEstimator { sharpness, ..self })
+    }
+
+    /// The power of the ratio.
+    pub fn sharpness(&self) -> f64 {
+        self.sharpness
     }
 
     /// Saves it: network, scaling and weights in one versioned, checksummed file.
@@ -61,7 +77,7 @@ impl RatioEstimator {
     /// Loads what [`Self::save`] wrote.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let e: RatioEstimator = checkpoint::load(path, KIND)?;
-        Self::new(e.net, e.features, e.members, e.is_normalized)
+        Self::new(e.net, e.features, e.members, e.is_normalized)?.tempered(e.sharpness)
     }
 
     /// What the network sees.
@@ -70,7 +86,7 @@ impl RatioEstimator {
     }
     /// Whether the logit is the log ratio itself.
     pub fn is_normalized(&self) -> bool {
-        self.is_normalized
+        self.is_normalized && self.sharpness == 1.0
     }
 
     /// The posterior of an observation.
@@ -150,7 +166,8 @@ impl DensityEvaluator for Rows<'_> {
             let x = &self.posterior.inputs;
             let members: Vec<Vec<f32>> = self.nets.iter_mut().map(|n| n.log_ratio(&inputs, x)).collect();
             for (i, out) in out.iter_mut().enumerate() {
-                *out = self.mean(members.iter().map(|m| f64::from(m[i])));
+                let mean = self.mean(members.iter().map(|m| f64::from(m[i])));
+                *out = self.posterior.estimator.sharpness * mean;
             }
         }
     }
@@ -173,11 +190,12 @@ impl DensityEvaluator for Rows<'_> {
                 for (f, g) in &members {
                     // ∇ ln mean e^f = Σ softmax(f) ∇f
                     let share = if is_ratio { (f64::from(f[i]) - *out).exp() } else { 1.0 };
-                    let weight = share / members.len() as f64;
+                    let weight = self.posterior.estimator.sharpness * share / members.len() as f64;
                     for k in i * d..(i + 1) * d {
                         grad[k] += weight * f64::from(g[k]);
                     }
                 }
+                *out *= self.posterior.estimator.sharpness;
             }
             self.posterior.estimator.features.chain_theta(theta, grad);
         }
@@ -248,6 +266,11 @@ mod tests {
             let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
             assert!((grad[k] - slope).abs() < 2e-2 * (1.0 + slope.abs()), "{k}: {} {slope}", grad[k]);
         }
+        let wide = e.clone().tempered(0.5).unwrap();
+        let (mut half, mut half_grad) = ([0.0; 2], [0.0; 10]);
+        wide.posterior(&x, &prior).unwrap().evaluator().log_factor_grad(&theta, &mut half, &mut half_grad);
+        assert!(half.iter().zip(&f).all(|(h, f)| (h - 0.5 * f).abs() < 1e-12));
+        assert!(half_grad.iter().zip(&grad).all(|(h, g)| (h - 0.5 * g).abs() < 1e-12));
         // The signs of the even parameters leave no trace.
         let mut mirrored = theta;
         mirrored[2] = 1.2;
@@ -256,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_file_holds_all_of_it() {
-        let (e, dir) = (estimator(true), tempfile::tempdir().unwrap());
+        let (e, dir) = (estimator(true).tempered(0.8).unwrap(), tempfile::tempdir().unwrap());
         let path = dir.path().join("ratio.bin");
         e.save(&path).unwrap();
         assert_eq!(RatioEstimator::load(&path).unwrap(), e);

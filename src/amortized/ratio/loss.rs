@@ -158,17 +158,7 @@ impl RatioLoss {
                 ops::add(binary(logits), &ops::scale(penalty, lambda))
             }
             RatioLoss::NreB { .. } => ops::softmax_cross_entropy(logits, &own),
-            RatioLoss::NreC { gamma, .. } => {
-                let none = dev.filled((n, 1usize), |y| y.fill(E::of(((n - 1) as f64).ln())));
-                let group = |left_out: usize| {
-                    let rest = ops::add(logits.clone(), &marked(left_out, -1e9, gamma.ln()));
-                    ops::concat(rest, &none)
-                };
-                let joint = ops::softmax_cross_entropy(group(1), &own);
-                let independent = ops::softmax_cross_entropy(group(0), &vec![n as u32; n]);
-                let odds = 1.0 / (1.0 + gamma);
-                ops::add(ops::scale(joint, gamma * odds), &ops::scale(independent, odds))
-            }
+            RatioLoss::NreC { gamma, .. } => super::contrast::nre_c(logits, gamma),
         }
     }
 }

@@ -16,19 +16,22 @@
 //! | [`estimator`](RatioEstimator) | a trained network or ensemble, its file, and its posterior |
 //! | [`density`](Density), [`sample`] | what is drawn from, and the samplers |
 //! | [`calibrate`](fn@calibrate) | coverage, ranks and the ROC test of an amortized posterior |
+//! | [`sharpness`](fn@fit_sharpness) | a power of the ratio at which posteriors cover what they claim |
 //! | [`corner`](Corner) | the picture of a posterior |
-//! | [`exact`] | SLCP's exact posterior by quadrature |
+//! | [`exact`], [`excess`](fn@slcp_excess) | the exact posterior of SLCP by quadrature, and the loss above the floor |
 //! | [`metrics`] | how good samples and ratios are |
 //!
 //! References: Hermans, Begy, Louppe 2020, arXiv:1903.04057; Cranmer, Brehmer, Louppe 2020, arXiv:1911.01429.
 
 mod amsgrad;
 mod calibrate;
+mod contrast;
 mod corner;
 mod data;
 mod density;
 mod estimator;
 pub mod exact;
+mod excess;
 mod features;
 pub mod files;
 mod loss;
@@ -36,6 +39,7 @@ pub mod metrics;
 mod net;
 mod prior;
 pub mod sample;
+mod sharpness;
 mod simulator;
 pub mod simulators;
 mod task;
@@ -49,9 +53,11 @@ pub use corner::Corner;
 pub use data::{Invalid, Simulations};
 pub use density::{Density, DensityEvaluator, ExactDensity, FnDensity, Target};
 pub use estimator::{RatioEstimator, RatioPosterior};
+pub use excess::{slcp_excess, Excess};
 pub use features::{DataScale, FeatureConfig, Features};
 pub use loss::{loss_and_grad, RatioLoss};
 pub use net::{Architecture, NetEvaluator, Nonlinearity, RatioNet};
 pub use prior::{Edge, NormalPrior, Prior, UniformBox};
+pub use sharpness::fit_sharpness;
 pub use simulator::{simulate, simulate_at, simulate_one, Joint, Simulator};
 pub use task::{Contrast, PairBatch, Pairs, RatioTask, RatioTaskConfig};

@@ -181,6 +181,11 @@ impl RatioTask {
         self.fixed.as_ref().map(|f| (f.valid.len() / self.config.batch_size) as u64)
     }
 
+    /// Rows of the fixed set that are kept for validation; none of fresh simulations.
+    pub fn held_out(&self) -> &[u32] {
+        self.fixed.as_ref().map_or(&[], |f| &f.valid)
+    }
+
     /// What a resumed run must match.
     pub fn describe(&self) -> String {
         let c = &self.config;
