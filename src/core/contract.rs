@@ -1,6 +1,6 @@
 //! Checks of the traits' invariants, called by every implementor's tests.
 
-use crate::tensor::Cpu;
+use crate::tensor::{Cpu, Curvature};
 use crate::{
     BatchKey, Error, FlatTask, Float, HyperProblem, HyperTask, Key, Layout, LearnedOptimizer, MemberUpdate,
     OptState, Optimizer, Params, Result, Split, UpdateTangent,
@@ -129,6 +129,12 @@ pub fn check_hyper_task<T: HyperTask<f32, Cpu> + HyperTask<f64, Cpu>>(task: &Arc
                 return Err(broken(&name, format!("joint H v[{i}] on {split:?}: {a}, differences give {b}")));
             }
         }
+        let mut used = Vec::new();
+        evaluator.loss_and_used_grad(&x, &mut [], at, &mut used);
+        let rest = grad.get(used.len()..).unwrap_or_default();
+        if !grad.starts_with(&used) || rest.iter().any(|g| *g != 0.0) {
+            return Err(broken(&name, format!("gradient without unused parameters on {split:?} differs")));
+        }
         let mut leading = vec![0.0; k];
         let (again, kept) = evaluator.linearize(&x, &mut [], at, &mut leading);
         let Some(mut kept) = kept else { continue };
@@ -148,6 +154,20 @@ pub fn check_hyper_task<T: HyperTask<f32, Cpu> + HyperTask<f64, Cpu>>(task: &Arc
         let near = |a: &[f64]| a.iter().zip(&hvp).all(|(a, b)| (a - b).abs() <= 1e-13 * scale);
         if !near(&product) || !near(&leading) {
             return Err(broken(&name, format!("H (v, 0) of the linearization on {split:?} differs")));
+        }
+        let other = draw("other", k);
+        let (mut together, mut alone) = ([vec![0.0; n], vec![0.0; n]], vec![0.0; n]);
+        kept.products(
+            Curvature::Hessian,
+            &[&v[..k], &other],
+            &mut together.each_mut().map(|out| &mut out[..]),
+        );
+        kept.hvp(&other, &mut alone);
+        for (together, alone) in together.iter().zip([&product, &alone]) {
+            let scale = alone.iter().fold(1e-30, |a: f64, x| a.max(x.abs()));
+            if together.iter().zip(alone).any(|(a, b)| (a - b).abs() > 1e-13 * scale) {
+                return Err(broken(&name, format!("two products together on {split:?} differ")));
+            }
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ use crate::tensor::Curvature;
 use crate::{same, Float, Key};
 use serde::{Deserialize, Serialize};
 use std::any::TypeId;
+use std::ops::Range;
 
 /// The four parts of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -79,6 +80,13 @@ pub trait Evaluator<E: Float = f32>: Send {
         loss
     }
 
+    /// [`Self::loss_and_grad`] without storing zeros: `grad` becomes as long as the leading parameters of which the last
+    /// one takes part in the loss. By default it is the whole gradient.
+    fn loss_and_used_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut Vec<E>) -> E {
+        grad.resize(params.len(), E::of(0.0));
+        self.loss_and_grad(params, state, at, grad)
+    }
+
     /// [`Self::loss_and_grad`] (or of leading parameters: `grad` may be shorter) with the linearization there, for
     /// many products with the Hessian at one point and batch. `None`: this evaluator keeps none, and
     /// [`Self::loss_grad_hvp`] is the way; so by default.
@@ -107,8 +115,47 @@ pub trait Linearization<E: Float = f32> {
     /// [`Self::hvp`] with the given curvature matrix in place of `H`.
     fn product(&mut self, curvature: Curvature, v: &[E], out: &mut [E]);
 
+    /// [`Self::product`] of several directions, all of one length, as all results are; equal up to rounding. Dense layers
+    /// with few outputs take them together, which is faster. By default one after the other.
+    fn products(&mut self, curvature: Curvature, v: &[&[E]], out: &mut [&mut [E]]) {
+        for (v, out) in v.iter().zip(out) {
+            self.product(curvature, v, out);
+        }
+    }
+
     /// What it holds in memory, in bytes, about.
     fn bytes(&self) -> usize;
+
+    /// What is cheaply known of the Gauss-Newton matrix's largest directions, for preconditioners: of every dense layer
+    /// whose weight is in one place of the loss. `key`: of random signs. None by default.
+    fn layers(&mut self, key: Key) -> Vec<LayerCurvature> {
+        let _ = key;
+        Vec::new()
+    }
+}
+
+/// The block of the Gauss-Newton matrix that belongs to a dense layer `z = x w + b`, by moments of its factors. With
+/// `x̂ = (x, 1)`, and `Sᵢ` the curvature of the loss by the outputs `zᵢ` of row i alone, it is `Σᵢ x̂ᵢ x̂ᵢᵀ ⊗ Sᵢ`; taking
+/// both factors for independent, as K-FAC does, `E[x̂ x̂ᵀ] ⊗ Σᵢ Sᵢ`.
+///
+/// Reference: Martens, Grosse 2015, arXiv:1503.05671, without what links a row's outputs to other rows'.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerCurvature {
+    /// Where the weight `[inputs, outputs]` is in the parameters.
+    pub weight: Range<usize>,
+    /// Where the bias `[outputs]` is, if it is a parameter.
+    pub bias: Option<Range<usize>>,
+    /// Mean and variance of every input over the rows.
+    pub inputs: Vec<[f64; 2]>,
+    /// `Σᵢ Sᵢ`, `[outputs, outputs]`, where losses alone read the layer and it has [`LayerCurvature::FULL`] outputs at
+    /// most: as many passes through the losses. Of other layers the diagonal alone, `[outputs]`, estimated without bias
+    /// by random signs, in a pass to the loss and back.
+    pub outputs: Vec<f64>,
+}
+
+impl LayerCurvature {
+    /// The most outputs whose whole matrix is computed.
+    pub const FULL: usize = 32;
 }
 
 /// The evaluator that `make` builds, if `E` is f32: for kernels of one dtype.

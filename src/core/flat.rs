@@ -2,12 +2,12 @@
 
 use crate::device::{AnyDevice, Device, Open};
 use crate::tensor::{
-    record, record_hvp, record_linear, Backend, Cpu, Curvature, Host, Linear, NoneTape, ParamTree, Rank0,
-    Tensor,
+    record, record_linear, release_buffers, Backend, Cpu, Curvature, Host, LayerMoments, Linear, NoneTape,
+    ParamTree, Rank0, Recorded, Tensor,
 };
 use crate::{
-    BatchKey, Entry, Evaluator, Float, Key, Layout, Linearization, Metric, Params, Result, Split, Task,
-    TaskFamily,
+    BatchKey, Entry, Evaluator, Float, Key, LayerCurvature, Layout, Linearization, Metric, Params, Result,
+    Split, Task, TaskFamily,
 };
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -167,6 +167,23 @@ impl<E: Float, T: Task<E, B> + Task<f64, B>, B: Backend<E> + Backend<f64> + Open
     }
 }
 
+/// The batch that `load_batch` made; a macro, so that other fields can be borrowed beside it.
+macro_rules! batch {
+    ($s:ident, $at:ident) => {
+        &$s.batches[place($at)].as_ref().expect("load_batch ran").1
+    };
+}
+
+/// What `load_params` filled, likewise.
+macro_rules! params {
+    ($s:ident) => {
+        $s.params.as_ref().expect("load_params ran")
+    };
+}
+
+/// So many parameters that spare buffers weigh more than what they save.
+const MANY: usize = 1 << 19;
+
 struct TypedEvaluator<E: Float, T: Task<E, B>, B: Backend<E> + Open> {
     task: Arc<T>,
     layout: Arc<Layout>,
@@ -231,7 +248,7 @@ impl<E: Float, T: Task<E, B>, B: Backend<E> + Open> TypedEvaluator<E, T, B> {
     fn keep_buffers(&mut self, large: usize) {
         const LARGE: usize = 1 << 14;
         const EVALUATIONS: usize = 16;
-        if !B::IN_HOST_MEMORY {
+        if !B::IN_HOST_MEMORY || self.layout.len() > MANY {
             return;
         }
         self.cached = match self.cached {
@@ -266,20 +283,6 @@ fn place(at: BatchKey) -> usize {
     usize::from(at.split != Split::Train)
 }
 
-/// The batch that `load_batch` made; a macro, so that other fields can be borrowed beside it.
-macro_rules! batch {
-    ($s:ident, $at:ident) => {
-        &$s.batches[place($at)].as_ref().expect("load_batch ran").1
-    };
-}
-
-/// What `load_params` filled, likewise.
-macro_rules! params {
-    ($s:ident) => {
-        $s.params.as_ref().expect("load_params ran")
-    };
-}
-
 /// The number of a scalar.
 fn number<E: Float, B: Backend<E>>(loss: &Tensor<Rank0, E, B>) -> E {
     B::host(loss)[0]
@@ -308,21 +311,23 @@ where
         if let Some(loss) = closed {
             return loss;
         }
-        self.load_params(params);
-        let mut r = record(&params!(self).ids(), |m| {
-            self.task.loss_with_state(params!(self), state, batch!(self, at), m)
-        });
-        if r.wide && size_of::<E>() < size_of::<f64>() {
-            self.wide_grad(params, state, at, grad);
-        } else {
-            // Without asking for gradients that are zero: there may be millions.
-            let end = self.layout.entries()[..r.used].last().map_or(0, |e| e.range().end);
-            let (used, unused) = grad.split_at_mut(end);
-            params!(self).read_grads(&self.dev, &mut r.grads, used);
-            unused.fill(E::of(0.0));
+        let r = self.recorded(params, state, at);
+        // Without asking for gradients that are zero: there may be millions.
+        let (used, unused) = grad.split_at_mut(self.used(&r));
+        unused.fill(E::of(0.0));
+        self.finish(r, [params, state], at, used)
+    }
+
+    fn loss_and_used_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut Vec<E>) -> E {
+        self.load_batch(at);
+        let is_closed = Task::<E, B>::closed_form(&*self.task, params, batch!(self, at), None).is_some();
+        if is_closed {
+            grad.resize(params.len(), E::of(0.0));
+            return self.loss_and_grad(params, state, at, grad);
         }
-        self.keep_buffers(r.largest);
-        number(&r.value)
+        let r = self.recorded(params, state, at);
+        grad.resize(self.used(&r), E::of(0.0));
+        self.finish(r, [params, state], at, grad)
     }
 
     fn loss_grad_hvp(
@@ -340,25 +345,18 @@ where
             return self.loss_and_grad(params, &mut state, at, grad);
         }
         self.load_params(params);
-        let layout = self.layout.clone();
-        let entries = layout.entries();
-        let parts = cut(entries, v);
-        self.state.clear();
-        self.state.extend_from_slice(state);
-        let mut r = record_hvp(&params!(self).ids(), &parts, |m| {
-            self.task.loss_with_state(params!(self), &mut self.state, batch!(self, at), m)
+        let mut state = state.to_vec();
+        let all = self.layout.entries().len();
+        let mut r = record_linear(&params!(self).ids(), all, |m| {
+            self.task.loss_with_state(params!(self), &mut state, batch!(self, at), m)
         });
-        if r.wide && size_of::<E>() < size_of::<f64>() {
-            self.wide_grad(params, state, at, grad);
-        } else {
-            params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        let linear = r.linear.take();
+        let loss = self.finish(r, [params, &state], at, grad);
+        match linear {
+            Some(linear) => OnTape { linear, layout: self.layout.clone() }.hvp(v, hvp),
+            None => wide_hvp(self.wide(), [params, &state, v], at, hvp),
         }
-        match r.hvp {
-            Some(parts) => write_parts(entries, parts, hvp),
-            None => wide_hvp(self.wide(), [params, state, v], at, hvp),
-        }
-        self.keep_buffers(r.largest);
-        number(&r.value)
+        loss
     }
 
     fn loss_and_leading_grad(&mut self, params: &[E], state: &mut [E], at: BatchKey, grad: &mut [E]) -> E {
@@ -368,12 +366,10 @@ where
         self.load_batch(at);
         self.load_params(params);
         let leading = leading_tensors(&self.layout, grad.len());
-        let mut r = record(&params!(self).ids()[..leading], |m| {
+        let r = record(&params!(self).ids()[..leading], |m| {
             self.task.loss_with_state(params!(self), state, batch!(self, at), m)
         });
-        params!(self).read_grads(&self.dev, &mut r.grads, grad);
-        self.keep_buffers(r.largest);
-        number(&r.value)
+        self.finish(r, [params, state], at, grad)
     }
 
     fn linearize(
@@ -395,14 +391,11 @@ where
         let mut r = record_linear(&params!(self).ids(), leading, |m| {
             self.task.loss_with_state(params!(self), state, batch!(self, at), m)
         });
-        params!(self).read_grads(&self.dev, &mut r.grads, grad);
-        self.keep_buffers(r.largest);
-        let (loss, layout) = (number(&r.value), self.layout.clone());
-        let linear = r.linear.take();
-        if self.cached.is_some() && layout.len() > r.largest {
+        let (linear, largest, layout) = (r.linear.take(), r.largest, self.layout.clone());
+        let loss = self.finish(r, [params, state], at, grad);
+        if self.cached.is_some() && layout.len() > largest {
             // Products take nothing from the device's cache, and spare gradients as large as the parameters weigh more
             // than what they save.
-            drop(r);
             self.dev.empty_cache();
             self.cached = Some(0);
         }
@@ -420,19 +413,22 @@ fn leading_tensors(layout: &Layout, len: usize) -> usize {
     leading
 }
 
-/// `x` by tensor.
-fn cut<'a, E>(entries: &[Entry], x: &'a [E]) -> Vec<&'a [E]> {
-    entries.iter().map(|e| &x[e.range()]).collect()
+/// The leading tensors that `x` holds.
+fn cut<'a, E>(layout: &Layout, x: &'a [E]) -> Vec<&'a [E]> {
+    let tensors = leading_tensors(layout, x.len());
+    layout.entries()[..tensors].iter().map(|e| &x[e.range()]).collect()
 }
 
-/// The leading tensors' `parts` in `out`; none is zero.
-fn write_parts<E: Float>(entries: &[Entry], parts: Vec<Option<Vec<E>>>, out: &mut [E]) {
-    for (e, part) in entries.iter().zip(parts) {
-        match part {
-            Some(part) => out[e.range()].copy_from_slice(&part),
-            None => out[e.range()].fill(E::of(0.0)),
-        }
-    }
+/// [`cut`] of a buffer to be written.
+fn cut_mut<'a, E>(layout: &Layout, x: &'a mut [E]) -> Vec<&'a mut [E]> {
+    let tensors = leading_tensors(layout, x.len());
+    let mut rest = x;
+    let part = |e: &Entry| {
+        let (part, behind) = std::mem::take(&mut rest).split_at_mut(e.numel());
+        rest = behind;
+        part
+    };
+    layout.entries()[..tensors].iter().map(part).collect()
 }
 
 /// The linearization of a loss made of [`crate::ops`].
@@ -441,21 +437,37 @@ struct OnTape<E: Float> {
     layout: Arc<Layout>,
 }
 
+impl<E: Float> Drop for OnTape<E> {
+    fn drop(&mut self) {
+        if self.layout.len() > MANY {
+            release_buffers();
+        }
+    }
+}
+
 impl<E: Float> Linearization<E> for OnTape<E> {
     fn bytes(&self) -> usize {
         (self.linear.numel() + self.layout.len()) * size_of::<E>()
     }
     fn product(&mut self, curvature: Curvature, v: &[E], out: &mut [E]) {
+        self.products(curvature, &[v], &mut [out]);
+    }
+    fn products(&mut self, curvature: Curvature, v: &[&[E]], out: &mut [&mut [E]]) {
+        let v: Vec<_> = v.iter().map(|v| cut(&self.layout, v)).collect();
+        let out = out.iter_mut().map(|out| cut_mut(&self.layout, out)).collect();
+        self.linear.products(&v, out, curvature);
+    }
+    fn layers(&mut self, key: Key) -> Vec<LayerCurvature> {
         let entries = self.layout.entries();
-        let [have, wanted] = [v.len(), out.len()].map(|len| leading_tensors(&self.layout, len));
-        let v = cut(&entries[..have], v);
-        let mut rest = out;
-        let parts = entries[..wanted].iter().map(|e| {
-            let (part, behind) = std::mem::take(&mut rest).split_at_mut(e.numel());
-            rest = behind;
-            part
-        });
-        self.linear.product(&v, parts.collect(), curvature);
+        let place = |at: usize| entries[at].range();
+        let found = self.linear.layers(key).into_iter();
+        let layer = |LayerMoments { weight, bias, inputs, outputs }| LayerCurvature {
+            weight: place(weight),
+            bias: bias.map(place),
+            inputs,
+            outputs,
+        };
+        found.map(layer).collect()
     }
 }
 
@@ -464,6 +476,37 @@ where
     T: Task<E, B> + Task<f64, B>,
     B: Backend<E> + Backend<f64> + Open,
 {
+    /// The loss on the batch that `load_batch` made, with its gradients.
+    fn recorded(&mut self, params: &[E], state: &mut [E], at: BatchKey) -> Recorded<E, B> {
+        self.load_params(params);
+        record(&params!(self).ids(), |m| self.task.loss_with_state(params!(self), state, batch!(self, at), m))
+    }
+
+    /// The loss of a recording, whose gradient by leading parameters `grad` receives.
+    fn finish(
+        &mut self,
+        mut r: Recorded<E, B>,
+        [params, state]: [&[E]; 2],
+        at: BatchKey,
+        grad: &mut [E],
+    ) -> E {
+        if r.wide && size_of::<E>() < size_of::<f64>() {
+            // It holds differences, which need f64.
+            let mut all = vec![0.0; params.len()];
+            self.wide().loss_and_grad(&f64s(params), &mut f64s(state), at, &mut all);
+            grad.iter_mut().zip(all).for_each(|(g, w)| *g = E::of(w));
+        } else {
+            params!(self).read_grads(&self.dev, &mut r.grads, grad);
+        }
+        self.keep_buffers(r.largest);
+        number(&r.value)
+    }
+
+    /// Elements of the leading parameters of which the last one took part.
+    fn used(&self, r: &Recorded<E, B>) -> usize {
+        self.layout.entries()[..r.used].last().map_or(0, |e| e.range().end)
+    }
+
     /// The same loss in f64.
     fn wide(&mut self) -> &mut dyn Evaluator<f64> {
         let fallback = self.fallback.get_or_insert_with(|| {
@@ -472,18 +515,6 @@ where
         });
         fallback.as_mut()
     }
-
-    /// The gradient where it holds differences, which need f64.
-    fn wide_grad(&mut self, params: &[E], state: &[E], at: BatchKey, grad: &mut [E]) {
-        wide_grad(self.wide(), [params, state], at, grad);
-    }
-}
-
-/// The gradient, computed in f64.
-fn wide_grad<E: Float>(f: &mut dyn Evaluator<f64>, [params, state]: [&[E]; 2], at: BatchKey, grad: &mut [E]) {
-    let mut wide = vec![0.0; grad.len()];
-    f.loss_and_grad(&f64s(params), &mut f64s(state), at, &mut wide);
-    grad.iter_mut().zip(wide).for_each(|(g, w)| *g = E::of(w));
 }
 
 /// `H v` by differences in f64.

@@ -54,7 +54,7 @@ pub mod tensor;
 
 pub use device::{AnyDevice, Device, FamilyOn};
 pub use error::{Error, Result};
-pub use evaluator::{in_f32, BatchKey, Evaluator, Linearization, Split};
+pub use evaluator::{in_f32, BatchKey, Evaluator, LayerCurvature, Linearization, Split};
 pub use flat::{FlatFamily, FlatTask, SingleTask, Typed};
 pub use float::{same, Float};
 pub use group::{MemberUpdate, OptimizerGroup};

@@ -189,7 +189,7 @@ mod tests {
         op.jvp(&[&f], &[], &[Some(&t)], &mut jvp);
         assert!((slope - dot).abs() < 1e-9 && (jvp[0] - dot).abs() < 1e-12, "{slope} {dot} {jvp:?}");
         let (primal, mut dd) = (Primal { x: &[&f[..]], y: &[], dy: &[2.0] }, vec![0.0; N * N]);
-        let tangent = Tangent { tx: &[Some(&t[..])], ty: &[], ddy: &[0.5] };
+        let tangent = Tangent { tx: &[Some(&t[..])], ty: &[], ddy: &[0.5], fresh: &[false] };
         op.vjp_tangent(primal, tangent, &mut [Some(&mut dd)]);
         let (ahead, back) = (gradient(&along(h)), gradient(&along(-h)));
         for k in 0..N * N {

@@ -193,7 +193,7 @@ impl<S: Shape, E: Float, B: Backend<E>> RawOp<E> for FixedPoint<S, E, B> {
         let mut v = vec![t.ty];
         v.extend(t.tx.iter().zip(&zeros).map(|(t, zero)| t.unwrap_or(zero)));
         let mut bent: Vec<Vec<E>> = v.iter().map(|v| vec![E::of(0.0); v.len()]).collect();
-        linear.product(&v, bent.iter_mut().map(|b| &mut b[..]).collect(), Default::default());
+        linear.products(&[v], vec![bent.iter_mut().map(|b| &mut b[..]).collect()], Default::default());
         let mut c = bent.remove(0);
         add_parts(bent.into_iter().map(Some).collect(), ddx);
         // u̇ = ċ + (J̇ᵀ u) + Jᵀ u̇

@@ -1,6 +1,6 @@
 //! `act(x w + b)` as one operation.
 
-use super::gemm::{add_matmul, Mat};
+use super::gemm::{add_matmul, matmul, product, Mat, Reused};
 use super::raw::{apply_built, built, flat, Primal, RawOp, Tangent};
 use super::KnownOp;
 use crate::activation::Activation;
@@ -83,6 +83,8 @@ struct Linear {
     i: usize,
     o: usize,
     act: Activation,
+    /// The inputs, for products with tangents of the weight.
+    inputs: Reused,
 }
 
 impl Linear {
@@ -106,7 +108,7 @@ impl<E: Float> RawOp<E> for Linear {
         [true, matches!(self.act, Activation::Tanh | Activation::Sigmoid)]
     }
     fn known(&self) -> Option<KnownOp<'_, E>> {
-        let Linear { n, i, o, act } = *self;
+        let Linear { n, i, o, act, .. } = *self;
         Some(KnownOp::Linear { n, i, o, act })
     }
     fn forward(&mut self, x: &[&[E]], y: &mut [E]) {
@@ -135,48 +137,139 @@ impl<E: Float> RawOp<E> for Linear {
     }
 
     fn jvp(&self, x: &[&[E]], y: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
-        let &[x, w, _] = x else { unreachable!("linear has three inputs") };
-        // ż = ẋ w + x ẇ + ḃ
-        if let Some(tb) = tx[2] {
-            for row in ty.chunks_exact_mut(self.o.max(1)) {
-                row.copy_from_slice(tb);
-            }
-        }
         if let Some(tw) = tx[1] {
-            add_matmul(ty, Mat::new(x, self.n, self.i), Mat::new(tw, self.i, self.o));
+            self.inputs.matmul(ty, Mat::new(x[0], self.n, self.i), Mat::new(tw, self.i, self.o));
         }
-        if let Some(tx) = tx[0] {
-            add_matmul(ty, Mat::new(tx, self.n, self.i), Mat::new(w, self.i, self.o));
-        }
-        if self.act != Activation::Identity {
-            each!(self.act, ACT => for (t, y) in ty.iter_mut().zip(y) {
-                *t *= ACT.d1(*y);
-            });
+        self.push_rest(x, y, tx, ty);
+    }
+
+    fn jvps(&self, x: &[&[E]], y: &[E], tx: &[Vec<Option<&[E]>>], ty: &mut [&mut [E]]) {
+        let weights: Option<Vec<&[E]>> = tx.iter().map(|tx| tx[1]).collect();
+        match weights.filter(|w| self.is_narrow(w.len())) {
+            Some(tw) => {
+                let columns = tw.len() * self.o;
+                let mut wide = Buffer::zeros(self.n * columns);
+                let tw = side_by_side(&tw, self.o);
+                matmul(&mut wide, Mat::new(x[0], self.n, self.i), Mat::new(&tw, self.i, columns));
+                add_parts(&wide, ty, self.o);
+                tx.iter().zip(ty).for_each(|(tx, ty)| self.push_rest(x, y, tx, ty));
+            }
+            None => tx.iter().zip(ty).for_each(|(tx, ty)| self.jvp(x, y, tx, ty)),
         }
     }
 
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]) {
-        let &[x, w, _] = p.x else { unreachable!("linear has three inputs") };
         let ddz = self.act.chain_tangent([p.dy, t.ddy], p.y, t.ty);
-        let ddz_m = Mat::new(&ddz, self.n, self.o);
+        if let Some(ddw) = &mut ddx[1] {
+            let x = Mat::new(p.x[0], self.n, self.i);
+            product(ddw, x.t(), Mat::new(&ddz, self.n, self.o), !t.fresh[1]);
+        }
+        self.pull_rest(p, t, &ddz, ddx);
+    }
+
+    fn vjp_tangents(&self, p: Primal<'_, E>, t: &[Tangent<'_, E>], ddx: &mut [Vec<Option<&mut [E]>>]) {
+        if !self.is_narrow(t.len()) || ddx.iter().any(|ddx| ddx[1].is_none()) {
+            t.iter().zip(ddx).for_each(|(t, ddx)| self.vjp_tangent(p, *t, ddx));
+            return;
+        }
+        let ddz: Vec<_> = t.iter().map(|t| self.act.chain_tangent([p.dy, t.ddy], p.y, t.ty)).collect();
+        let columns = t.len() * self.o;
+        let mut wide = Buffer::zeros(self.i * columns);
+        let all = side_by_side(&ddz.iter().map(|ddz| &ddz[..]).collect::<Vec<_>>(), self.o);
+        matmul(&mut wide, Mat::new(p.x[0], self.n, self.i).t(), Mat::new(&all, self.n, columns));
+        let mut ddw: Vec<&mut [E]> = ddx.iter_mut().filter_map(|ddx| ddx[1].as_deref_mut()).collect();
+        add_parts(&wide, &mut ddw, self.o);
+        for ((t, ddz), ddx) in t.iter().zip(&ddz).zip(ddx) {
+            self.pull_rest(p, *t, ddz, ddx);
+        }
+    }
+}
+
+impl Linear {
+    /// Whether so many products with the inputs are faster side by side: each alone has few columns.
+    fn is_narrow(&self, products: usize) -> bool {
+        const FEW: usize = 16;
+        products > 1 && self.o <= FEW
+    }
+
+    /// What is left of [`RawOp::jvp`] after `x ẇ`: `ẏ = act'(z) (x ẇ + ẋ w + ḃ)`.
+    fn push_rest<E: Float>(&self, x: &[&[E]], y: &[E], tx: &[Option<&[E]>], ty: &mut [E]) {
+        if let Some(tx) = tx[0] {
+            add_matmul(ty, Mat::new(tx, self.n, self.i), Mat::new(x[1], self.i, self.o));
+        }
+        let width = self.o.max(1);
+        let rows = ty.chunks_exact_mut(width).zip(y.chunks_exact(width));
+        match tx[2] {
+            Some(tb) => each!(self.act, ACT => for (t, y) in rows {
+                for ((t, y), tb) in t.iter_mut().zip(y).zip(tb) {
+                    *t = (*t + *tb) * ACT.d1(*y);
+                }
+            }),
+            None if self.act != Activation::Identity => each!(self.act, ACT => for (t, y) in rows {
+                for (t, y) in t.iter_mut().zip(y) {
+                    *t *= ACT.d1(*y);
+                }
+            }),
+            None => {}
+        }
+    }
+
+    /// What is left of [`RawOp::vjp_tangent`] after `xᵀ ż̄`, where `ddz` is `ż̄`.
+    fn pull_rest<E: Float>(
+        &self,
+        p: Primal<'_, E>,
+        t: Tangent<'_, E>,
+        ddz: &[E],
+        ddx: &mut [Option<&mut [E]>],
+    ) {
+        let w = p.x[1];
         // dz, where it is multiplied by something.
         let is_used = (ddx[0].is_some() && t.tx[1].is_some()) || (ddx[1].is_some() && t.tx[0].is_some());
         let dz = is_used.then(|| self.act.chain(p.dy, p.y));
-        let dz_m = dz.as_deref().map(|dz| Mat::new(dz, self.n, self.o));
         if let Some(ddx) = &mut ddx[0] {
-            add_matmul(ddx, ddz_m, Mat::new(w, self.i, self.o).t());
-            if let Some((dz, tw)) = dz_m.zip(t.tx[1]) {
-                add_matmul(ddx, dz, Mat::new(tw, self.i, self.o).t());
+            match dz.as_deref().zip(t.tx[1]) {
+                // One pass over the result, which is wider than all that is multiplied.
+                Some((dz, tw)) if 2 * self.o <= self.i => {
+                    let o = 2 * self.o;
+                    let (left, right) = (side_by_side(&[ddz, dz], self.o), side_by_side(&[w, tw], self.o));
+                    let (left, right) = (Mat::new(&left, self.n, o), Mat::new(&right, self.i, o).t());
+                    product(ddx, left, right, !t.fresh[0]);
+                }
+                moved => {
+                    let left = Mat::new(ddz, self.n, self.o);
+                    product(ddx, left, Mat::new(w, self.i, self.o).t(), !t.fresh[0]);
+                    if let Some((dz, tw)) = moved {
+                        add_matmul(ddx, Mat::new(dz, self.n, self.o), Mat::new(tw, self.i, self.o).t());
+                    }
+                }
             }
         }
-        if let Some(ddw) = &mut ddx[1] {
-            add_matmul(ddw, Mat::new(x, self.n, self.i).t(), ddz_m);
-            if let Some((dz, tx)) = dz_m.zip(t.tx[0]) {
-                add_matmul(ddw, Mat::new(tx, self.n, self.i).t(), dz);
-            }
+        if let Some(((ddw, dz), tx)) = ddx[1].as_deref_mut().zip(dz.as_deref()).zip(t.tx[0]) {
+            add_matmul(ddw, Mat::new(tx, self.n, self.i).t(), Mat::new(dz, self.n, self.o));
         }
         if let Some(ddb) = &mut ddx[2] {
-            self.add_rows(&ddz, ddb);
+            self.add_rows(ddz, ddb);
+        }
+    }
+}
+
+/// Rows of all `parts`, `[.., width]` each, as one row.
+fn side_by_side<E: Float>(parts: &[&[E]], width: usize) -> Buffer<E> {
+    let mut all = Buffer::zeros(parts.iter().map(|part| part.len()).sum());
+    for (r, row) in all.chunks_exact_mut((parts.len() * width).max(1)).enumerate() {
+        for (to, part) in row.chunks_exact_mut(width).zip(parts) {
+            to.copy_from_slice(&part[r * width..][..width]);
+        }
+    }
+    all
+}
+
+/// Adds the rows that [`side_by_side`] makes one to those of all `parts`.
+fn add_parts<E: Float>(all: &[E], parts: &mut [&mut [E]], width: usize) {
+    for (r, row) in all.chunks_exact((parts.len() * width).max(1)).enumerate() {
+        for (from, part) in row.chunks_exact(width).zip(&mut *parts) {
+            let to = &mut part[r * width..][..width];
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
         }
     }
 }
@@ -195,6 +288,6 @@ pub(super) fn raw_linear<E: Float, B: Backend<E>, N: Dim, I: Dim, O: Dim, M: Mod
         [w.shape().0.size(), w.shape().1.size()],
         "linear: w must be [inputs of x, length of b]"
     );
-    let op = Linear { n: n.size(), i: i.size(), o: o.size(), act };
+    let op = Linear { n: n.size(), i: i.size(), o: o.size(), act, inputs: Reused::default() };
     apply_built(built!(op, Linear), vec![flat(x), flat(w.clone()), flat(b.clone())], (n, o), M::default())
 }

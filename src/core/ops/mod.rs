@@ -26,6 +26,7 @@
 //! The first operand carries the tape; parameters among the others need none, since the recording
 //! knows them (a computed tensor is passed there without its tape, `t.split_tape().0`). At points where a derivative does not exist (ReLU at 0, the root at 0) it is 0.
 
+mod aligned;
 mod binary;
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) mod by_dfdx;
@@ -48,6 +49,7 @@ mod reduce;
 mod select;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tile;
 mod xent;
 
 pub use crate::activation::Activation;

@@ -23,6 +23,18 @@ pub trait RawOp<E: Float>: 'static {
     fn jvp(&self, x: &[&[E]], y: &[E], tx: &[Option<&[E]>], ty: &mut [E]);
     /// `ddxᵢ += Jᵢᵀ ddy + J̇ᵢᵀ dy`, where `J̇` is the change of `J` along `tx`.
     fn vjp_tangent(&self, p: Primal<'_, E>, t: Tangent<'_, E>, ddx: &mut [Option<&mut [E]>]);
+    /// [`Self::jvp`] of several tangents: `tx` and `ty` by tangent. Default: one after the other.
+    fn jvps(&self, x: &[&[E]], y: &[E], tx: &[Vec<Option<&[E]>>], ty: &mut [&mut [E]]) {
+        for (tx, ty) in tx.iter().zip(ty) {
+            self.jvp(x, y, tx, ty);
+        }
+    }
+    /// [`Self::vjp_tangent`] of several tangents: `t` and `ddx` by tangent. Default: one after the other.
+    fn vjp_tangents(&self, p: Primal<'_, E>, t: &[Tangent<'_, E>], ddx: &mut [Vec<Option<&mut [E]>>]) {
+        for (t, ddx) in t.iter().zip(ddx) {
+            self.vjp_tangent(p, *t, ddx);
+        }
+    }
     /// Whether its own curvature counts in a Gauss-Newton matrix: a loss that is convex in its inputs. Of other
     /// operations only the first derivative does. Default: false.
     fn is_loss(&self) -> bool {
@@ -59,6 +71,8 @@ pub struct Tangent<'a, E> {
     pub ty: &'a [E],
     /// Of the adjoint of the output.
     pub ddy: &'a [E],
+    /// Which inputs' `ddx` hold zeros yet, so that they may be written without being read.
+    pub fresh: &'a [bool],
 }
 
 /// An operation `y = f(x₀, ...)` whose `f` is affine once `value` has run: a linear map `Aᵢ` per
@@ -216,7 +230,7 @@ pub(crate) fn run<E: Float, B: Backend<E>>(
     let done = Rc::new(Done { op, inputs, y: y.clone(), ids, active, out, dy: RefCell::default() });
     // Outside of the recording: an operation may record on a tape of its own.
     if let Some(t) = &tangents {
-        done.push(&mut t.borrow_mut());
+        done.push(std::slice::from_mut(&mut *t.borrow_mut()));
     }
     with_recording::<E, B, _>(|r| {
         r.largest = r.largest.max(len);
@@ -231,7 +245,7 @@ pub(crate) fn run<E: Float, B: Backend<E>>(
                     *done.dy.borrow_mut() = Some(Buffer::copy(dy));
                 }
                 if let Some(t) = tangents {
-                    done.pull(&mut t.borrow_mut(), true, active);
+                    done.pull(std::slice::from_mut(&mut *t.borrow_mut()), true, active);
                 }
             })
         });
@@ -262,12 +276,15 @@ impl<E: Float, B: Backend<E>> Node<E> for Done<E, B> {
     fn inputs(&self) -> (&[UniqueId], &[bool]) {
         (&self.ids, &self.active)
     }
-    fn push(&self, t: &mut Tangents<'_, E>) {
+    fn push(&self, all: &mut [Tangents<'_, E>]) {
         let y = B::host(&self.y);
-        let mut ty = Buffer::zeros(y.len());
-        let tx: Vec<Option<&[E]>> = self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
-        with_host(&self.inputs, |x| self.op.jvp(x, &y, &tx, &mut ty));
-        t.value.insert(self.out, Value::Own(ty));
+        let mut ty: Vec<Buffer<E>> = all.iter().map(|_| Buffer::zeros(y.len())).collect();
+        let tx: Vec<_> = all.iter().map(|t| self.values(t)).collect();
+        let mut views: Vec<&mut [E]> = ty.iter_mut().map(|ty| &mut ty[..]).collect();
+        with_host(&self.inputs, |x| self.op.jvps(x, &y, &tx, &mut views));
+        for (t, ty) in all.iter_mut().zip(ty) {
+            t.value.insert(self.out, Value::Own(ty));
+        }
     }
     fn leave(&self, t: &mut Tangents<'_, E>) {
         t.value.insert(self.out, Value::Own(Buffer::zeros(self.y.shape().0)));
@@ -278,43 +295,90 @@ impl<E: Float, B: Backend<E>> Node<E> for Done<E, B> {
     fn is_loss(&self) -> bool {
         self.op.is_loss()
     }
-    fn pull(&self, t: &mut Tangents<'_, E>, curved: bool, active: &[bool]) {
+    fn known(&self) -> Option<KnownOp<'_, E>> {
+        self.op.known()
+    }
+    fn visit(&self, f: &mut dyn FnMut(&[&[E]], &[E])) {
+        with_host(&self.inputs, |x| f(x, &B::host(&self.y)));
+    }
+    fn pull(&self, all: &mut [Tangents<'_, E>], curved: bool, active: &[bool]) {
         let dy = self.dy.borrow();
         let y = B::host(&self.y);
-        let moved = t.value.contains_key(&self.out);
-        if !moved && !t.adjoint.contains_key(&self.out) {
+        let is_reached =
+            |t: &Tangents<'_, E>| t.value.contains_key(&self.out) || t.adjoint.contains_key(&self.out);
+        if !all.iter().any(is_reached) {
             return;
         }
-        if !moved && curved {
+        for t in all.iter_mut().filter(|t| curved && !t.value.contains_key(&self.out)) {
             t.value.insert(self.out, Value::Own(Buffer::zeros(y.len())));
         }
         // Without curvature it is not needed, and there need not have been a sweep back.
         let dy = dy.as_deref().unwrap_or_default();
         with_host(&self.inputs, |x| {
-            self.adjoint_tangents(Primal { x, y: &y, dy }, t, active, curved);
+            self.adjoint_tangents(Primal { x, y: &y, dy }, all, active, curved);
         });
     }
 }
 
+/// The tangents of the adjoints of an operation's inputs, while it adds to them.
+struct Adjoints<'a, E: 'static> {
+    /// Of the result.
+    ddy: Sum<'a, E>,
+    ddx: Vec<Option<Sum<'a, E>>>,
+    /// See [`Tangent::fresh`].
+    fresh: Vec<bool>,
+}
+
 impl<E: Float, B: Backend<E>> Done<E, B> {
     /// Adds the tangents of the active inputs' adjoints; without the operation's own curvature unless `curved`.
-    fn adjoint_tangents(&self, p: Primal<'_, E>, t: &mut Tangents<'_, E>, active: &[bool], curved: bool) {
-        // Nothing moves: zero.
+    fn adjoint_tangents(&self, p: Primal<'_, E>, all: &mut [Tangents<'_, E>], active: &[bool], curved: bool) {
+        let mut adjoints: Vec<Adjoints<'_, E>> = all.iter_mut().map(|t| self.take(t, p, active)).collect();
+        let tx: Vec<_> = all.iter().map(|t| self.values(t)).collect();
+        let mut tangents = Vec::with_capacity(all.len());
+        let mut views: Vec<Vec<Option<&mut [E]>>> = Vec::with_capacity(all.len());
+        for ((t, tx), Adjoints { ddy, ddx, fresh }) in all.iter().zip(&tx).zip(&mut adjoints) {
+            let ty = t.value.get(&self.out).map_or(&[][..], Deref::deref);
+            tangents.push(Tangent { tx, ty, ddy, fresh });
+            views.push(ddx.iter_mut().map(|d| d.as_deref_mut()).collect());
+        }
+        if curved {
+            self.op.vjp_tangents(p, &tangents, &mut views);
+        } else {
+            for (t, views) in tangents.iter().zip(&mut views) {
+                self.op.vjp(p.x, p.y, t.ddy, views);
+            }
+        }
+        for (t, Adjoints { ddx, .. }) in all.iter_mut().zip(adjoints) {
+            self.put(t, ddx);
+        }
+    }
+
+    /// The tangents of the inputs.
+    fn values<'a>(&self, t: &'a Tangents<'_, E>) -> Vec<Option<&'a [E]>> {
+        self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect()
+    }
+
+    /// Takes what is added to out of `t`. Where there is nothing: zero.
+    fn take<'a>(&self, t: &mut Tangents<'a, E>, p: Primal<'_, E>, active: &[bool]) -> Adjoints<'a, E> {
         let zeros = |n: usize| Sum::Own(Buffer::zeros(n));
         let ddy = t.adjoint.remove(&self.out).unwrap_or_else(|| zeros(p.y.len()));
+        let mut fresh = vec![false; self.ids.len()];
         // The first occurrence of an input adds in place, further ones (x * x) to their own buffers.
-        let mut ddx: Vec<Option<Sum<'_, E>>> = Vec::with_capacity(self.ids.len());
-        for (i, id) in self.ids.iter().enumerate() {
-            ddx.push(active[i].then(|| t.adjoint.remove(id).unwrap_or_else(|| zeros(p.x[i].len()))));
-        }
-        let tx: Vec<Option<&[E]>> = self.ids.iter().map(|id| t.value.get(id).map(Deref::deref)).collect();
-        let ty = t.value.get(&self.out).map_or(&[][..], Deref::deref);
-        let mut views: Vec<Option<&mut [E]>> = ddx.iter_mut().map(|d| d.as_deref_mut()).collect();
-        if curved {
-            self.op.vjp_tangent(p, Tangent { tx: &tx, ty, ddy: &ddy }, &mut views);
-        } else {
-            self.op.vjp(p.x, p.y, &ddy, &mut views);
-        }
+        let mut taken = |i: usize, id: &UniqueId| {
+            let (sum, is_fresh) = match t.adjoint.remove(id) {
+                Some(Sum::Zeros(x)) => (Sum::Lent(x), true),
+                Some(sum) => (sum, false),
+                None => (zeros(p.x[i].len()), true),
+            };
+            fresh[i] = is_fresh;
+            sum
+        };
+        let ddx = self.ids.iter().enumerate().map(|(i, id)| active[i].then(|| taken(i, id))).collect();
+        Adjoints { ddy, ddx, fresh }
+    }
+
+    /// Puts it back.
+    fn put<'a>(&self, t: &mut Tangents<'a, E>, ddx: Vec<Option<Sum<'a, E>>>) {
         for (id, d) in self.ids.iter().zip(ddx) {
             let Some(d) = d else { continue };
             match t.adjoint.entry(*id) {

@@ -2,6 +2,7 @@
 //! gradient, which is about half of the work.
 
 use super::{Buffer, Float, Sum, Tangents, Value};
+use crate::ops::KnownOp;
 use dfdx::prelude::UniqueId;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -26,31 +27,41 @@ pub(crate) trait Node<E: Float> {
     fn numel(&self) -> usize;
     /// The inputs, and which of them depend on a parameter.
     fn inputs(&self) -> (&[UniqueId], &[bool]);
-    /// The tangent of the result from those of the inputs.
-    fn push(&self, t: &mut Tangents<'_, E>);
+    /// The tangent of the result from those of the inputs, for each of some tangents of the same tensors.
+    fn push(&self, all: &mut [Tangents<'_, E>]);
     /// Notes that the result has a tangent, which nobody reads: zeros stand for it.
     fn leave(&self, t: &mut Tangents<'_, E>);
     /// Whether `pull` reads the tangents of the inputs, and that of the result.
     fn reads_tangents(&self) -> [bool; 2];
     /// Whether it is a convex loss.
     fn is_loss(&self) -> bool;
-    /// Adds the tangents of the adjoints of the `active` inputs; without the operation's own curvature unless
+    /// What it is by name.
+    fn known(&self) -> Option<KnownOp<'_, E>>;
+    /// Calls `f` with its inputs and its result.
+    fn visit(&self, f: &mut dyn FnMut(&[&[E]], &[E]));
+    /// Adds the tangents of the adjoints of the `active` inputs, likewise; without the operation's own curvature unless
     /// `curved`.
-    fn pull(&self, t: &mut Tangents<'_, E>, curved: bool, active: &[bool]);
+    fn pull(&self, all: &mut [Tangents<'_, E>], curved: bool, active: &[bool]);
 }
 
 /// The operations of a loss after the sweep back, in order.
 pub(crate) struct Linear<E: Float> {
-    nodes: Vec<Rc<dyn Node<E>>>,
-    params: Vec<UniqueId>,
+    pub(super) nodes: Vec<Rc<dyn Node<E>>>,
+    pub(super) params: Vec<UniqueId>,
     /// Operations whose result's tangent is read when the adjoints' tangents are pulled back.
-    read: Vec<bool>,
+    pub(super) read: Vec<bool>,
     /// For a number of leading parameters: each operation's inputs that depend on one.
     plan: Option<(usize, Vec<Vec<bool>>)>,
 }
 
 impl<E: Float> Linear<E> {
     pub fn new(nodes: Vec<Rc<dyn Node<E>>>, params: Vec<UniqueId>) -> Self {
+        // What depends on nothing but parameters comes first, as a weight decay does: pulled last, it adds to what larger
+        // products have written.
+        let given: HashSet<&UniqueId> = params.iter().collect();
+        let is_leaf = |node: &Rc<dyn Node<E>>| node.inputs().0.iter().all(|id| given.contains(id));
+        let (leaves, rest): (Vec<_>, Vec<_>) = nodes.into_iter().partition(is_leaf);
+        let nodes = [leaves, rest].concat();
         let read = read_tangents(&nodes);
         Linear { nodes, params, read, plan: None }
     }
@@ -60,36 +71,39 @@ impl<E: Float> Linear<E> {
         self.nodes.iter().map(|n| n.numel()).sum()
     }
 
-    /// The matrix times `v`, by parameter: `v` has one buffer for each of the leading parameters and is zero
-    /// behind them; `out` has one for each of the leading parameters whose part of the result is asked for, and is
-    /// overwritten. Makes no buffer as large as a parameter.
-    pub fn product(&mut self, v: &[&[E]], out: Vec<&mut [E]>, curvature: Curvature) {
-        let mut t = self.seeded(v);
-        self.make_plan(out.len());
-        self.push(&mut t, &self.read);
-        for (id, out) in self.params.iter().zip(out) {
-            out.fill(E::of(0.0));
-            t.adjoint.insert(*id, Sum::Lent(out));
+    /// The matrix times several directions. Each of `v`, by parameter, has one buffer for each of the leading parameters
+    /// and is zero behind them; each of `out` has one for each of the leading parameters whose part of the result is asked
+    /// for, and is overwritten. All have the same numbers of parameters. Makes no buffer as large as a parameter.
+    pub fn products(&mut self, v: &[Vec<&[E]>], out: Vec<Vec<&mut [E]>>, curvature: Curvature) {
+        let mut all: Vec<Tangents<'_, E>> = v.iter().map(|v| self.seeded(v)).collect();
+        let Some(wanted) = out.first().map(Vec::len) else { return };
+        self.make_plan(wanted);
+        self.push(&mut all, &self.read);
+        for (t, out) in all.iter_mut().zip(out) {
+            for (id, out) in self.params.iter().zip(out) {
+                out.fill(E::of(0.0));
+                t.adjoint.insert(*id, Sum::Zeros(out));
+            }
         }
-        self.pull(&mut t, |node| curvature == Curvature::Hessian || node.is_loss());
+        self.pull(&mut all, |node| curvature == Curvature::Hessian || node.is_loss());
     }
 
     /// The tangent of the tensor `out` along `v` (one buffer per parameter), all operations before it being linear
     /// maps; zero if it does not move.
     pub fn jvp(&mut self, v: &[&[E]], out: UniqueId) -> Option<Vec<E>> {
-        let mut t = self.seeded(v);
+        let mut t = [self.seeded(v)];
         self.make_plan(self.params.len());
         self.push(&mut t, &[]);
-        t.value.remove(&out).map(|t| t.to_vec())
+        t[0].value.remove(&out).map(|t| t.to_vec())
     }
 
     /// The adjoints of the parameters from that of the tensor `out`; zero where there is none.
     pub fn vjp(&mut self, out: UniqueId, u: &[E]) -> Vec<Option<Vec<E>>> {
-        let mut t = self.seeded(&[]);
+        let mut t = [self.seeded(&[])];
         self.make_plan(self.params.len());
-        t.adjoint.insert(out, Sum::Own(Buffer::copy(u)));
+        t[0].adjoint.insert(out, Sum::Own(Buffer::copy(u)));
         self.pull(&mut t, |_| false);
-        self.params.iter().map(|id| t.adjoint.remove(id).map(|t| t.to_vec())).collect()
+        self.params.iter().map(|id| t[0].adjoint.remove(id).map(|t| t.to_vec())).collect()
     }
 
     fn seeded<'a>(&self, v: &[&'a [E]]) -> Tangents<'a, E> {
@@ -111,22 +125,25 @@ impl<E: Float> Linear<E> {
     }
 
     /// Tangents forwards, those that are `read`; of operations behind its end all.
-    fn push(&self, t: &mut Tangents<'_, E>, read: &[bool]) {
+    fn push(&self, all: &mut [Tangents<'_, E>], read: &[bool]) {
         for (i, node, _) in self.planned() {
-            if node.inputs().0.iter().any(|id| t.value.contains_key(id)) {
+            // All have tangents of the same tensors.
+            if node.inputs().0.iter().any(|id| all[0].value.contains_key(id)) {
                 match read.get(i) {
-                    Some(false) => node.leave(t),
-                    _ => node.push(t),
+                    Some(false) => all.iter_mut().for_each(|t| node.leave(t)),
+                    _ => node.push(all),
                 }
             }
         }
     }
 
     /// Their adjoints' tangents backwards.
-    fn pull(&self, t: &mut Tangents<'_, E>, curved: impl Fn(&dyn Node<E>) -> bool) {
+    fn pull(&self, all: &mut [Tangents<'_, E>], curved: impl Fn(&dyn Node<E>) -> bool) {
         for (_, node, active) in self.planned().rev() {
-            node.pull(t, curved(&**node), active);
-            t.value.remove(&node.out());
+            node.pull(all, curved(&**node), active);
+            for t in all.iter_mut() {
+                t.value.remove(&node.out());
+            }
         }
     }
 

@@ -7,12 +7,13 @@ mod collection;
 mod copied;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod layers;
 mod linear;
 mod params;
 mod rec;
 
 pub use crate::float::Float;
-pub(crate) use buffer::Buffer;
+pub(crate) use buffer::{release_buffers, Buffer};
 pub(crate) use dfdx::prelude::Cache;
 #[cfg(feature = "cuda")]
 pub use dfdx::prelude::Cuda;
@@ -23,6 +24,7 @@ pub use dfdx::prelude::{
 };
 #[doc(hidden)]
 pub use dfdx::prelude::{ModuleVisitor, TensorOptions};
+pub(crate) use layers::LayerMoments;
 pub use linear::Curvature;
 pub(crate) use linear::{Linear, Node};
 pub use params::{DynParams, DynTensors, DynTree, PairTensors, PairTree, ParamTree};

@@ -99,6 +99,8 @@ pub(crate) enum Value<'a, E: 'static> {
 pub(crate) enum Sum<'a, E: 'static> {
     Own(Buffer<E>),
     Lent(&'a mut [E]),
+    /// Lent ones to which nothing was added yet.
+    Zeros(&'a mut [E]),
 }
 
 impl<E: 'static> Deref for Value<'_, E> {
@@ -116,7 +118,7 @@ impl<E: 'static> Deref for Sum<'_, E> {
     fn deref(&self) -> &[E] {
         match self {
             Sum::Own(x) => x,
-            Sum::Lent(x) => x,
+            Sum::Lent(x) | Sum::Zeros(x) => x,
         }
     }
 }
@@ -125,7 +127,7 @@ impl<E: 'static> DerefMut for Sum<'_, E> {
     fn deref_mut(&mut self) -> &mut [E] {
         match self {
             Sum::Own(x) => x,
-            Sum::Lent(x) => x,
+            Sum::Lent(x) | Sum::Zeros(x) => x,
         }
     }
 }

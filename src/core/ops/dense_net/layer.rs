@@ -1,9 +1,9 @@
 //! One layer: its weights and units in rows of whole vectors, and the products that advance them.
 
-use super::aligned::Aligned;
 use super::rows::{transpose, Pad, Unpad};
-use super::tile::{AddRows, Left, Matrix, Product, Start};
 use super::{Plain, BLOCK};
+use crate::ops::aligned::Aligned;
+use crate::ops::tile::{AddRows, Left, Matrix, Product, Start};
 use crate::simd::Path;
 
 /// Shape and place in the flat buffer of one layer.

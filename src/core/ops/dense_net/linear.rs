@@ -1,10 +1,10 @@
 //! A network at one point and batch, kept for many products with its second derivatives.
 
-use super::aligned::Aligned;
 use super::head::{Keep, SlopeTangent};
 use super::layer::{Place, Weights};
-use super::tile::{AddRows, Left, Matrix, Product, Start};
 use super::{Head, Plain, Rows, BLOCK};
+use crate::ops::aligned::Aligned;
+use crate::ops::tile::{AddRows, Left, Matrix, Product, Start};
 use crate::tensor::Curvature;
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -2,22 +2,20 @@
 //! one by one on the tape, in one pass over blocks of rows that stay in the cache, without
 //! allocation.
 
-mod aligned;
 mod head;
 mod layer;
 mod linear;
 mod rows;
-mod tile;
 
 use crate::simd::Path;
 pub use linear::DenseLinear;
 
+use super::tile::Matrix;
 use head::{Keep, Loss, Target};
 use layer::{Back, Layer, Units};
 use linear::{Kept, Pool};
 use pulp::{Simd, WithSimd};
 use std::sync::{Arc, Mutex};
-use tile::Matrix;
 
 /// Rows that go through all layers, forwards and backwards, before the next ones do: few enough for
 /// the first-level cache, many enough to fill register tiles.
@@ -408,7 +406,7 @@ mod tests {
         let mut out: Vec<Vec<f32>> = layout.entries().iter().map(|e| vec![0.0; e.numel()]).collect();
         let v: Vec<&[f32]> = layout.entries().iter().map(|e| &v[e.range()]).collect();
         let parts = out.iter_mut().map(|part| &mut part[..]).collect();
-        r.linear.unwrap().product(&v, parts, Curvature::GaussNewton);
+        r.linear.unwrap().products(&[v], vec![parts], Curvature::GaussNewton);
         out.concat()
     }
 

@@ -88,7 +88,7 @@ fn tangents_are_the_hosts() {
     let linear = || {
         let mut out = vec![0.0; 6];
         let r = record_linear(&[unique_id(&x)], 1, loss);
-        r.linear.expect("operations of ours").product(&[&v], vec![&mut out], Curvature::Hessian);
+        r.linear.expect("operations of ours").products(&[vec![&v]], vec![vec![&mut out]], Curvature::Hessian);
         out
     };
     assert_eq!(counted(linear), (hvp()[0].clone().expect("it depends on x"), 0));

@@ -92,6 +92,14 @@ where
     let again = evaluator.loss_grad_hvp(&p, &[], at, &v, &mut g2, &mut h);
     assert!(loss == again && (g == g2 || size_of::<E>() == 4));
     assert!((evaluator.loss(&p, &[], at) - loss).f64().abs() < 1e-6);
+    // Whoever asks for less gets the same: of the leading tensor, beside a linearization, without zeros.
+    let [mut leading, mut linearized] = [vec![E::of(0.0); 12], vec![E::of(0.0); 12]];
+    evaluator.loss_and_leading_grad(&p, &mut [], at, &mut leading);
+    evaluator.linearize(&p, &mut [], at, &mut linearized);
+    assert_eq!([&leading, &linearized], [&g[..12]; 2]);
+    let mut used = Vec::new();
+    evaluator.loss_and_used_grad(&p, &mut [], at, &mut used);
+    assert_eq!(used, g);
     let wide = |x: &[E]| x.iter().map(|x| x.f64()).collect();
     Found { loss: loss.f64(), grad: wide(&g), hvp: wide(&h) }
 }
