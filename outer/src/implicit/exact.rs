@@ -1,5 +1,6 @@
 //! The solution itself.
 
+use super::vector::products;
 use super::{InverseHessian, LinearOperator, Solution, Status};
 use outerloop_core::{Error, Float, Result};
 
@@ -40,14 +41,14 @@ impl<E: Float> InverseHessian<E> for Exact {
     }
     fn solve(&self, a: &mut dyn LinearOperator<E>, b: &[E], _: Option<Vec<E>>) -> Solution<E> {
         let n = b.len();
-        let (mut unit, mut column) = (vec![E::of(0.0); n], vec![E::of(0.0); n]);
         let mut matrix = vec![0.0; n * n];
-        for j in 0..n {
-            unit[j] = E::of(1.0);
-            a.apply(&unit, &mut column);
-            unit[j] = E::of(0.0);
+        let unit = |j: usize, v: &mut [E]| {
+            v.fill(E::of(0.0));
+            v[j] = E::of(1.0);
+        };
+        products(a, n, unit, |j, _, column| {
             column.iter().enumerate().for_each(|(i, x)| matrix[i * n + j] = x.f64());
-        }
+        });
         let mut q: Vec<f64> = b.iter().map(|b| b.f64()).collect();
         let status = match cholesky(matrix.clone(), &mut q) {
             true => Status::Converged,

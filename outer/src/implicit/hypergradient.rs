@@ -1,10 +1,11 @@
 //! The theorem: one solve between two gradients.
 
-use super::vector::{dot, norm};
+use super::vector::{add_scaled, dot, norm};
 use super::{InverseHessian, LinearOperator, Solution, Status};
 use outerloop_core::tensor::Curvature;
 use outerloop_core::{
-    BatchKey, Error, Evaluator, Float, HyperProblem, Interval, Key, Linearization, Result, Split,
+    BatchKey, Error, Evaluator, Float, HyperProblem, Interval, Key, LayerCurvature, Linearization, Result,
+    Split,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -177,19 +178,18 @@ pub(super) fn hypergradient<E: Float>(
         return Err(Error::mismatch("start of the solve: elements", n, start.len()));
     }
     let Implicit { damping, curvature, .. } = *implicit;
-    let diagonal = match implicit.solver.needs_diagonal() {
-        true => Some(known_diagonal(problem, &joint[n..], damping)?),
-        false => None,
-    };
+    if implicit.solver.needs_diagonal() {
+        check_diagonal(problem, &known_diagonal(problem, &joint[n..], damping))?;
+    }
     let (zero, whole) = (E::of(0.0), joint.len());
     // First, since nothing of it needs to be kept.
-    let mut g = vec![zero; whole];
-    let valid_loss = evaluator.loss_and_grad(joint, &mut [], at.valid, &mut g).f64();
-    let direct = match g[n..].iter().all(|d| *d == zero) {
-        true => Vec::new(),
-        false => g[n..].to_vec(),
+    let mut g = Vec::new();
+    let valid_loss = evaluator.loss_and_used_grad(joint, &mut [], at.valid, &mut g).f64();
+    let direct = match g.get(n..) {
+        Some(direct) if direct.iter().any(|d| *d != zero) => [direct, &vec![zero; whole - g.len()]].concat(),
+        _ => Vec::new(),
     };
-    g.truncate(n);
+    g.resize(n, zero);
     g.shrink_to_fit();
     let mut inner = vec![zero; n];
     let (train_loss, kept) = evaluator.linearize(joint, &mut [], at.curvature, &mut inner);
@@ -201,7 +201,7 @@ pub(super) fn hypergradient<E: Float>(
         return Err(Error::invalid(format!("{}: Gauss-Newton matrix", problem.name()), why));
     }
     let mut solution = {
-        let mut a = CurvatureOperator { products: &mut products, dim: n, damping, curvature, diagonal };
+        let mut a = CurvatureOperator { products: &mut products, problem, damping, curvature };
         implicit.solver.solve(&mut a, &g, start)
     };
     // H (q, 0) = (H q, B(q))
@@ -275,19 +275,14 @@ impl<'a, E: Float> Products<'a, E> {
 /// `A + δ I` over `w`.
 struct CurvatureOperator<'a, 'b, E: Float> {
     products: &'a mut Products<'b, E>,
-    dim: usize,
+    problem: &'a HyperProblem<E>,
     damping: f64,
     curvature: Curvature,
-    diagonal: Option<Vec<f64>>,
 }
 
 /// What is known to be diagonal in the curvature: the damping, and the decays of the tensors of `w` that λ has log decays
-/// of the same name for.
-pub(super) fn known_diagonal<E: Float>(
-    problem: &HyperProblem<E>,
-    lambda: &[E],
-    damping: f64,
-) -> Result<Vec<f64>> {
+/// of the same name for; else 0.
+pub(super) fn known_diagonal<E: Float>(problem: &HyperProblem<E>, lambda: &[E], damping: f64) -> Vec<f64> {
     let mut diagonal = vec![damping; problem.params.len()];
     let is_decay = |range: &Range<usize>| problem.log_decays.contains(range);
     for hyper in problem.hyper.entries().iter().filter(|e| is_decay(&e.range())) {
@@ -299,9 +294,17 @@ pub(super) fn known_diagonal<E: Float>(
             d.iter_mut().zip(lambda).for_each(|(d, l)| *d += l.f64().exp());
         }
     }
+    diagonal
+}
+
+/// Whether something is known of every weight.
+///
+/// # Errors
+/// The first tensor of which nothing is.
+pub(super) fn check_diagonal<E: Float>(problem: &HyperProblem<E>, diagonal: &[f64]) -> Result<()> {
     let unknown = problem.params.entries().iter().find(|e| diagonal[e.range()].contains(&0.0));
     match unknown {
-        None => Ok(diagonal),
+        None => Ok(()),
         Some(e) => {
             let why = format!("needs a damping, or log decays of the name of tensor `{}`", e.name);
             Err(Error::invalid(format!("{}: diagonal part of the curvature", problem.name()), why))
@@ -309,17 +312,42 @@ pub(super) fn known_diagonal<E: Float>(
     }
 }
 
+fn add_damping<E: Float>(damping: f64, v: &[E], out: &mut [E]) {
+    if damping != 0.0 {
+        add_scaled(out, damping, v);
+    }
+}
+
 impl<E: Float> LinearOperator<E> for CurvatureOperator<'_, '_, E> {
     fn dim(&self) -> usize {
-        self.dim
+        self.problem.params.len()
+    }
+    fn apply_all(&mut self, v: &[&[E]], out: &mut [&mut [E]]) {
+        match &mut self.products.kept {
+            Some(kept) => {
+                kept.products(self.curvature, v, out);
+                for (v, out) in v.iter().zip(out) {
+                    add_damping(self.damping, v, out);
+                }
+            }
+            None => v.iter().zip(out).for_each(|(v, out)| self.apply(v, out)),
+        }
     }
     fn diagonal(&self) -> Option<Vec<f64>> {
-        self.diagonal.clone()
+        Some(known_diagonal(self.problem, &self.products.joint[self.dim()..], self.damping))
+    }
+    fn layers(&mut self, key: Key) -> Vec<LayerCurvature> {
+        let dim = self.dim();
+        let mut layers = self.products.kept.as_mut().map_or_else(Vec::new, |kept| kept.layers(key));
+        // Hyperparameters may be weights of layers, too.
+        layers.retain(|layer| layer.weight.end <= dim);
+        for layer in &mut layers {
+            layer.bias = layer.bias.take().filter(|bias| bias.end <= dim);
+        }
+        layers
     }
     fn apply(&mut self, v: &[E], out: &mut [E]) {
         self.products.apply(self.curvature, v, out);
-        if self.damping != 0.0 {
-            super::vector::add_scaled(out, self.damping, v);
-        }
+        add_damping(self.damping, v, out);
     }
 }

@@ -1,7 +1,9 @@
 //! Joint training of weights and hyperparameters, warm-started.
 
 use super::constraint::Constraint;
-use super::hypergradient::{hypergradient, known_diagonal, HyperBatches, Hypergradient, Implicit};
+use super::hypergradient::{
+    check_diagonal, hypergradient, known_diagonal, HyperBatches, Hypergradient, Implicit,
+};
 use super::vector::norm;
 use super::Status;
 use crate::checkpoint::Kind;
@@ -202,7 +204,8 @@ impl HyperLearner {
             }
         }
         if implicit.solver.needs_diagonal() {
-            known_diagonal(&problem, &problem.init(Key::new(0)).1.data, implicit.damping)?;
+            let lambda = problem.init(Key::new(0)).1.data;
+            check_diagonal(&problem, &known_diagonal(&problem, &lambda, implicit.damping))?;
         }
         let mut learner = HyperLearner {
             problem,

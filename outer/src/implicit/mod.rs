@@ -20,6 +20,9 @@
 //! | [`Identity`] | none | a first guess | `H` taken for a multiple of the identity |
 //! | [`Unrolled`] | one per training step | any training, at any `w` | truncation, if asked for |
 //!
+//! Conjugate gradients have a [`Preconditioner`]: with the one of dense layers they come within a cosine of 0.99 of the
+//! exact hypergradient of softmax regression in a quarter of the products that knowing the decays alone takes.
+//!
 //! The theorem speaks of a minimum. At any other `w` the result is biased by `O(‖w − w*‖)`, and by the residual of the
 //! solve: both norms come with every [`Hypergradient`], and the [`Status`] says how the solve ended.
 //!
@@ -38,13 +41,14 @@ mod learner;
 mod min_res;
 mod neumann;
 mod normal_cg;
+mod preconditioner;
 #[cfg(test)]
 mod tests;
 mod unrolled;
 pub(crate) mod vector;
 mod woodbury;
 
-pub use conjugate_gradient::{ConjugateGradient, Preconditioner};
+pub use conjugate_gradient::ConjugateGradient;
 pub use constraint::Constraint;
 pub use exact::Exact;
 pub use fixed_point::{FixedPoint, FixedPointMap, FixedPointVjp, Iterations};
@@ -54,10 +58,11 @@ pub use learner::{DecayLimit, HyperConfig, HyperLane, HyperLearner, HyperReport,
 pub use min_res::MinRes;
 pub use neumann::{Neumann, Step};
 pub use normal_cg::NormalCg;
+pub use preconditioner::Preconditioner;
 pub use unrolled::{Unrolled, UnrolledHypergradient};
 pub use woodbury::Woodbury;
 
-use outerloop_core::{Float, Result};
+use outerloop_core::{Float, Key, LayerCurvature, Result};
 use serde::{Deserialize, Serialize};
 
 /// A linear map of a space into itself, given by its products.
@@ -87,14 +92,25 @@ pub trait LinearOperator<E: Float> {
     fn dim(&self) -> usize;
     /// `out = A v`.
     fn apply(&mut self, v: &[E], out: &mut [E]);
+    /// [`Self::apply`] to several vectors, which may be faster; by default one after the other.
+    fn apply_all(&mut self, v: &[&[E]], out: &mut [&mut [E]]) {
+        for (v, out) in v.iter().zip(out) {
+            self.apply(v, out);
+        }
+    }
     /// `out = Aᵀ v`; by default `A` is symmetric.
     fn apply_transposed(&mut self, v: &[E], out: &mut [E]) {
         self.apply(v, out);
     }
-    /// A positive diagonal matrix that `A` is the sum of and of something else, positive semidefinite as a rule; `None`
-    /// (the default) if none is known.
+    /// A diagonal matrix that `A` is the sum of and of something else, positive semidefinite as a rule; 0 where nothing
+    /// is known, `None` (the default) if nothing is.
     fn diagonal(&self) -> Option<Vec<f64>> {
         None
+    }
+    /// What is known of the rest's largest directions; `key`: of the random signs that estimate it. Nothing by default.
+    fn layers(&mut self, key: Key) -> Vec<LayerCurvature> {
+        let _ = key;
+        Vec::new()
     }
 }
 
@@ -153,7 +169,7 @@ pub trait InverseHessian<E: Float>: Send + Sync {
     /// The first setting that is not.
     fn validate(&self, dim: usize) -> Result<()>;
 
-    /// Whether it cannot do without [`LinearOperator::diagonal`]; `false` by default.
+    /// Whether it cannot do without a positive [`LinearOperator::diagonal`]; `false` by default.
     fn needs_diagonal(&self) -> bool {
         false
     }

@@ -40,6 +40,26 @@ pub fn scale_add<E: Float>(y: &mut [E], c: f64, x: &[E]) {
     y.iter_mut().zip(x).for_each(|(y, x)| *y = *x + c * *y);
 }
 
+/// Calls `f` with the number and the product of each of so many vectors, which `fill` makes; some at a time.
+pub fn products<E: Float>(
+    a: &mut dyn LinearOperator<E>,
+    count: usize,
+    mut fill: impl FnMut(usize, &mut [E]),
+    mut f: impl FnMut(usize, &[E], &[E]),
+) {
+    const TOGETHER: usize = 8;
+    let n = a.dim();
+    let mut room = vec![E::of(0.0); 2 * n * count.min(TOGETHER)];
+    for first in (0..count).step_by(TOGETHER) {
+        let some = TOGETHER.min(count - first);
+        let (v, out) = room[..2 * n * some].split_at_mut(n * some);
+        v.chunks_exact_mut(n).enumerate().for_each(|(i, v)| fill(first + i, v));
+        let v: Vec<&[E]> = v.chunks_exact(n).collect();
+        a.apply_all(&v, &mut out.chunks_exact_mut(n).collect::<Vec<_>>());
+        v.iter().zip(out.chunks_exact(n)).enumerate().for_each(|(i, (v, out))| f(first + i, v, out));
+    }
+}
+
 /// The start of an iteration and its residual `b − A q`, with the products that took. A start that leaves more than
 /// `b` itself, or anything not finite, is worse than none: the iteration begins at zero.
 pub fn begin<E: Float>(

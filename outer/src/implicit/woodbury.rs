@@ -1,7 +1,7 @@
 //! A diagonal matrix plus a few directions.
 
 use super::exact::{cholesky, pivoted};
-use super::vector::{dot, norm, sum_by};
+use super::vector::{dot, norm, products, sum_by};
 use super::{InverseHessian, LinearOperator, Solution, Status};
 use outerloop_core::{Error, Float, Interval, Key, Result};
 
@@ -66,17 +66,19 @@ impl<E: Float> InverseHessian<E> for Woodbury {
         let failed =
             |products| Solution { q: zero(), products, history: Vec::new(), status: Status::NonFinite };
         let Some(d) = a.diagonal() else { return failed(0) };
-        let mut probe = zero();
         let mut y: Vec<Vec<E>> = Vec::with_capacity(r);
-        for i in 0..r {
-            self.probe(i, &mut probe);
-            let mut column = zero();
-            a.apply(&probe, &mut column);
-            column.iter_mut().zip(probe.iter().zip(&d)).for_each(|(y, (z, d))| *y -= E::of(z.f64() * d));
-            y.push(column);
-        }
+        products(
+            a,
+            r,
+            |i, probe| self.probe(i, probe),
+            |_, probe, column| {
+                let parts = column.iter().zip(probe.iter().zip(&d));
+                y.push(parts.map(|(y, (z, d))| *y - E::of(z.f64() * d)).collect());
+            },
+        );
         // M = Ωᵀ Y + Yᵀ D⁻¹ Y
         let mut m = vec![0.0; r * r];
+        let mut probe = zero();
         let mut scaled = vec![0.0; n];
         for i in 0..r {
             self.probe(i, &mut probe);
