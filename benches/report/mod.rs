@@ -132,6 +132,22 @@ impl<'a> Group<'a> {
         self.lines.push(format!("{name}: {median:.2} by medians, {best:.2} by best samples"));
     }
 
+    /// Adds the median of `f`'s time over `g`'s, both called in turn: a machine that others use changes its speed within
+    /// seconds, and less within two calls.
+    pub fn ratio_in_turn(&mut self, name: &str, mut f: impl FnMut(), mut g: impl FnMut()) {
+        const ROUNDS: usize = 31;
+        let seconds = |call: &mut dyn FnMut()| {
+            let start = Instant::now();
+            call();
+            start.elapsed().as_secs_f64()
+        };
+        let mut ratios: Vec<f64> = (0..ROUNDS).map(|_| seconds(&mut f) / seconds(&mut g)).collect();
+        ratios.sort_by(f64::total_cmp);
+        let [low, median, high] = [1, 2, 3].map(|quarter| ratios[quarter * ROUNDS / 4]);
+        self.ratios.push(json!({ "name": name, "in_turn": median, "quartiles": [low, high] }));
+        self.lines.push(format!("{name}: {median:.2} in turn (quartiles {low:.2} to {high:.2})"));
+    }
+
     /// `best`: seconds per call of the fastest sample.
     fn report(&mut self, name: &str, threads: usize, work: Work, s: Sample, best: f64) {
         let per_call = s.seconds / s.iters as f64;

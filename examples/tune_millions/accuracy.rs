@@ -18,6 +18,14 @@ const METHODS: &[Method] = &[
         let preconditioner = Preconditioner::Jacobi(8, Key::new(0));
         Implicit::new(ConjugateGradient { steps, preconditioner, ..ConjugateGradient::default() })
     }),
+    ("cg, preconditioned by the decays", |steps| {
+        let preconditioner = Preconditioner::Decay;
+        Implicit::new(ConjugateGradient { steps, preconditioner, ..ConjugateGradient::default() })
+    }),
+    ("cg, preconditioned by layers", |steps| {
+        let preconditioner = Preconditioner::Layers(Key::new(0));
+        Implicit::new(ConjugateGradient { steps, preconditioner, ..ConjugateGradient::default() })
+    }),
     ("minres", |steps| Implicit::new(MinRes { steps, ..MinRes::default() })),
     ("normal cg", |steps| Implicit::new(NormalCg { steps, ..NormalCg::default() })),
 ];
@@ -57,7 +65,7 @@ pub fn accuracy(options: &Options) -> Result<()> {
     let mut series = Vec::new();
     for (name, method) in METHODS {
         let mut points = Vec::new();
-        for steps in [0usize, 1, 2, 5, 10, 20, 50] {
+        for steps in [0usize, 1, 2, 3, 4, 5, 7, 10, 20, 50] {
             if (*name == "identity") != (steps == 0) {
                 continue;
             }
