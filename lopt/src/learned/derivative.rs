@@ -6,6 +6,13 @@ use outerloop_core::contract::awkward_layout;
 use outerloop_core::{Float, Key, Layout, OptState, Optimizer, Params, Slot, UpdateTangent};
 use std::sync::Arc;
 
+/// Normal numbers, the same in f32 and f64.
+fn normal<E: Float>(key: u64, len: usize) -> Vec<E> {
+    let mut x = vec![0.0f32; len];
+    Key::new(key).fill_normal(&mut x);
+    x.iter().map(|x| E::of(f64::from(*x))).collect()
+}
+
 /// All adjoints of one update: parameters, gradient, theta, slots. `first`: a factor of the first gradient.
 fn adjoints<E: Float>(
     opt: &dyn Optimizer<E>,
@@ -13,17 +20,12 @@ fn adjoints<E: Float>(
     theta: usize,
     first: f64,
 ) -> Vec<Vec<f64>> {
-    let normal = |key: u64, len: usize| -> Vec<E> {
-        let mut x = vec![0.0f32; len];
-        Key::new(key).fill_normal(&mut x);
-        x.iter().map(|x| E::of(f64::from(*x))).collect()
-    };
     let mut after = state.zeros_like();
     after.params = normal(32, state.params.len());
     for (k, slot) in after.slots.iter_mut().enumerate() {
         slot.data = normal(33 + k as u64, slot.data.len());
     }
-    let mut grad = normal(31, state.params.len());
+    let mut grad: Vec<E> = normal(31, state.params.len());
     grad.iter_mut().take(1).for_each(|g| *g *= E::of(first));
     let mut theta = vec![E::of(0.0); theta];
     let vjp = opt.update_vjp().expect("a learned optimizer has a derivative");
@@ -35,18 +37,13 @@ fn adjoints<E: Float>(
 
 /// The direction in which the state after an update moves, when everything before it does.
 fn tangents<E: Float>(opt: &dyn Optimizer<E>, state: &OptState<E>, theta: usize) -> Vec<Vec<f64>> {
-    let normal = |key: u64, len: usize| -> Vec<E> {
-        let mut x = vec![0.0f32; len];
-        Key::new(key).fill_normal(&mut x);
-        x.iter().map(|x| E::of(f64::from(*x))).collect()
-    };
     let n = state.params.len();
     let mut moved = state.zeros_like();
     moved.params = normal(42, n);
     for (k, slot) in moved.slots.iter_mut().enumerate() {
         slot.data = normal(43 + k as u64, slot.data.len());
     }
-    let (grad, moved_grad, theta) = (normal(31, n), normal(41, n), normal(40, theta));
+    let [grad, moved_grad, theta]: [Vec<E>; 3] = [normal(31, n), normal(41, n), normal(40, theta)];
     let tangent = UpdateTangent { state: &moved, grad: &moved_grad, loss: E::of(0.5), theta: &theta };
     let jvp = opt.update_jvp().expect("a rule on the tape has one");
     let after = jvp.jvp(state, &grad, E::of(0.0), Key::new(0), tangent);

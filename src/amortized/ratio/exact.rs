@@ -289,6 +289,11 @@ pub fn slcp_posterior(x: &[f64], resolution: Resolution, workers: &Workers) -> E
     ExactPosterior { log_evidence, mean, cov }
 }
 
+/// An observation of the golden files.
+#[cfg(test)]
+pub(super) const GOLDEN: [f64; 8] =
+    [0.701230168, -2.6953392, 0.425862134, -3.62777281, 0.245329201, -3.77535486, 0.760143578, -1.95810008];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,16 +321,7 @@ mod tests {
     /// Against an independent program's quadrature of the same posterior, to its 1e-5.
     #[test]
     fn evidence_and_moments_are_those_of_another_program() {
-        let x = [
-            0.701230168,
-            -2.6953392,
-            0.425862134,
-            -3.62777281,
-            0.245329201,
-            -3.77535486,
-            0.760143578,
-            -1.95810008,
-        ];
+        let x = GOLDEN;
         let exact = slcp_posterior(
             &x.map(|x: f64| f64::from(x as f32)),
             Resolution::default(),

@@ -84,23 +84,14 @@ fn softplus(z: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::exact::GOLDEN;
     use super::*;
     use crate::ratio::{Architecture, Features, Nonlinearity, RatioNet};
 
     /// Against an independent program's evidence.
     #[test]
     fn a_coarse_quadrature_is_enough() {
-        let x = [
-            0.701230168,
-            -2.6953392,
-            0.425862134,
-            -3.62777281,
-            0.245329201,
-            -3.77535486,
-            0.760143578,
-            -1.95810008,
-        ];
-        let exact = slcp_posterior(&x, COARSE, &Workers::new(2).unwrap());
+        let exact = slcp_posterior(&GOLDEN, COARSE, &Workers::new(2).unwrap());
         assert!((exact.log_evidence - -12.388_801_862).abs() < 5e-3, "{}", exact.log_evidence);
     }
 
