@@ -220,7 +220,9 @@ pub(super) fn hypergradient<E: Float>(
     }
     let damping = E::of(damping);
     let misfit = g.iter().zip(&product).zip(q).map(|((g, p), q)| (*g - *p - damping * *q).f64());
-    let residual = misfit.map(|x| x * x).sum::<f64>().sqrt() / norm(&g);
+    let g_norm = norm(&g);
+    let residual = misfit.map(|x| x * x).sum::<f64>().sqrt() / g_norm;
+    drop(g);
     product.drain(..n);
     product.shrink_to_fit();
     let mut grad = product;
@@ -228,7 +230,7 @@ pub(super) fn hypergradient<E: Float>(
         true => grad.iter_mut().for_each(|b| *b = zero - *b),
         false => grad.iter_mut().zip(&direct).for_each(|(b, d)| *b = *d - *b),
     }
-    if !residual.is_finite() && solution.status.is_good() && norm(&g) != 0.0 {
+    if !residual.is_finite() && solution.status.is_good() && g_norm != 0.0 {
         solution.status = Status::NonFinite;
     }
     Ok(Hypergradient { grad, direct, valid_loss, train_loss, inner_grad_norm, residual, solution })
