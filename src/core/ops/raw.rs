@@ -3,7 +3,7 @@
 use super::KnownOp;
 use crate::same;
 use crate::tensor::{
-    unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Sum, Tangents, Tensor, Value,
+    unique_id, with_recording, Backend, Buffer, Float, Mode, Node, Shape, Sum, Tangents, Tensor, Value, Visit,
 };
 use dfdx::prelude::{HasShape, PutTape, ReshapeTo, SplitTape, UniqueId};
 use std::cell::RefCell;
@@ -298,7 +298,7 @@ impl<E: Float, B: Backend<E>> Node<E> for Done<E, B> {
     fn known(&self) -> Option<KnownOp<'_, E>> {
         self.op.known()
     }
-    fn visit(&self, f: &mut dyn FnMut(&[&[E]], &[E])) {
+    fn visit(&self, f: Visit<'_, E>) {
         with_host(&self.inputs, |x| f(x, &B::host(&self.y)));
     }
     fn pull(&self, all: &mut [Tangents<'_, E>], curved: bool, active: &[bool]) {

@@ -19,6 +19,9 @@ pub enum Curvature {
     GaussNewton,
 }
 
+/// What is called with an operation's inputs and its result.
+pub(crate) type Visit<'a, E> = &'a mut dyn FnMut(&[&[E]], &[E]);
+
 /// An operation that was recorded, with its inputs, its result and the adjoint of that.
 pub(crate) trait Node<E: Float> {
     /// The result.
@@ -38,7 +41,7 @@ pub(crate) trait Node<E: Float> {
     /// What it is by name.
     fn known(&self) -> Option<KnownOp<'_, E>>;
     /// Calls `f` with its inputs and its result.
-    fn visit(&self, f: &mut dyn FnMut(&[&[E]], &[E]));
+    fn visit(&self, f: Visit<'_, E>);
     /// Adds the tangents of the adjoints of the `active` inputs, likewise; without the operation's own curvature unless
     /// `curved`.
     fn pull(&self, all: &mut [Tangents<'_, E>], curved: bool, active: &[bool]);

@@ -26,7 +26,7 @@ pub use dfdx::prelude::{
 pub use dfdx::prelude::{ModuleVisitor, TensorOptions};
 pub(crate) use layers::LayerMoments;
 pub use linear::Curvature;
-pub(crate) use linear::{Linear, Node};
+pub(crate) use linear::{Linear, Node, Visit};
 pub use params::{DynParams, DynTensors, DynTree, PairTensors, PairTree, ParamTree};
 #[cfg(any(test, feature = "cuda"))]
 pub(crate) use rec::Quiet;
