@@ -19,6 +19,7 @@ pub enum Preconditioner {
     Decay,
     /// The inverse of the diagonal of `A`, estimated without bias as the mean of `z ⊙ A z` over this many random signs
     /// `z` of this key, one product each; elements below a hundredth of the mean are raised to that.
+    /// Memory: two vectors per probe, 16 at most.
     Jacobi(usize, Key),
     /// The inverse of the known diagonal plus, for every dense layer `z = x w + b` under a loss, `m mᵀ ⊗ S +
     /// diag v ⊗ diag S` with the mean m and variance v of `(x, 1)` over the rows and the loss's curvature S by z

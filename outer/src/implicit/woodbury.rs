@@ -20,7 +20,7 @@ use outerloop_core::{Error, Float, Interval, Key, Result};
 /// this one's error does not depend on their rounding. f32 products limit it to about `1e-7 ‖K‖/min D` relative.
 ///
 /// Needs [`LinearOperator::diagonal`]. Cost: r products, `2 r² P` operations, a Cholesky factorization of r rows. Memory:
-/// r vectors of P weights.
+/// r vectors of P weights, and 16 more while `K` is multiplied.
 ///
 /// Reference: Woodbury 1950; Williams, Seeger 2000 (Nyström).
 #[derive(Clone, Debug, PartialEq)]
